@@ -1,0 +1,1 @@
+"""Images and data sets: one reader, one file per layout, each giving ``Sample``."""

@@ -1,0 +1,34 @@
+"""One exception for every foreseen fault: a stable code, one line of what is wrong, one of remedy."""
+
+from __future__ import annotations
+
+USAGE, INPUT, MODEL, RESOURCE, PARTIAL = 2, 3, 4, 5, 6
+"""Exit codes: usage or configuration, input, model or checkpoint, out of disk or memory, some inputs failed."""
+
+
+class SpatialEmbedError(Exception):
+    """A foreseen fault.
+
+    code: stable lower_snake name, for programs. message: what is wrong and where (path first).
+    remedy: what the user can do. exit_code: of the command line, 2 to 6.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str = "", exit_code: int = INPUT) -> None:
+        super().__init__(code, message, remedy, exit_code)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> SpatialEmbedError:
+    """The error of an optional dependency that is not installed."""
+    return SpatialEmbedError(
+        "missing_extra",
+        f"{purpose} needs {package}, which is not installed",
+        f"pip install 'spatialembed[{extra}]'",
+        USAGE,
+    )

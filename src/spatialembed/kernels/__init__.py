@@ -1,0 +1,1 @@
+"""Clustering kernels, without torch."""

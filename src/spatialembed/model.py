@@ -1,0 +1,57 @@
+"""The branched network: one shared ERFNet encoder, one decoder for offsets and bandwidths, one for seeds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spatialembed.erfnet import STRIDE, Decoder, Encoder
+from spatialembed.types import Embeddings
+
+
+class SpatialEmbeddingNet(nn.Module):
+    """Branched ERFNet (Neven et al. 2019, section 3.5): image -> ``Embeddings``.
+
+    num_classes: C, one seed map each. elliptical: one bandwidth an axis (S = 2) instead of one (S = 1).
+
+    At initialisation all offsets are 0 and every log-precision is 1 (margin 5.7 px): each pixel
+    starts as its own centre, which is close enough to the truth for the loss to have a slope.
+    """
+
+    def __init__(self, num_classes: int, elliptical: bool = True) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; a network tells at least one class")
+        self.num_classes = num_classes
+        self.elliptical = elliptical
+        self.encoder = Encoder()
+        self.decoders = nn.ModuleList((Decoder(4 if elliptical else 3), Decoder(num_classes)))
+        self._initialise_bandwidth()
+
+    @torch.no_grad()
+    def _initialise_bandwidth(self) -> None:
+        output = self.decoders[0].output_conv
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        output.bias[2:] = 1.0
+
+    def forward(self, images: Tensor) -> Embeddings:
+        """images (B, 3, H, W) normalised, any H and W >= 1 -> Embeddings (B, ., H, W) float32."""
+        height, width = images.shape[-2:]
+        features = self.encoder(pad_to_stride(images))  # (B, 128, H/8, W/8)
+        maps = self.decoders[0](features)[..., :height, :width]  # (B, 2 + S, H, W)
+        seed = self.decoders[1](features)[..., :height, :width]  # (B, C, H, W)
+        return Embeddings(torch.tanh(maps[:, :2]), maps[:, 2:], torch.sigmoid(seed))
+
+
+def pad_to_stride(images: Tensor) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of 8; (B, 3, H, W) -> (B, 3, H', W').
+
+    The maps are cropped again before anything is clustered, so the padding never makes an instance.
+    """
+    height, width = images.shape[-2:]
+    bottom, right = -height % STRIDE, -width % STRIDE
+    if bottom == right == 0:
+        return images
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")

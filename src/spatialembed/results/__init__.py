@@ -1,0 +1,1 @@
+"""Results out: one file per format, functions that take ``Instances``."""

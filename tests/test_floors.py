@@ -1,0 +1,105 @@
+"""A file imports from lower floors only, never from its own; optional packages have one door."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
+FLOORS = {
+    "types": 0, "errors": 0, "files": 0,
+    "geometry": 1, "labels": 1, "lovasz": 1, "erfnet": 1, "kernels": 1,
+    "model": 2, "loss": 2, "cluster": 2, "tiling": 2, "metrics": 2, "transforms": 2, "render": 2,
+    "data": 3, "checkpoint": 3, "engine": 3, "results": 3, "thresholds": 3,
+    "predict": 4, "train": 4,
+    "evaluate": 5, "export": 5, "demo": 5, "doctor": 5, "tune": 5,
+    "cli": 6, "__main__": 7,
+}  # fmt: skip
+INSIDE = {  # order inside a package; files of one rank do not import each other
+    "data": {"images": 0, "folder": 1, "synthetic": 1, "module": 2},
+}
+ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception
+DOORS = {
+    "lightning": {"train", "data.module"},
+    "torchvision": {"transforms"},
+    "numba": {"kernels.cpu"},
+    "triton": {"kernels.gpu"},
+    "onnx": {"export"},
+    "onnxruntime": {"engine"},
+    "openvino": {"engine"},
+    "cityscapesscripts": {"evaluate"},
+    "faster_coco_eval": {"evaluate"},
+    "pycocotools": set(),
+    "tifffile": {"data.images", "render", "results.labels"},
+    "PIL": {"data.images", "render", "results.labels", "results.overlay"},
+}
+TORCH_FREE = {"__init__", "types", "errors", "files", "kernels.cpu"}
+
+
+def modules() -> list[str]:
+    paths = sorted(SOURCE.rglob("*.py"))
+    names = (".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in paths)
+    return [name for name in names if not name.endswith("__init__")]
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((SOURCE / (module.replace(".", "/") + ".py")).read_text())
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(module: str, *, run_time_only: bool = False) -> set[str]:
+    """Full names of what a module imports, anywhere in it."""
+    found = set()
+    todo: list[ast.AST] = [tree_of(module)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        if not (run_time_only and is_type_checking(node)):
+            todo.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def own(name: str) -> str:
+    return name.removeprefix("spatialembed.")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down(module: str) -> None:
+    top = module.split(".")[0]
+    assert top in FLOORS, f"{module} has no floor: name it in DESIGN's plan and in FLOORS"
+    for name in imports(module):
+        if not name.startswith("spatialembed."):
+            continue
+        other = own(name).split(".")
+        if other[0] == "__version__" or (top, other[0]) in ZERO_ALLOWED:
+            continue
+        if other[0] == top and top in INSIDE:
+            mine, its = INSIDE[top][module.split(".")[1]], INSIDE[top][other[1]]
+            assert its < mine, f"{module} imports {name} of its own rank or above"
+        else:
+            assert FLOORS[other[0]] < FLOORS[top], f"{module} imports {name} of its own floor or above"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_doors(module: str) -> None:
+    for name in imports(module):
+        door = DOORS.get(name.split(".")[0])
+        assert door is None or module in door, f"{module} imports {name}; its door is {door}"
+
+
+@pytest.mark.parametrize("module", sorted(TORCH_FREE - {"__init__"}))
+def test_torch_free(module: str) -> None:
+    names = imports(module, run_time_only=True)
+    assert not {name for name in names if name.split(".")[0] == "torch"}
+    for name in names:
+        if name.startswith("spatialembed."):
+            assert own(name).split(".")[0] in {"types", "errors", "files"}
