@@ -1,0 +1,377 @@
+"""Folders of images and label masks, paired by name::
+
+    DIR/images/a.png    DIR/masks/a.tif         or DIR/train/images, DIR/train/masks, DIR/val/..., DIR/test/...
+    DIR/classes.csv     image,id,class          optional: the class of each id; without it all are "object"
+    DIR/index.csv       id (or image),...       optional: any columns, to split by group
+
+The name (key) of an image is its path below images/ without suffix.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from skimage import measure
+
+from spatialembed.data.images import SUFFIXES, image_files, read_labels, read_oriented
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.types import Sample, Target
+
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One image with its mask and what the tables say of it."""
+
+    name: str
+    image: Path
+    mask: Path
+    classes: Mapping[int, str] | None  # class name by id; None without classes.csv
+    row: Mapping[str, str]  # its row of index.csv, empty without one
+
+
+class FolderDataset:
+    """Images with label masks, read when asked for; made by ``open_folder``."""
+
+    def __init__(
+        self, pairs: Sequence[_Pair], class_names: tuple[str, ...], split_components: bool
+    ) -> None:
+        self.class_names = class_names
+        self._pairs = list(pairs)
+        self._split_components = split_components
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images, in the order of the data set."""
+        return [pair.name for pair in self._pairs]
+
+    def image_path(self, i: int) -> Path:
+        """Path of the file of image ``i``."""
+        return self._pairs[i].image
+
+    def index_row(self, i: int) -> Mapping[str, str]:
+        """Row of index.csv of image ``i`` by column name, empty without that file."""
+        return self._pairs[i].row
+
+    def subset(self, indices: Iterable[int]) -> FolderDataset:
+        """The images of these indices, in their order."""
+        return FolderDataset(
+            [self._pairs[i] for i in indices], self.class_names, self._split_components
+        )
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Image ``i`` with its truth: ids renumbered 1..K in ascending order, nothing ignored.
+
+        Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: size_mismatch,
+        oriented_image, binary_mask, unknown_id.
+        """
+        pair = self._pairs[i]
+        image, orientation = read_oriented(pair.image)
+        if orientation != 1:
+            raise SpatialEmbedError(
+                "oriented_image",
+                f"{pair.image}: EXIF orientation {orientation}, which its mask does not share",
+                "save the image upright, without EXIF orientation",
+            )
+        ids = read_labels(pair.mask)
+        if ids.shape != image.shape[:2]:
+            raise SpatialEmbedError(
+                "size_mismatch",
+                f"{pair.image}: {_size(image)} px, its mask {pair.mask} {_size(ids)} px",
+                "export both at one size",
+            )
+        return Sample(image, self._target(pair, ids), pair.name)
+
+    def _target(self, pair: _Pair, ids: np.ndarray) -> Target:
+        """Truth of a mask of any ids (H, W)."""
+        if pair.classes is None:
+            ids = _instances(pair.mask, ids, self._split_components)
+        present = np.unique(ids)
+        present = present[present != 0]  # (K,)
+        labels = np.searchsorted(present, ids) + 1
+        labels[ids == 0] = 0
+        return Target(
+            torch.from_numpy(labels.astype(np.int32)),
+            torch.tensor(self._classes(pair, present.tolist()), dtype=torch.int64),
+            torch.zeros(ids.shape, dtype=torch.bool),
+        )
+
+    def _classes(self, pair: _Pair, present: Sequence[int]) -> list[int]:
+        """Class index of each id; the table and the mask must name the same ids."""
+        if pair.classes is None:
+            return [0] * len(present)
+        for unmatched, where in (
+            (set(present) - set(pair.classes), "is in the mask but has no class in classes.csv"),
+            (set(pair.classes) - set(present), "has a class in classes.csv but is not in the mask"),
+        ):
+            if unmatched:
+                raise SpatialEmbedError(
+                    "unknown_id",
+                    f"{pair.mask}: id {min(unmatched)} {where} ({len(unmatched)} such)",
+                    "let classes.csv name every id of every mask once",
+                )
+        return [self.class_names.index(pair.classes[i]) for i in present]
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _instances(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarray:
+    """Ids (H, W) of instances: a mask of the single id 1 or 255 in several parts is foreground only."""
+    present = np.unique(ids)
+    present = present[present != 0]
+    if len(present) != 1 or present[0] not in (1, 255):
+        return ids
+    parts, count = measure.label(ids, connectivity=2, return_num=True)
+    if count < 2:
+        return ids
+    if not split_components:
+        raise SpatialEmbedError(
+            "binary_mask",
+            f"{path}: {count} separate parts share the id {present[0]}: a mask of foreground, not of instances",
+            "give each instance its own id, or take each part as one with --split-components",
+        )
+    return parts
+
+
+# ---------------------------------------------------------------- opening
+
+
+def splits(path: str | Path) -> tuple[str, ...]:
+    """Those of train, val, test that are folders of ``path`` with images; () for a flat layout."""
+    return tuple(split for split in SPLITS if (Path(path) / split / "images").is_dir())
+
+
+def open_folder(
+    path: str | Path,
+    *,
+    split: Split | None = None,
+    allow_missing: bool = False,
+    split_components: bool = False,
+) -> FolderDataset:
+    """Open ``path`` (or its part ``split``), pair images with masks and read the tables; no image is read.
+
+    allow_missing leaves out images without mask and masks without image. split_components takes
+    each connected part of a mask with one id only as an instance (masks of 0 and 255).
+
+    Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name, missing_pairs, bad_table.
+    """
+    top = Path(path)
+    root = _root(top, split)
+    images, masks = _by_name(root / "images"), _by_name(root / "masks")
+    if not images:
+        raise SpatialEmbedError("no_images", f"{root / 'images'}: no image in it", "put images there")
+    if not allow_missing:
+        _refuse_missing(root, images, masks)
+    names = sorted(images.keys() & masks.keys())
+    if not names:
+        raise SpatialEmbedError("missing_pairs", f"{root}: no image has a mask of its name", "rename")
+    classes = _read_classes(_table(top, root, "classes.csv"))
+    rows = _read_index(_table(top, root, "index.csv"))
+    pairs = [
+        _Pair(
+            name,
+            images[name],
+            masks[name],
+            None if classes is None else classes.get(name, {}),
+            rows.get(name, {}),
+        )
+        for name in names
+    ]
+    if classes is None:
+        return FolderDataset(pairs, ("object",), split_components)
+    if root == top and (unknown := sorted(classes.keys() - images.keys())):
+        raise SpatialEmbedError(
+            "bad_table", f"{root / 'classes.csv'}: no image is named {unknown[0]!r}", "correct the name"
+        )
+    class_names = sorted({name for by_id in classes.values() for name in by_id.values()})
+    return FolderDataset(pairs, tuple(class_names), split_components)
+
+
+def _root(top: Path, split: Split | None) -> Path:
+    """The folder that holds images/ and masks/."""
+    if not top.is_dir():
+        what = "not a folder" if top.exists() else "no such folder"
+        raise SpatialEmbedError("not_found", f"{top}: {what}", "name a folder with images/ and masks/")
+    there = splits(top)
+    if split is not None:
+        if split not in there:
+            raise SpatialEmbedError(
+                "no_split",
+                f"{top}: no folder {split}/images",
+                f"it has {', '.join(there)}" if there else f"make {split}/images and {split}/masks",
+            )
+        return top / split
+    for name in ("images", "masks"):
+        if not (top / name).is_dir():
+            remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / name}"
+            raise SpatialEmbedError("no_layout", f"{top}: no folder {name}/ in it", remedy)
+    return top
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Files of a folder by their name without suffix."""
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise SpatialEmbedError(
+                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one of them"
+            )
+        found[name] = path
+    return found
+
+
+def _refuse_missing(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
+    """Name every image without mask and every mask without image."""
+    lines = [f"no mask for {images[name]}" for name in sorted(images.keys() - masks.keys())]
+    lines += [f"no image for {masks[name]}" for name in sorted(masks.keys() - images.keys())]
+    if lines:
+        raise SpatialEmbedError(
+            "missing_pairs",
+            f"{root}: {len(lines)} without partner: {'; '.join(lines)}",
+            "add them, or leave these out with --allow-missing",
+        )
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table(top: Path, root: Path, name: str) -> Path | None:
+    """A table beside images/, or beside train/ val/ test/."""
+    return next((at / name for at in (root, top) if (at / name).is_file()), None)
+
+
+def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header that has a name column (``one_of``) and the columns ``also``."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpatialEmbedError("bad_table", f"{path}: {error}", "save it as UTF-8 CSV") from error
+    if not set(one_of) & set(columns) or set(also) - set(columns):
+        wanted = ",".join((" or ".join(one_of), *also))
+        raise SpatialEmbedError(
+            "bad_table", f"{path}: columns {','.join(columns)}", f"its header must have {wanted}"
+        )
+    return rows
+
+
+def _key(name: str) -> str:
+    """Name of an image as written in a table, with or without its suffix."""
+    return str(Path(name).with_suffix("").as_posix()) if name.lower().endswith(SUFFIXES) else name
+
+
+def _read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
+    """Class name by image name and id."""
+    if path is None:
+        return None
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    for line, row in enumerate(_rows(path, ["image"], ["id", "class"]), start=2):
+        number, name = row["id"], row["class"]
+        if not number.isdecimal() or int(number) == 0 or not name:
+            raise SpatialEmbedError(
+                "bad_table",
+                f"{path}, line {line}: id {number!r}, class {name!r}",
+                "ids are whole numbers above 0, classes have a name",
+            )
+        if found[_key(row["image"])].setdefault(int(number), name) != name:
+            raise SpatialEmbedError(
+                "bad_table",
+                f"{path}, line {line}: a second class for id {number} of {row['image']}",
+                "keep one",
+            )
+    return dict(found)
+
+
+def _read_index(path: Path | None) -> dict[str, dict[str, str]]:
+    """Rows by image name; the name column is ``image``, or ``id`` where there is none."""
+    if path is None:
+        return {}
+    rows = _rows(path, ["image", "id"])
+    return {_key(row["image"] if "image" in row else row["id"]): row for row in rows}
+
+
+# ---------------------------------------------------------------- splitting
+
+
+def split_dataset(
+    dataset: FolderDataset, *, fraction: float = 0.2, group_by: str | None = None, seed: int = 0
+) -> tuple[FolderDataset, FolderDataset]:
+    """Split into (train, val), the same on every machine for one seed; both keep the order.
+
+    Whole groups go to val until it has ``fraction`` of the groups, rounded up: groups are the values
+    of the column ``group_by`` of index.csv, or without it each image by itself.
+
+    Raises SpatialEmbedError: bad_split (exit 2), no_column (exit 2).
+    """
+    keys = dataset.names if group_by is None else _group_keys(dataset, group_by)
+    groups = sorted(set(keys))
+    count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floating point
+    if not 0 < fraction < 1 or count >= len(groups):
+        raise SpatialEmbedError(
+            "bad_split",
+            f"{fraction:g} of {len(groups)} groups leaves no part with images",
+            "take a fraction between 0 and 1, of two images or groups at least",
+            USAGE,
+        )
+    # Random().sample of sorted names is the same in every Python that is supported, hashes are not.
+    chosen = set(random.Random(seed).sample(groups, count))
+    train = [i for i, key in enumerate(keys) if key not in chosen]
+    val = [i for i, key in enumerate(keys) if key in chosen]
+    return dataset.subset(train), dataset.subset(val)
+
+
+def _group_keys(dataset: FolderDataset, column: str) -> list[str]:
+    """Group of each image by a column of index.csv; every image needs one."""
+    rows = [dataset.index_row(i) for i in range(len(dataset))]
+    columns = sorted({name for row in rows for name in row})
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, 1) or columns
+        raise SpatialEmbedError(
+            "no_column",
+            f"index.csv has no column {column!r}" if columns else "no index.csv to group by",
+            f"did you mean {near[0]!r}?" if columns else "put it beside images/ and masks/",
+            USAGE,
+        )
+    missing = [dataset.names[i] for i, row in enumerate(rows) if not row.get(column)]
+    if missing:
+        raise SpatialEmbedError(
+            "no_column", f"index.csv has no {column} for {', '.join(missing)}", "fill the column", USAGE
+        )
+    return [row[column] for row in rows]
+
+
+def duplicates(train: FolderDataset, val: FolderDataset) -> list[tuple[str, str]]:
+    """Pairs (name in train, name in val) of image files with the same bytes."""
+    by_hash: dict[bytes, list[str]] = defaultdict(list)
+    for i, name in enumerate(train.names):
+        by_hash[_digest(train.image_path(i))].append(name)
+    return [
+        (twin, name)
+        for i, name in enumerate(val.names)
+        for twin in by_hash.get(_digest(val.image_path(i)), [])
+    ]
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
