@@ -26,6 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.labels import check_labels
 
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """Literals: np.arange makes 0.6000000000000001 of 0.6, which an IoU of 12 / 20 would miss."""
@@ -140,7 +141,7 @@ def overlaps(found: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
     By a histogram of the id pairs that occur: O(H W log(H W)) time, no N x K matrix, so 70,000
     instances pass. Arguments and errors as in ``label_ap``.
     """
-    found, truth = _check(found, "found"), _check(truth, "truth")
+    found, truth = check_labels(found, "found"), check_labels(truth, "truth")
     for name, other in (("truth", truth), ("ignore", ignore)):
         if other is not None and other.shape != found.shape:
             raise SpatialEmbedError(
@@ -160,19 +161,6 @@ def overlaps(found: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
     i, j = np.divmod(pairs, max(len(truth_ids), 1))
     iou = shared / (found_areas[i] + truth_areas[j] - shared)
     return Overlaps(found_ids.astype(np.int64), truth_ids.astype(np.int64), i, j, iou)
-
-
-def _check(labels: np.ndarray, name: str) -> np.ndarray:
-    """The label image, held to be two-dimensional, integral and not negative."""
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
-        raise SpatialEmbedError(
-            "bad_labels",
-            f"{name} labels of shape {labels.shape} and type {labels.dtype}: "
-            "want (H, W) integers, 0 background, instances above it",
-            "convert the labels to an integer type without negative ids",
-        )
-    return labels
 
 
 def _without_ignored(
@@ -205,7 +193,7 @@ def _assign(i: np.ndarray, j: np.ndarray, iou: np.ndarray) -> np.ndarray:
     """Optimal one-to-one choice among pairs (P,): indices into them.
 
     A full matching of least cost in which each row may also take a column of its own, "unmatched",
-    at cost 2. A pair costs 1 + (1 - IoU) / (2 n): all n remainders together weigh less than a match.
+    at cost 2. A pair costs 1 + (1 - IoU) / (2 n): the remainders never outweigh a match.
     """
     if not len(i):
         return np.zeros(0, np.int64)
