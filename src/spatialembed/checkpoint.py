@@ -1,0 +1,501 @@
+"""Model files: a folder of ``model.safetensors`` (weights) and ``model.json`` (all else).
+
+Nothing of them is ever unpickled. Two files cannot be renamed as one, and yet a save that is
+stopped anywhere leaves a model that loads::
+
+    step                        model.json   pending   weights   loads as
+    before                      old                    old       old
+    1 write model.pending.json  old          new       old       old
+    2 write model.safetensors   old          new       new       new: its hash fits
+    3 rename pending to json    new                    new       new
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from spatialembed.cluster import ClusterOptions
+from spatialembed.errors import INPUT, MODEL, SpatialEmbedError
+from spatialembed.files import atomic_write
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.types import Normalization
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable  # elsewhere in later Pythons
+
+WEIGHTS, FACTS, PENDING = "model.safetensors", "model.json", "model.pending.json"
+FORMAT_VERSION = 1
+_MAX_WEIGHTS = 1 << 30
+_MAX_FACTS = 1 << 20
+_KEYS = {
+    "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
+    "weights_sha256",
+}  # fmt: skip
+_T = TypeVar("_T", Normalization, ClusterOptions)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says beside the weights."""
+
+    class_names: tuple[str, ...]  # one a seed map, in order
+    elliptical: bool  # S = 2 bandwidths a pixel
+    normalization: Normalization
+    thresholds: ClusterOptions
+    scale: float = 1.0  # images are resized by this before the network, and the maps back
+    training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
+
+
+def save(
+    folder: str | Path, net: SpatialEmbeddingNet, info: ModelInfo, *, half: bool = False
+) -> Path:
+    """Write a model folder; stopped anywhere, the folder loads as the old or the new model.
+
+    half: kernels as float16, half the size; vectors (biases, batch-norm) stay float32, since a
+    running variance can lie outside what float16 tells apart.
+
+    Raises SpatialEmbedError: ``bad_model`` where info and network disagree or a weight is NaN or
+    infinite, ``disk_full``.
+    """
+    folder = Path(folder)
+    state = {name: _stored(tensor, half) for name, tensor in net.state_dict().items()}
+    _check_finite(state, str(folder))
+    weights = safetensors.torch.save(state)
+    facts = _facts(net, info, hashlib.sha256(weights).hexdigest())
+    _parse(facts, str(folder))  # what would not load is not written
+    _finish_interrupted(folder)
+    with atomic_write(folder / PENDING) as path:
+        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / WEIGHTS) as path:
+        path.write_bytes(weights)
+    os.replace(folder / PENDING, folder / FACTS)
+    return folder
+
+
+def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
+    """Read a model: a bundled name, a model folder, or one of the two files inside it.
+
+    A string that is a bundled name means that model; write ``./nuclei`` for a folder of that name.
+    The network comes in evaluation mode, float32, on the CPU.
+
+    Raises SpatialEmbedError (exit 4): ``no_model``, ``bad_model``, ``model_version``,
+    ``model_mismatch`` (weights of another network than model.json says).
+    """
+    folder = _find(path)
+    weights = _read(folder.joinpath(WEIGHTS), _MAX_WEIGHTS)
+    facts = _matching_facts(folder, hashlib.sha256(weights).hexdigest())
+    info = _parse(facts, str(folder))
+    state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
+    with torch.device("meta"):  # draws no random numbers and fills no memory
+        net = SpatialEmbeddingNet(len(info.class_names), info.elliptical)
+    difference = _difference(net.state_dict(), state)
+    if difference:
+        raise SpatialEmbedError(
+            "model_mismatch",
+            f"{folder}: the weights are not those of the network in {FACTS} "
+            f"({len(info.class_names)} classes, elliptical {info.elliptical}): {difference}",
+            "use the two files of one save",
+            MODEL,
+        )
+    _check_finite(state, f"{folder}/{WEIGHTS}")
+    net.load_state_dict(state, assign=True)
+    return net.eval(), info
+
+
+def bundled_models() -> list[str]:
+    """Names of the models in the package, sorted."""
+    root = resources.files("spatialembed") / "models"
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.joinpath(FACTS).is_file())
+
+
+def convert(file: str | Path, out: str | Path) -> Path:
+    """Write the model folder ``out`` from the car checkpoint that the paper's authors released.
+
+    Weights-only: nothing of the file is executed, and its other contents are dropped. Every name
+    and shape must be ours, but for ``encoder.output_conv``, which no result depends on. The
+    released grid step is 1 / 1023, 0.1 % off ours, which is left as it is.
+
+    Raises SpatialEmbedError ``no_file`` (exit 3) or ``bad_checkpoint`` (exit 4).
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise SpatialEmbedError(
+            "no_file", f"{file}: there is no such file", "check the path", INPUT
+        )
+    state = _released_state(_load_weights_only(file), file)
+    net = _fitting_net(state, file)
+    net.load_state_dict(state)
+    number = net.num_classes
+    names = ("car",) if number == 1 else tuple(f"class_{i + 1}" for i in range(number))
+    training = {
+        "source": "converted from the released checkpoint",
+        "licence": "CC BY-NC 4.0, non-commercial",
+        "note": "trained with a grid step of 1/1023 unit; here it is 1/1024, 0.1 % less",
+    }
+    info = ModelInfo(
+        names, net.elliptical, Normalization("none"), ClusterOptions(), training=training
+    )
+    return save(out, net, info)
+
+
+# Writing
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    """The tensor as it is written: contiguous, on the CPU, float16 where asked and harmless."""
+    tensor = tensor.detach().cpu().contiguous()
+    largest = torch.finfo(torch.float16).max
+    if half and tensor.dim() >= 2 and bool(tensor.abs().max() <= largest):
+        return tensor.half()
+    return tensor
+
+
+def _facts(net: SpatialEmbeddingNet, info: ModelInfo, sha256: str) -> dict[str, Any]:
+    """The contents of model.json."""
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "network": {"num_classes": net.num_classes, "elliptical": net.elliptical},
+        "class_names": info.class_names,
+        "normalization": asdict(info.normalization),
+        "scale": info.scale,
+        "thresholds": asdict(info.thresholds),
+        "training": _plain(info.training),
+        "weights_sha256": sha256,
+    }
+    if info.elliptical != net.elliptical:
+        raise _bad("ModelInfo", f"elliptical is {info.elliptical}, the network's {net.elliptical}")
+    return json.loads(json.dumps(facts))  # tuples become the lists that a reader gets
+
+
+def _plain(value: Any) -> Any:
+    """JSON of nested training facts: numpy scalars as numbers, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finish_interrupted(folder: Path) -> None:
+    """Do step 3 of an earlier save that was stopped before it, lest step 1 overwrite its facts."""
+    pending, weights = folder / PENDING, folder / WEIGHTS
+    if pending.is_file() and weights.is_file():
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if sha256.encode() in pending.read_bytes():
+            os.replace(pending, folder / FACTS)
+
+
+# Reading: every byte is untrusted
+
+
+def _bad(where: str, what: str) -> SpatialEmbedError:
+    return SpatialEmbedError(
+        "bad_model", f"{where}: {what}", "fetch or save the model again", MODEL
+    )
+
+
+def _find(path: str | Path) -> Traversable:
+    """The folder of a model; a bundled one may lie inside a zip."""
+    names = bundled_models()
+    if isinstance(path, str) and path in names:
+        return resources.files("spatialembed") / "models" / path
+    place = Path(path)
+    if place.is_dir():
+        folder = place
+    elif place.name in (WEIGHTS, FACTS):
+        folder = place.parent
+    elif place.exists():
+        raise SpatialEmbedError(
+            "bad_model",
+            f"{place}: not a model file; a model is a folder with {WEIGHTS} and {FACTS}",
+            "name the folder, or read the released checkpoint with `spatialembed convert`",
+            MODEL,
+        )
+    else:
+        folder = place
+    if folder.joinpath(WEIGHTS).is_file():
+        return folder
+    raise SpatialEmbedError(
+        "no_model",
+        f"{path}: neither a bundled model nor a folder with {WEIGHTS}",
+        f"bundled models: {', '.join(names) or 'none'}",
+        MODEL,
+    )
+
+
+def _read(file: Traversable, limit: int) -> bytes:
+    """Contents of a regular file of at most ``limit`` bytes."""
+    if not file.is_file():
+        raise _bad(str(file), "not a regular file, or missing")
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise _bad(str(file), f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise _bad(str(file), "empty")
+    if len(data) > limit:
+        raise _bad(str(file), f"longer than {limit} bytes")
+    return data
+
+
+def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:
+    """Facts of these very weights: model.json, or the pending one of a save stopped at step 2."""
+    found = []
+    for name in (FACTS, PENDING):
+        file = folder.joinpath(name)
+        if not file.is_file():
+            continue
+        facts = _parse_json(_read(file, _MAX_FACTS), str(file))
+        _check_version(facts, str(file))
+        if facts.get("weights_sha256") == sha256:
+            return facts
+        found.append(name)
+    if not found:
+        raise _bad(str(folder), f"{FACTS} is missing")
+    raise _bad(
+        f"{folder}/{WEIGHTS}",
+        f"damaged, or of another save: its SHA-256 is {sha256[:12]}..., not what {found[0]} says",
+    )
+
+
+def _parse_json(data: bytes, where: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    try:
+        facts = json.loads(data.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise _bad(where, f"not valid JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise _bad(where, "not a JSON object")
+    return facts
+
+
+def _check_version(facts: dict[str, Any], where: str) -> None:
+    """Before all else, since a newer file may be laid out in another way."""
+    version = facts.get("format_version")
+    if type(version) is not int or version < 1:
+        raise _bad(where, f"format_version is {version!r}, not a positive integer")
+    if version > FORMAT_VERSION:
+        raise SpatialEmbedError(
+            "model_version",
+            f"{where}: format version {version}; this program reads up to {FORMAT_VERSION}",
+            "pip install --upgrade spatialembed",
+            MODEL,
+        )
+
+
+def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
+    """Facts of model.json, every key and type checked."""
+    _check_keys(facts, _KEYS, where)
+    network = facts["network"]
+    _check_keys(network, {"num_classes", "elliptical"}, f"{where}: network")
+    names, training, elliptical = facts["class_names"], facts["training"], network["elliptical"]
+    _check_names(names, network["num_classes"], where)
+    if type(elliptical) is not bool:
+        raise _bad(where, f"elliptical is {elliptical!r}, not true or false")
+    if not isinstance(training, dict):
+        raise _bad(where, "training is not an object")
+    scale = _typed(facts["scale"], float, f"{where}: scale")
+    if not 1 / 16 <= scale <= 16:
+        raise _bad(where, f"scale is {scale}, not between 1/16 and 16")
+    normalization = _parse_fields(Normalization, facts["normalization"], f"{where}: normalization")
+    thresholds = _parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
+    return ModelInfo(tuple(names), elliptical, normalization, thresholds, scale, training)
+
+
+def _check_keys(value: Any, expected: set[str], where: str) -> None:
+    """Exactly these keys; a missing default would change results without a word."""
+    if not isinstance(value, dict):
+        raise _bad(where, "not an object")
+    for what, keys in (("unknown", set(value) - expected), ("missing", expected - set(value))):
+        if keys:
+            raise _bad(where, f"{what} key {', '.join(map(repr, sorted(keys)))}")
+
+
+def _check_names(names: Any, number: Any, where: str) -> None:
+    """Class names are printed: no control characters, which a terminal would obey."""
+    if not isinstance(names, list) or not names:
+        raise _bad(where, "class_names is not a list of at least one name")
+    for name in names:
+        if not (isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()):
+            raise _bad(where, f"class name {str(name)[:100]!r} is not a line of printable text")
+    if len(set(names)) != len(names):
+        raise _bad(where, "a class name stands twice")
+    if type(number) is not int or number != len(names):
+        raise _bad(where, f"num_classes is {number!r}, but there are {len(names)} class names")
+
+
+def _parse_fields(kind: type[_T], value: Any, where: str) -> _T:
+    """One of our flat dataclasses from a JSON object that names each of its fields."""
+    _check_keys(value, {f.name for f in fields(kind)}, where)
+    hints = get_type_hints(kind)
+    typed = {name: _typed(value[name], hints[name], f"{where}: {name}") for name in value}
+    try:
+        return kind(**typed)
+    except (ValueError, SpatialEmbedError) as error:
+        raise _bad(where, str(error)) from error
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """``value`` if it is of the annotated type (float, int, optional, literal, tuple of those)."""
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        fits = isinstance(value, str) and value in arguments
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list) and len(value) == len(arguments):
+            return tuple(_typed(v, h, where) for v, h in zip(value, arguments, strict=True))
+        fits = False
+    elif arguments:  # int | None
+        return None if value is None else _typed(value, arguments[0], where)
+    elif hint is float:
+        if type(value) in (int, float) and abs(value) < 1e30:
+            return float(value)
+        fits = False
+    else:
+        fits = type(value) is hint and abs(value) < 1 << 62
+    if not fits:
+        raise _bad(where, f"{str(value)[:100]!r} does not fit {hint}")
+    return value
+
+
+def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
+    """Tensors by name, floating ones as float32."""
+    try:
+        state = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise _bad(where, f"not a safetensors file: {error}") from error
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
+            raise _bad(where, f"{name} holds {tensor.dtype}")
+    # Copied: what safetensors returns shares the memory of the bytes.
+    return {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64, copy=True)
+        for name, tensor in state.items()
+    }
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise _bad(where, f"{name} holds NaN or infinite weights")
+
+
+def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What names and shapes differ, in a line; empty if none do."""
+    found = [f"{name} is missing" for name in ours if name not in theirs]
+    found += [f"{name} is not known" for name in theirs if name not in ours]
+    found += [
+        f"{name} is {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
+        for name in ours
+        if name in theirs and ours[name].shape != theirs[name].shape
+    ]
+    return _shortened(found)
+
+
+def _shortened(lines: Sequence[str], most: int = 4) -> str:
+    rest = len(lines) - most
+    return "; ".join(lines[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+# The released checkpoint
+
+
+class _Discarded:
+    """Stands in for the numpy objects among a checkpoint's metrics; keeps and calls nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMPY_NAMES = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+)
+
+
+def _load_weights_only(file: Path) -> Any:
+    """Contents of a file by torch's restricted unpickler, numpy objects as placeholders."""
+    stand_ins: list[Any] = [(_Discarded, name) for name in _NUMPY_NAMES]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError,
+        AttributeError, IndexError, AssertionError, UnicodeError, MemoryError,
+    ) as error:  # fmt: skip
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise _bad_checkpoint(file, f"not readable as weights alone: {lines[0][:200]}") from error
+
+
+def _bad_checkpoint(file: Path, what: str) -> SpatialEmbedError:
+    return SpatialEmbedError(
+        "bad_checkpoint",
+        f"{file}: {what}",
+        "give the car checkpoint as the paper's authors released it",
+        MODEL,
+    )
+
+
+def _released_state(contents: Any, file: Path) -> dict[str, Tensor]:
+    """Our names and float32 tensors of ``model_state_dict``, without what is not used."""
+    state = contents.get("model_state_dict") if isinstance(contents, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise _bad_checkpoint(file, "holds no model_state_dict")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise _bad_checkpoint(file, "model_state_dict holds more than named tensors")
+    named = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in named.items()
+        if not name.startswith("encoder.output_conv.")
+    }
+
+
+def _fitting_net(state: dict[str, Tensor], file: Path) -> SpatialEmbeddingNet:
+    """A network of the outputs that the two decoders have; its names and shapes are the file's.
+
+    Batch counters that an old file lacks are added: they matter to no result.
+    """
+    heads = [state.get(f"decoders.{i}.output_conv.weight") for i in (0, 1)]
+    outputs = [0 if head is None or head.dim() != 4 else head.shape[1] for head in heads]
+    if outputs[0] not in (3, 4) or not 1 <= outputs[1] <= 1000:
+        raise _bad_checkpoint(
+            file,
+            f"its decoders have {outputs[0]} and {outputs[1]} outputs, expected 3 or 4 and >= 1",
+        )
+    net = SpatialEmbeddingNet(outputs[1], elliptical=outputs[0] == 4)
+    for name, tensor in net.state_dict().items():
+        if name.endswith(".num_batches_tracked"):
+            state.setdefault(name, tensor)
+    difference = _difference(net.state_dict(), state)
+    if difference:
+        raise _bad_checkpoint(file, f"names or shapes differ: {difference}")
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise _bad_checkpoint(file, f"{name} holds NaN or infinite weights")
+    return net
