@@ -82,8 +82,8 @@ def encode_instances(labels: np.ndarray, number: int) -> list[Rle]:
     counts, counts_of = _counts(owner, start, end, runs_of, height * width)
     text, length = _write(counts, counts_of)
     place = np.concatenate(([0], np.cumsum(length)))  # of each count in the text
-    end = np.cumsum(counts_of)
-    spans = zip(place[end - counts_of].tolist(), place[end].tolist(), strict=True)
+    last = np.cumsum(counts_of)
+    spans = zip(place[last - counts_of].tolist(), place[last].tolist(), strict=True)
     return [{"size": [height, width], "counts": text[i:j].decode("ascii")} for i, j in spans]
 
 
