@@ -29,6 +29,7 @@ import tifffile
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -37,6 +38,7 @@ from PIL import (
 )
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 """Names that a folder is searched for; the content alone decides how a file is read."""
@@ -168,7 +170,7 @@ def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> tupl
     return pixels, orientation if orientation in range(1, 9) else 1, image.mode
 
 
-def _plain_mode(image: ImageFile.ImageFile) -> ImageFile.Image.Image:
+def _plain_mode(image: ImageFile.ImageFile) -> Image.Image:
     """The image in a mode whose array is what the module's rules say, alpha dropped."""
     if image.mode in ("1", "LA", "La"):
         return image.convert("L")
@@ -381,6 +383,15 @@ def _as_ids(path: Path, pixels: np.ndarray) -> np.ndarray:
             "ids are whole numbers, 0 for background",
         )
     return pixels.astype(np.int32)
+
+
+def write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, atomically, making the folder.
+
+    Raises SpatialEmbedError: disk_full (exit 5).
+    """
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 # ---------------------------------------------------------------- which files
