@@ -1,0 +1,426 @@
+"""Pictures that a person can read at a glance: overlays, maps as colours, labelled panels.
+
+    instances  neighbours get colours far apart (greedy graph colouring), outlines are crisp
+    offset     hue = direction, strength = length     the legend wheel is its own key
+    bandwidth  margin in px, log scale, dark = small  margin = 1024 sqrt(ln 2 / exp(10 r))
+    seed       0 black, 1 bright
+
+Colours are made in OKLab (B. Ottosson, 2020), where equal steps look equal. No matplotlib.
+Arrays in; CPU tensors are taken as well. Everything returned is (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from spatialembed.types import UNIT
+
+VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
+MAGMA = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
+"""Control points, evenly spaced from 0 to 1 (CC0, Stefan van der Walt and Nathaniel Smith)."""
+PAPER, INK, VOID = (24, 25, 28), (232, 233, 236), (38, 40, 44)
+"""Colours of a panel's ground and text, and of pixels without a value."""
+TILE_PX, LARGEST_TILE_PX = 384, 512
+"""Small pictures are enlarged to about the first; ``maps_panel`` shrinks to the second."""
+MARGIN_RANGE_PX = (1.0, 200.0)
+"""Margins outside are shown as the nearest of the two."""
+
+
+# --- colour ---------------------------------------------------------------------------------
+
+
+def _oklab(lightness: Any, a: Any, b: Any) -> np.ndarray:
+    """sRGB (..., 3) uint8 of OKLab coordinates; out of gamut is cut."""
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = np.stack(
+        (
+            4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+            -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+            -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+        ),
+        axis=-1,
+    ).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (encoded * 255 + 0.5).astype(np.uint8)
+
+
+def _palette() -> tuple[np.ndarray, np.ndarray]:
+    """Ten instance colours (K, 3) uint8 and their OKLab positions; each hue where it is vivid."""
+    hue = np.deg2rad(28 + 36 * np.arange(10))
+    lightness = np.array([0.65, 0.75, 0.87, 0.80, 0.68, 0.84, 0.64, 0.60, 0.68, 0.78])
+    lab = np.stack((lightness, 0.17 * np.cos(hue), 0.17 * np.sin(hue)), axis=-1)
+    return _oklab(*lab.T), lab
+
+
+def colour_map(values: np.ndarray, control_points: str = VIRIDIS) -> np.ndarray:
+    """Values (H, W) in [0, 1] as colours (H, W, 3) uint8; outside values are cut, NaN is 0."""
+    points = np.array([list(bytes.fromhex(point)) for point in control_points.split()], float)
+    positions = np.linspace(0, 1, len(points))
+    table = np.stack([np.interp(np.linspace(0, 1, 256), positions, c) for c in points.T], axis=-1)
+    index = (np.nan_to_num(np.asarray(values, np.float32)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return (table + 0.5).astype(np.uint8)[index]
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+def display(image: Any) -> np.ndarray:
+    """Any image, (H, W) or (H, W, 3) of any dtype, as (H, W, 3) uint8 for the eye.
+
+    Stretched from its 0.2 to its 99.8 percentile, all channels alike so that hues stay. A constant
+    image keeps its grey if uint8, and is black otherwise. Non-finite values are shown black.
+    """
+    image = np.asarray(image)
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    if image.dtype.kind == "f":
+        image = np.where(np.isfinite(image), image, 0)
+    every = max(1, math.isqrt(image.size // 500_000))  # percentiles of a sample are as good
+    low, high = np.percentile(image[::every, ::every], (0.2, 99.8)) if image.size else (0.0, 0.0)
+    if high > low:
+        scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+        image = (scaled.clip(0, 255) + 0.5).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        image = np.zeros(image.shape, np.uint8)
+    return image.copy() if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
+def zoom_for(height: int, width: int) -> int:
+    """Whole factor in 1..8 that brings the longer side of a small image to about ``TILE_PX``."""
+    return max(1, min(8, int(TILE_PX / max(height, width, 1) + 0.5)))
+
+
+def _nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Array (..., H, W) at another size, each value taken from the nearest pixel."""
+    rows = (np.arange(height) * 2 + 1) * array.shape[-2] // (2 * height)
+    columns = (np.arange(width) * 2 + 1) * array.shape[-1] // (2 * width)
+    return array[..., rows[:, None], columns]
+
+
+def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Picture (H, W, 3) uint8 at another size, smoothly."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# --- instances ------------------------------------------------------------------------------
+
+
+def _neighbours(labels: np.ndarray) -> np.ndarray:
+    """Pairs (P, 2) of distinct labels that touch or lie near each other, each pair once, a < b.
+
+    Looked for at distances 1, 2, 4, ... px; coarser samples serve the longer ones, so that the
+    work stays in proportion to the pixels.
+    """
+    found = [np.empty(0, np.int64)]
+    reach = max(labels.shape) // 12
+    for distance in (2**i for i in range(max(1, reach.bit_length()))):
+        step = max(1, distance // 2)
+        coarse = labels[::step, ::step].astype(np.int64)
+        hop = distance // step
+        for a, b in (
+            (coarse[:, hop:], coarse[:, :-hop]),
+            (coarse[hop:], coarse[:-hop]),
+            (coarse[hop:, hop:], coarse[:-hop, :-hop]),
+            (coarse[hop:, :-hop], coarse[:-hop, hop:]),
+        ):
+            pairs = (np.minimum(a, b) << 32 | np.maximum(a, b))[(a != b) & (a > 0) & (b > 0)]
+            found.append(np.unique(pairs))
+    codes = np.unique(np.concatenate(found))
+    return np.stack((codes >> 32, codes & 0xFFFFFFFF), axis=1)
+
+
+def _colour_indices(labels: np.ndarray, count: int) -> np.ndarray:
+    """Palette index (count + 1,) of each label: the colour least like those of its neighbours."""
+    position = _palette()[1]
+    distance = np.linalg.norm(position[:, None] - position, axis=-1)
+    likeness = np.exp(-((distance / 0.12) ** 2))
+    likeness = np.concatenate((likeness, np.zeros((1, len(position)))))  # last row: no colour yet
+    pairs = _neighbours(labels)
+    both = np.concatenate((pairs, pairs[:, ::-1]))
+    both = both[np.argsort(both[:, 0], kind="stable")]
+    start = np.searchsorted(both[:, 0], np.arange(count + 2))
+    colours = np.full(count + 1, len(position))
+    for label in range(1, count + 1):
+        near = colours[both[start[label] : start[label + 1], 1]]
+        cost = likeness[near].sum(axis=0)
+        cost[label * 7 % len(position)] -= 1e-3  # ties: walk through the palette
+        colours[label] = cost.argmin()
+    return colours
+
+
+def label_colours(labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels renumbered 0..N (H, W), and the colour (N + 1, 3) uint8 of each; 0 is black.
+
+    labels: (H, W) integer, 0 background, any ids. The same labels give the same colours.
+    """
+    labels = np.asarray(labels)
+    count = int(labels.max(initial=0))
+    if count > labels.size:  # sparse ids of someone's masks: a table by id would not fit
+        ids, dense = np.unique(np.append(labels, 0), return_inverse=True)
+        labels, count = dense[:-1].reshape(labels.shape), len(ids) - 1
+    colours = np.concatenate((_palette()[0], np.zeros((1, 3), np.uint8)))
+    return labels, colours[_colour_indices(labels, count)]
+
+
+def colour_labels(labels: Any) -> np.ndarray:
+    """Label image (H, W) as flat colours (H, W, 3) uint8 on black, neighbours far apart."""
+    dense, colours = label_colours(labels)
+    return colours[dense]
+
+
+def outlines(labels: np.ndarray, thickness: int = 1) -> np.ndarray:
+    """Pixels (H, W) bool inside an object within ``thickness`` px of another or of background."""
+    edge = np.zeros(labels.shape, bool)
+    for hop in range(1, thickness + 1):
+        across, down = labels[:, hop:] != labels[:, :-hop], labels[hop:] != labels[:-hop]
+        edge[:, hop:] |= across
+        edge[:, :-hop] |= across
+        edge[hop:] |= down
+        edge[:-hop] |= down
+    return edge & (labels > 0)
+
+
+def overlay(
+    image: Any,
+    labels: Any,
+    *,
+    alpha: float = 0.45,
+    scores: Any = None,
+    class_names: Sequence[str] | None = None,
+    zoom: int = 1,
+) -> np.ndarray:
+    """Instances in colour over the image, with crisp outlines: (zoom H, zoom W, 3) uint8.
+
+    image: (H, W) or (H, W, 3), any dtype; stretched by ``display``. labels: (H, W) integer, 0
+    background. alpha: opacity of the fill in [0, 1]. scores: (N,) in [0, 1], and class_names: (N,)
+    one name for each instance; either is written on the objects that it fits into. zoom: whole
+    factor, ``zoom_for`` gives one that makes a small image readable.
+    """
+    labels = np.asarray(labels)
+    height, width = (zoom * side for side in labels.shape)
+    picture = _resized(display(image), height, width)
+    light = picture[:: 1 + height // 256, :: 1 + width // 256].mean() > 128
+    dense, colours = label_colours(labels)
+    dense = np.repeat(np.repeat(dense, zoom, axis=0), zoom, axis=1)
+    inside = dense > 0
+    fill = colours[dense[inside]].astype(np.float32)
+    picture = picture.copy()
+    picture[inside] = (picture[inside] * (1 - alpha) + fill * alpha + 0.5).astype(np.uint8)
+    edge = outlines(dense, 1 + max(height, width) // 1200)
+    picture[edge] = (colours * (0.6 if light else 1.0)).astype(np.uint8)[dense[edge]]
+    captions = _captions(len(colours) - 1, scores, class_names)
+    return _write_captions(picture, dense, captions) if captions else picture
+
+
+def _captions(count: int, scores: Any, class_names: Sequence[str] | None) -> list[str]:
+    """One line of text for each instance, or none at all."""
+    parts = [] if class_names is None else [[str(name) for name in class_names]]
+    if scores is not None:
+        parts.append([f"{score:.2f}" for score in np.asarray(scores)])
+    if any(len(part) != count for part in parts):
+        raise ValueError(f"scores or class names for {[len(p) for p in parts]} of {count} labels")
+    return [" ".join(words) for words in zip(*parts, strict=True)]
+
+
+def _write_captions(picture: np.ndarray, labels: np.ndarray, captions: list[str]) -> np.ndarray:
+    """Picture with each caption in the middle of its object, where its box has room for it."""
+    ys, xs = np.nonzero(labels)
+    order = np.argsort(labels[ys, xs], kind="stable")
+    ends = np.cumsum(np.bincount(labels[ys, xs], minlength=len(captions) + 1))
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(12, max(picture.shape) // 80))
+    for label, caption in enumerate(captions, start=1):
+        mine = order[ends[label - 1] : ends[label]]
+        if len(mine) and np.ptp(xs[mine]) > draw.textlength(caption, font=font):
+            at = (float(np.median(xs[mine])), float(np.median(ys[mine])))
+            draw.text(at, caption, INK, font, anchor="mm", stroke_width=1, stroke_fill=PAPER)
+    return np.asarray(canvas)
+
+
+# --- maps -----------------------------------------------------------------------------------
+
+
+def offset_colours(offset: Any, longest: float | None = None) -> np.ndarray:
+    """Offsets as colours (H, W, 3) uint8: hue = direction, depth = square root of the length.
+
+    offset: (2, H, W) (x, y), y down, any unit. longest: length of the deepest colour, in the same
+    unit; None takes the 99th percentile of the lengths.
+    """
+    x, y = np.nan_to_num(np.asarray(offset, np.float32))
+    length = np.hypot(x, y)
+    if longest is None:
+        longest = float(np.percentile(length, 99)) if length.size else 0.0
+    strength = np.sqrt((length / max(longest, 1e-12)).clip(0, 1))
+    scale = 0.19 * strength / np.maximum(length, 1e-12)  # of (x, y) to OKLab's (a, b)
+    return _oklab(0.97 - 0.30 * strength, scale * x, scale * y)
+
+
+def margin_px(log_precision: Any) -> np.ndarray:
+    """Margin (H, W) in px, geometric mean over the axes, of the raw bandwidth output (S, H, W).
+
+    1024 sqrt(ln 2 / p), p = exp(clamp(10 r, -40, 40)): ``geometry.margin_px`` without torch.
+    """
+    exponent = (10 * np.asarray(log_precision, np.float32)).clip(-40, 40).mean(axis=0)
+    return UNIT * math.sqrt(math.log(2)) * np.exp(-exponent / 2)
+
+
+def margin_colours(margin: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Margins (H, W) in px as colours (H, W, 3) uint8, ``low`` dark, ``high`` bright, log scale."""
+    position = np.log(np.maximum(margin, 1e-6) / low) / math.log(max(high / low, 1.001))
+    return colour_map(position, VIRIDIS)
+
+
+# --- panels ---------------------------------------------------------------------------------
+
+
+def panel(
+    tiles: Sequence[tuple[str, np.ndarray]],
+    columns: int,
+    *,
+    legends: Sequence[np.ndarray | None] | None = None,
+) -> np.ndarray:
+    """Captioned tiles side by side on a dark ground, (H, W, 3) uint8.
+
+    tiles: (caption, picture (h, w, 3) uint8), row by row; small ones are enlarged by a whole
+    factor. legends: for each tile a picture or None, set at the right of its caption.
+    """
+    if not tiles or columns < 1:
+        raise ValueError(f"{len(tiles)} tiles in {columns} columns")
+    pictures = []
+    for _, tile in tiles:
+        zoom = zoom_for(*tile.shape[:2])
+        pictures.append(tile.repeat(zoom, axis=0).repeat(zoom, axis=1))
+    cell_h = max(picture.shape[0] for picture in pictures)
+    cell_w = max(256, *(picture.shape[1] for picture in pictures))  # captions need some room
+    text, gap = max(13, cell_w // 24), max(6, cell_w // 48)
+    strip = 2 * text
+    rows = -(-len(tiles) // columns)
+    columns = min(columns, len(tiles))
+    size = (gap + columns * (cell_w + gap), gap + rows * (cell_h + strip + gap))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, ((caption, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
+        left = gap + i % columns * (cell_w + gap)
+        top = gap + i // columns * (cell_h + strip + gap)
+        room = cell_w
+        if legends is not None and (legend := legends[i]) is not None:
+            room -= legend.shape[1] + gap
+            at = (left + cell_w - legend.shape[1], top + (strip - legend.shape[0]) // 2)
+            canvas.paste(Image.fromarray(legend), at)
+        _write(draw, (left, top + strip // 2), caption, text, room)
+        canvas.paste(Image.fromarray(picture), (left, top + strip))
+    return np.asarray(canvas)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, left_middle: tuple[int, int], text: str, size: int, room: int
+) -> None:
+    """One line of text, made smaller where it would be wider than ``room`` px."""
+    font = ImageFont.load_default(size=size)
+    width = draw.textlength(text, font=font)
+    if width > room:
+        font = ImageFont.load_default(size=max(7, int(size * max(room, 1) / width)))
+    draw.text(left_middle, text, INK, font, anchor="lm")
+
+
+def _bar(low: str, high: str, control_points: str, text: int) -> np.ndarray:
+    """Legend of a colour map: its lowest value, the colours, its highest value."""
+    bar = colour_map(np.tile(np.linspace(0, 1, 5 * text), (text, 1)), control_points)
+    return _between(low, bar, high, text)
+
+
+def _wheel(label: str, text: int) -> np.ndarray:
+    """Legend of offsets: each direction in its colour, and the length of the deepest one."""
+    side = 2 * text - 2
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (side / 2)
+    wheel = offset_colours(np.stack((x, y)), 1.0)
+    wheel[np.hypot(x, y) > 1] = PAPER
+    return _between("", wheel, label, text)
+
+
+def _between(before: str, picture: np.ndarray, after: str, text: int) -> np.ndarray:
+    """Picture with a word on each side, in the colours of a panel."""
+    font = ImageFont.load_default(size=max(10, text - 3))
+    left, right = (math.ceil(font.getlength(word)) + 6 if word else 0 for word in (before, after))
+    height, width = picture.shape[:2]
+    canvas = Image.new("RGB", (left + width + right, max(height, text + 4)), PAPER)
+    canvas.paste(Image.fromarray(picture), (left, (canvas.height - height) // 2))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((0, canvas.height // 2), before, INK, font, anchor="lm")
+    draw.text((canvas.width, canvas.height // 2), after, INK, font, anchor="rm")
+    return np.asarray(canvas)
+
+
+def maps_panel(  # noqa: PLR0917 - the order in which the network gives its maps
+    image: Any,
+    offset: Any,
+    log_precision: Any,
+    seed: Any,
+    found_labels: Any,
+    truth_labels: Any = None,
+    *,
+    columns: int = 3,
+) -> np.ndarray:
+    """One image with what the network says of it and what was found, as a panel (h, w, 3) uint8.
+
+    image: (H, W) or (H, W, 3), any dtype. offset: (2, H, W) (x, y) in units. log_precision:
+    (S, H, W) raw. seed: (C, H, W) in [0, 1], the highest class is shown. found_labels,
+    truth_labels: (H, W) integer. Offset and bandwidth are shown where an object is said or known
+    to be. Large images are shrunk.
+    """
+    found = np.asarray(found_labels)
+    scale = min(zoom_for(*found.shape), LARGEST_TILE_PX / max(found.shape))
+    height, width = (max(1, round(side * scale)) for side in found.shape)
+
+    def fit(array: Any) -> np.ndarray:
+        return _nearest(np.asarray(array), height, width)
+
+    picture = _resized(display(image), height, width)
+    seeds = fit(seed).max(axis=0)
+    covered = (seeds > 0.5) | (fit(found) > 0)
+    tiles = [("image", picture), (f"found: {_count(found)}", overlay(picture, fit(found)))]
+    if truth_labels is not None:
+        truth = np.asarray(truth_labels)
+        covered |= fit(truth) > 0
+        tiles.insert(1, (f"truth: {_count(truth)}", overlay(picture, fit(truth))))
+    maps, map_legends = _maps(fit(offset), fit(log_precision), seeds, covered)
+    return panel(tiles + maps, columns, legends=[None] * len(tiles) + map_legends)
+
+
+def _count(labels: np.ndarray) -> int:
+    return int(np.count_nonzero(np.unique(labels)))
+
+
+def _maps(
+    offset: np.ndarray, log_precision: np.ndarray, seeds: np.ndarray, covered: np.ndarray
+) -> tuple[list[tuple[str, np.ndarray]], list[np.ndarray | None]]:
+    """Tiles of offsets, bandwidth and seeds, and their legends."""
+    text = max(13, covered.shape[1] // 24)
+    margin = margin_px(log_precision)
+    any_covered = bool(covered.any())
+    longest = float(np.percentile(np.hypot(*offset)[covered], 99)) if any_covered else 0.0
+    low, high = np.percentile(margin[covered], (2, 98)) if any_covered else MARGIN_RANGE_PX
+    low, high = np.clip((low, high), *MARGIN_RANGE_PX)
+    directions, widths = offset_colours(offset, longest), margin_colours(margin, low, high)
+    for tile in (directions, widths):
+        tile[~covered] = VOID
+    tiles = [
+        ("offset", directions),
+        ("bandwidth", widths),
+        ("seed", colour_map(seeds, MAGMA)),
+    ]
+    return tiles, [
+        _wheel(f"{longest * UNIT:.0f} px", text),
+        _bar(f"{low:.2g}", f"{high:.2g} px", VIRIDIS, text),
+        _bar("0", "1", MAGMA, text),
+    ]
