@@ -1,8 +1,8 @@
 """Folders of images and label masks, paired by name::
 
-    DIR/images/a.png    DIR/masks/a.tif         or DIR/train/images, DIR/train/masks, DIR/val/..., DIR/test/...
-    DIR/classes.csv     image,id,class          optional: the class of each id; without it all are "object"
-    DIR/index.csv       id (or image),...       optional: any columns, to split by group
+    DIR/images/a.png  DIR/masks/a.tif   or below DIR/train, DIR/val, DIR/test
+    DIR/classes.csv   image,id,class    optional: the class of each id; without it all are "object"
+    DIR/index.csv     id (or image),... optional: any columns, to split by group
 
 The name (key) of an image is its path below images/ without suffix.
 """
@@ -134,7 +134,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def _instances(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarray:
-    """Ids (H, W) of instances: a mask of the single id 1 or 255 in several parts is foreground only."""
+    """Ids (H, W) of instances: the single id 1 or 255 in several parts is mere foreground."""
     present = np.unique(ids)
     present = present[present != 0]
     if len(present) != 1 or present[0] not in (1, 255):
@@ -145,7 +145,7 @@ def _instances(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarra
     if not split_components:
         raise SpatialEmbedError(
             "binary_mask",
-            f"{path}: {count} separate parts share the id {present[0]}: a mask of foreground, not of instances",
+            f"{path}: {count} parts share the id {present[0]}: foreground, not instances",
             "give each instance its own id, or take each part as one with --split-components",
         )
     return parts
@@ -166,23 +166,26 @@ def open_folder(
     allow_missing: bool = False,
     split_components: bool = False,
 ) -> FolderDataset:
-    """Open ``path`` (or its part ``split``), pair images with masks and read the tables; no image is read.
+    """Open ``path`` (or its part ``split``): pair images with masks, read the tables, no image.
 
     allow_missing leaves out images without mask and masks without image. split_components takes
     each connected part of a mask with one id only as an instance (masks of 0 and 255).
 
-    Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name, missing_pairs, bad_table.
+    Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name,
+    missing_pairs, bad_table.
     """
     top = Path(path)
     root = _root(top, split)
     images, masks = _by_name(root / "images"), _by_name(root / "masks")
     if not images:
-        raise SpatialEmbedError("no_images", f"{root / 'images'}: no image in it", "put images there")
+        raise SpatialEmbedError("no_images", f"{root / 'images'}: no image in it", "put some there")
     if not allow_missing:
         _refuse_missing(root, images, masks)
     names = sorted(images.keys() & masks.keys())
     if not names:
-        raise SpatialEmbedError("missing_pairs", f"{root}: no image has a mask of its name", "rename")
+        raise SpatialEmbedError(
+            "missing_pairs", f"{root}: no image has a mask of its name", "give pairs one name"
+        )
     classes = _read_classes(_table(top, root, "classes.csv"))
     rows = _read_index(_table(top, root, "index.csv"))
     pairs = [
@@ -199,7 +202,9 @@ def open_folder(
         return FolderDataset(pairs, ("object",), split_components)
     if root == top and (unknown := sorted(classes.keys() - images.keys())):
         raise SpatialEmbedError(
-            "bad_table", f"{root / 'classes.csv'}: no image is named {unknown[0]!r}", "correct the name"
+            "bad_table",
+            f"{root / 'classes.csv'}: no image is named {unknown[0]!r}",
+            "correct the name",
         )
     class_names = sorted({name for by_id in classes.values() for name in by_id.values()})
     return FolderDataset(pairs, tuple(class_names), split_components)
@@ -209,7 +214,7 @@ def _root(top: Path, split: Split | None) -> Path:
     """The folder that holds images/ and masks/."""
     if not top.is_dir():
         what = "not a folder" if top.exists() else "no such folder"
-        raise SpatialEmbedError("not_found", f"{top}: {what}", "name a folder with images/ and masks/")
+        raise SpatialEmbedError("not_found", f"{top}: {what}", "name one with images/ and masks/")
     there = splits(top)
     if split is not None:
         if split not in there:
@@ -233,7 +238,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise SpatialEmbedError(
-                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one of them"
+                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one"
             )
         found[name] = path
     return found
@@ -260,12 +265,14 @@ def _table(top: Path, root: Path, name: str) -> Path | None:
 
 
 def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header that has a name column (``one_of``) and the columns ``also``."""
+    """Rows of a CSV file whose header has a name column (``one_of``) and the columns ``also``."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            rows = [
+                {key: (value or "").strip() for key, value in row.items() if key} for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpatialEmbedError("bad_table", f"{path}: {error}", "save it as UTF-8 CSV") from error
     if not set(one_of) & set(columns) or set(also) - set(columns):
@@ -319,14 +326,14 @@ def split_dataset(
 ) -> tuple[FolderDataset, FolderDataset]:
     """Split into (train, val), the same on every machine for one seed; both keep the order.
 
-    Whole groups go to val until it has ``fraction`` of the groups, rounded up: groups are the values
-    of the column ``group_by`` of index.csv, or without it each image by itself.
+    Whole groups go to val, ``fraction`` of the groups, rounded up. Groups are the values of the
+    column ``group_by`` of index.csv, or without it each image by itself.
 
     Raises SpatialEmbedError: bad_split (exit 2), no_column (exit 2).
     """
     keys = dataset.names if group_by is None else _group_keys(dataset, group_by)
     groups = sorted(set(keys))
-    count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floating point
+    count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floats
     if not 0 < fraction < 1 or count >= len(groups):
         raise SpatialEmbedError(
             "bad_split",
@@ -356,7 +363,10 @@ def _group_keys(dataset: FolderDataset, column: str) -> list[str]:
     missing = [dataset.names[i] for i, row in enumerate(rows) if not row.get(column)]
     if missing:
         raise SpatialEmbedError(
-            "no_column", f"index.csv has no {column} for {', '.join(missing)}", "fill the column", USAGE
+            "no_column",
+            f"index.csv has no {column} for {', '.join(missing)}",
+            "fill the column",
+            USAGE,
         )
     return [row[column] for row in rows]
 

@@ -2,12 +2,16 @@
 
 What a file holds becomes an array by these rules, whatever its name says::
 
-    grey 8/16-bit      (H, W) uint8 / uint16, every level kept      1-bit       (H, W) uint8, 0 or 255
-    RGB 8/16-bit       (H, W, 3) uint8 / uint16                     palette     (H, W, 3) uint8
-    float TIFF         float32, NaN and Inf refused                 CMYK, YCbCr (H, W, 3) uint8
-    32/64-bit integer  uint16 where the values fit, else refused    alpha       dropped, the colours stored under it stand
+    1-bit                  (H, W) uint8, 0 or 255
+    grey 8, 16 bits        (H, W) uint8, uint16, every level kept
+    RGB 8, 16 bits         (H, W, 3) uint8, uint16, every level kept
+    palette, CMYK, YCbCr   (H, W, 3) uint8
+    alpha                  dropped: the colours stored under it stand
+    float TIFF             float32, NaN and Inf refused
+    other integer TIFF     uint16 where all values fit, else refused: their range is not known
 
-Several frames or pages: the first, with an ImageWarning. EXIF orientation: turned upright, with one.
+Of several frames or pages the first is read, with an ImageWarning. An image with an EXIF
+orientation is turned upright, with another.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import tifffile
@@ -46,12 +50,23 @@ MAX_PIXELS = 2**28
 """Default limit of width x height, 268 million."""
 
 _ORIENTATION_TAG = 0x0112
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, zlib.error)
-_DAMAGED += (struct.error, tifffile.TiffFileError, AttributeError, ZeroDivisionError)  # fmt: skip
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
+    ArithmeticError, zlib.error, struct.error, tifffile.TiffFileError,
+)  # fmt: skip
+"""What the decoders raise on broken bytes."""
 
 
 class ImageWarning(UserWarning):
     """An image was read, but not the whole of it or not as it lay."""
+
+
+class _Stored(NamedTuple):
+    """What a decoder got out of a file."""
+
+    pixels: np.ndarray  # (H, W) or (H, W, C), any type
+    orientation: int  # EXIF, 1 to 8
+    mode: str = ""  # Pillow's, "" where tifffile read it
 
 
 # ---------------------------------------------------------------- which format a file has
@@ -60,9 +75,12 @@ class ImageWarning(UserWarning):
 def _sniff(head: bytes) -> str | None:
     """Format by the first 16 bytes; only these formats' readers ever see the file."""
     starts = {
-        b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP",
+        b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP",
+        b"GIF87a": "GIF", b"GIF89a": "GIF",
         b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     }  # fmt: skip
+    if head[:2] == b"BM" and head[6:10] != bytes(4):  # two letters that many a text begins with
+        return None
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     return next((name for start, name in starts.items() if head.startswith(start)), None)
@@ -70,16 +88,18 @@ def _sniff(head: bytes) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """Yield the open file and its format; its status is asked first, since a FIFO would hang on opening."""
+    """Yield the open file and its format. Its status comes first: opening a FIFO would hang."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise SpatialEmbedError("not_a_file", f"{path}: not a regular file", "name an image file")
-        file = open(path, "rb")
+            raise SpatialEmbedError("not_a_file", f"{path}: no regular file", "name an image file")
+        file = open(path, "rb")  # noqa: SIM115  faults of opening only are caught here
     except FileNotFoundError:
         raise SpatialEmbedError("not_found", f"{path}: no such file", "check the path") from None
-    except OSError as error:
-        raise SpatialEmbedError("unreadable", f"{path}: {error.strerror}", "check permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise SpatialEmbedError(
+            "unreadable", f"{path}: {error}", "check its permissions"
+        ) from error
     with file:
         if status.st_size == 0:
             raise SpatialEmbedError("empty_file", f"{path}: zero bytes", "copy the file again")
@@ -91,8 +111,6 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
                 f"{path}: the content is no PNG, JPEG, TIFF, WebP, BMP or GIF",
                 "convert it to PNG or TIFF",
             )
-        if form == "BMP" and head[6:10] != b"\0\0\0\0":
-            _refuse_damaged(path, form, "reserved header bytes are set")
         _check_suffix(path, form)
         yield file, form
 
@@ -112,18 +130,19 @@ def _warn(message: str) -> None:
 
 def _refuse_damaged(path: Path, form: str, detail: object) -> NoReturn:
     raise SpatialEmbedError(
-        "truncated", f"{path}: {form} cut short or damaged: {detail}", "copy or export the file again"
+        "truncated", f"{path}: {form} cut short or damaged: {detail}", "copy or export it again"
     )
 
 
 def _check_size(path: Path, width: int, height: int, pixel_bytes: int, max_pixels: int) -> None:
-    """Refuse, by the header alone, what would not fit: more pixels, or more bytes than 8-bit RGB of as many."""
+    """Refuse by the header alone: too many pixels, or more bytes than 8-bit RGB of as many."""
     if width < 1 or height < 1:
-        raise SpatialEmbedError("empty_image", f"{path}: {width}x{height} px", "export the file again")
+        raise SpatialEmbedError("empty_image", f"{path}: {width}x{height} px", "export it again")
     if width * height > max_pixels or width * height * pixel_bytes > 3 * max_pixels:
         raise SpatialEmbedError(
             "too_large",
-            f"{path}: {width}x{height} px of {pixel_bytes} bytes, the limit is {max_pixels} px of 3 bytes",
+            f"{path}: {width}x{height} px of {pixel_bytes} bytes, "
+            f"the limit is {max_pixels} px of 3 bytes",
             "cut it into tiles, or raise max_pixels",
             RESOURCE,
         )
@@ -141,18 +160,18 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 }
 
 
-def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> tuple[np.ndarray, int, str]:
-    """Pixels as stored (H, W) or (H, W, C), EXIF orientation, and Pillow's mode.
+def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> _Stored:
+    """Read with the one plugin of this format.
 
-    The plugin is called by itself, as ``Image.open(file, formats=[form])`` would call it, since that
-    only warns from 89 to 179 million pixels and cannot be told to take more.
+    It is called as ``Image.open(file, formats=[form])`` would call it; that itself only warns from
+    89 to 179 million pixels, and takes more only where a global of Pillow is changed.
     """
     try:
         image = _PLUGINS[form](file)
     except _DAMAGED as error:
         _refuse_damaged(path, form, error)
-    raw = image.tile[0][3] if image.tile else ""
-    deep = form == "PNG" and isinstance(raw, str) and raw in ("RGB;16B", "RGBA;16B", "LA;16B")
+    raw = str(image.tile[0][3]) if image.tile else ""
+    deep = form == "PNG" and raw in ("RGB;16B", "RGBA;16B", "LA;16B")
     item = 2 if deep or image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
     _check_size(path, *image.size, len(image.getbands()) * item, max_pixels)
     try:
@@ -167,7 +186,7 @@ def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> tupl
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DAMAGED as error:
         _refuse_damaged(path, form, error)
-    return pixels, orientation if orientation in range(1, 9) else 1, image.mode
+    return _Stored(pixels, orientation if orientation in range(1, 9) else 1, image.mode)
 
 
 def _plain_mode(image: ImageFile.ImageFile) -> Image.Image:
@@ -190,7 +209,7 @@ def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
     if raw == "LA;16B":  # four bytes a pixel, as RGBA has: L high, L low, alpha high, alpha low
         bytes_ = np.asarray(_repeat_png(file, "RGBA", "RGBA"))
         return bytes_[..., 0].astype(np.uint16) << 8 | bytes_[..., 1]
-    mode = raw.split(";")[0]
+    mode = raw.removesuffix(";16B")
     high = np.asarray(_repeat_png(file, mode, f"{mode};16B"))[..., :3]
     low = np.asarray(_repeat_png(file, mode, f"{mode};16L"))[..., :3]
     return high.astype(np.uint16) << 8 | low
@@ -209,15 +228,16 @@ def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageF
 # ---------------------------------------------------------------- TIFF
 
 
-def _read_tiff(path: Path, file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int, str]:
-    """As _read_pillow, mode "" where tifffile read it: it keeps every level, Pillow knows more codecs and colours."""
+def _read_tiff(path: Path, file: BinaryIO, max_pixels: int) -> _Stored:
+    """Read with tifffile, which keeps every level, or Pillow, which has more codecs and colours."""
     try:
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
             # ImageJ writes stacks beyond 4 GB as one page that names the number of images.
             count = max(len(tiff.pages), int((tiff.imagej_metadata or {}).get("images", 1)))
             item = max(1, page.bitspersample // 8)
-            _check_size(path, page.imagewidth, page.imagelength, page.samplesperpixel * item, max_pixels)
+            pixel_bytes = page.samplesperpixel * item
+            _check_size(path, page.imagewidth, page.imagelength, pixel_bytes, max_pixels)
             _check_segments(path, page, os.fstat(file.fileno()).st_size)
             if count > 1 or page.imagedepth > 1:
                 _warn(f"{path}: the first of {max(count, page.imagedepth)} pages was read")
@@ -227,14 +247,13 @@ def _read_tiff(path: Path, file: BinaryIO, max_pixels: int) -> tuple[np.ndarray,
     except _DAMAGED as error:
         _refuse_damaged(path, "TIFF", error)
     if pixels is not None:
-        return pixels, orientation if orientation in range(1, 9) else 1, ""
+        return _Stored(pixels, orientation if orientation in range(1, 9) else 1)
     file.seek(0)
-    pixels, _, mode = _read_pillow(path, file, "TIFF", max_pixels)
-    return pixels, 1, mode  # Pillow turns TIFF upright by itself
+    return _read_pillow(path, file, "TIFF", max_pixels)
 
 
 def _check_segments(path: Path, page: tifffile.TiffPage, size: int) -> None:
-    """Every strip and tile must lie inside the file: tifffile would fill a missing one with zeros."""
+    """Every strip and tile must lie inside the file: tifffile would make a missing one zeros."""
     for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if count == 0 or start + count > size:
             _refuse_damaged(path, "TIFF", f"pixels up to byte {start + count}, the file has {size}")
@@ -250,7 +269,7 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
         if page.bitspersample > 8 and page.samplesperpixel > 1:
             raise SpatialEmbedError(
                 "unsupported_codec",
-                f"{path}: {page.bitspersample}-bit colour TIFF, compressed as {page.compression.name}",
+                f"{path}: {page.bitspersample}-bit colour TIFF with {page.compression.name}",
                 "save it with deflate or without compression, or pip install imagecodecs",
             ) from error
         return None
@@ -274,11 +293,12 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image file: (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32, upright.
 
-    max_pixels limits width x height; an image may also not take more bytes than 8-bit RGB of as many.
+    max_pixels limits width x height; nor may it take more bytes than 8-bit RGB of that many.
     Warns with ImageWarning of a wrong suffix, further frames or pages, and of turning.
 
-    Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image, truncated,
-    empty_image, too_large (exit 5), unsupported_codec, bad_channels, value_range, non_finite.
+    Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image,
+    truncated, empty_image, too_large (exit 5), unsupported_codec, bad_channels, value_range,
+    non_finite.
     """
     pixels, orientation = read_oriented(path, max_pixels=max_pixels)
     if orientation != 1:
@@ -289,19 +309,21 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 def read_oriented(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, int]:
-    """As ``read_image``, and the EXIF orientation (1 to 8) that was undone, without a warning of it."""
+    """As ``read_image``, and the EXIF orientation (1 to 8) that was undone, not warned of."""
     path = Path(path)
-    pixels, orientation, _ = _read(path, max_pixels)
+    stored = _read(path, max_pixels)
+    pixels = stored.pixels
     if pixels.ndim == 3 and pixels.shape[2] != 3:
         raise SpatialEmbedError(
             "bad_channels",
             f"{path}: {pixels.shape[2]} channels",
             "keep one (grey) or three (RGB), and save again",
         )
-    return np.ascontiguousarray(_upright(_plain_type(path, pixels), orientation)), orientation
+    pixels = _upright(_plain_type(path, pixels), stored.orientation)
+    return np.ascontiguousarray(pixels), stored.orientation
 
 
-def _read(path: Path, max_pixels: int) -> tuple[np.ndarray, int, str]:
+def _read(path: Path, max_pixels: int) -> _Stored:
     with _opened(path) as (file, form):
         if form == "TIFF":
             return _read_tiff(path, file, max_pixels)
@@ -321,7 +343,7 @@ def _plain_type(path: Path, pixels: np.ndarray) -> np.ndarray:
             )
         return pixels
     if pixels.dtype.kind not in "iu":
-        raise SpatialEmbedError("value_range", f"{path}: pixels of type {pixels.dtype}", "save as float32")
+        raise SpatialEmbedError("value_range", f"{path}: {pixels.dtype} pixels", "save as float32")
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65535:
         raise SpatialEmbedError(
@@ -333,7 +355,7 @@ def _plain_type(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 with the axes swapped."""
+    """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 axes swapped."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)  # (H, W, ...) -> (W, H, ...)
     if orientation in (2, 3, 6, 7):
@@ -344,12 +366,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a label mask, PNG or TIFF of 1, 8, 16 or 32 bits: (H, W) int32 ids as stored, 0 background.
+    """Read a label mask, PNG or TIFF of 1, 8, 16 or 32 bits: (H, W) int32 ids, 0 background.
 
-    1-bit masks have the id 255. Whole numbers stored as float are taken.
+    The ids are as stored. 1-bit masks have the id 255. Whole numbers stored as float are taken.
 
     Raises SpatialEmbedError as ``read_image`` does, and: label_format (JPEG and other lossy or
-    foreign formats), colour_labels (RGB or palette), label_values (negative, broken, NaN, too large).
+    foreign formats), colour_labels (RGB or palette), label_values (negative, fractions, NaN).
     """
     path = Path(path)
     with _opened(path) as (_, form):
@@ -360,15 +382,16 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
             f"{path}: a mask as {form}, which does not keep ids",
             "save masks as 16-bit PNG or TIFF",
         )
-    pixels, orientation, mode = _read(path, max_pixels)
-    if pixels.ndim != 2:
-        what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
+    stored = _read(path, max_pixels)
+    if stored.pixels.ndim != 2:
+        palette = stored.mode.startswith("P")
+        what = "a palette" if palette else f"{stored.pixels.shape[2]} channels"
         raise SpatialEmbedError(
             "colour_labels",
             f"{path}: a mask with {what}: colours are no ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
-    return np.ascontiguousarray(_upright(_as_ids(path, pixels), orientation))
+    return np.ascontiguousarray(_upright(_as_ids(path, stored.pixels), stored.orientation))
 
 
 def _as_ids(path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -403,8 +426,8 @@ def list_images(
     """Image files of files, folders (with all below) and globs, each with its name for the outputs.
 
     The name is the path below the folder (or below the fixed part of the glob) without suffix, with
-    "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and the
-    folder ``exclude`` (where outputs go) are passed over; a folder's files are chosen by suffix.
+    "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and
+    the folder ``exclude`` (where outputs go) are passed over; folders are searched by suffix.
 
     Raises SpatialEmbedError: not_found, no_images, name_collision, output_in_input.
     """

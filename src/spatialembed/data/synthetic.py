@@ -26,7 +26,7 @@ Kind = Literal["nuclei", "shapes"]
 
 _ANGLES = np.linspace(-math.pi, math.pi, 181)  # (181,)
 _MIN_PIXELS = 24  # less of an object than this in the picture is no fair truth
-_MIN_VISIBLE = 0.88  # part of an outline, of what lies in the picture, that earlier ones may not hide
+_MIN_VISIBLE = 0.88  # part of an outline inside the picture that must not be hidden
 
 
 class _Outline(NamedTuple):
@@ -36,11 +36,20 @@ class _Outline(NamedTuple):
     bite: float = 0.0  # depth of a round bite out of the right side, 0 none: makes it a crescent
 
 
+class _Place(NamedTuple):
+    """Where an outline goes."""
+
+    y: float  # px
+    x: float  # px
+    radius: float  # px
+    turn: float  # direction of the bite, radians
+
+
 class _Layout(NamedTuple):
     """Where the objects lie."""
 
     labels: np.ndarray  # (H, W) int32, 0 background, 1..K
-    level: np.ndarray  # (H, W) float64, 0 in the middle of the pixel's object, 1 at its outline and outside
+    level: np.ndarray  # (H, W) float64, 0 in the middle of an object, 1 at its outline and outside
     radius: np.ndarray  # (K,) px
 
 
@@ -53,7 +62,7 @@ def _outline(radii: np.ndarray, bite: float = 0.0) -> _Outline:
 
 
 def _ellipse(rng: np.random.Generator, elongation: float) -> np.ndarray:
-    """Radii of an ellipse of random axes and direction, longer than wide by up to ``elongation``."""
+    """Radii of an ellipse of any direction, up to ``elongation`` times as long as wide."""
     ratio = math.sqrt(rng.uniform(1, elongation))
     angle = _ANGLES - rng.uniform(0, math.pi)
     return 1 / np.hypot(np.cos(angle) / ratio, np.sin(angle) * ratio)
@@ -70,11 +79,13 @@ def _nucleus(rng: np.random.Generator) -> _Outline:
 
 
 def _polygon(rng: np.random.Generator, corners: int, stretch: float) -> np.ndarray:
-    """Radii of a regular polygon with rounded corners, of random direction, stretched along one axis."""
+    """Radii of a regular polygon with rounded corners, any direction, stretched along one axis."""
     angle = _ANGLES + rng.uniform(0, 2 * math.pi)
     y, x = np.sin(angle) / stretch, np.cos(angle) * stretch
     sides = 2 * math.pi / corners * np.arange(corners)
-    towards = np.maximum(0, np.cos(sides)[:, None] * x + np.sin(sides)[:, None] * y)  # (corners, 181)
+    towards = np.maximum(
+        0, np.cos(sides)[:, None] * x + np.sin(sides)[:, None] * y
+    )  # (corners, 181)
     return 1 / (towards**8).sum(0) ** (1 / 8)
 
 
@@ -93,7 +104,7 @@ def _plain_shape(rng: np.random.Generator) -> _Outline:
 
 
 def _level(outline: _Outline, y: np.ndarray, x: np.ndarray, turn: float) -> np.ndarray:
-    """Of positions in radii: 0 in the middle, 1 on the outline, more outside; same shape as y and x."""
+    """Of positions in radii: 0 in the middle, 1 on the outline, more outside; the shape of y, x."""
     distance, angle = np.hypot(y, x), np.arctan2(y, x)
     level = distance / np.interp(angle, _ANGLES, outline.radii)
     if outline.bite:
@@ -109,45 +120,40 @@ def _scatter(
     rng: np.random.Generator,
     shape: tuple[int, int],
     count: int,
+    *,
     radius: tuple[float, float],
     touching: float,
     draw: Callable[[np.random.Generator], _Outline],
 ) -> _Layout:
-    """Lay down up to ``count`` outlines; ``touching`` is the part that seeks an earlier neighbour."""
+    """Lay down up to ``count`` outlines, the part ``touching`` of them beside an earlier one."""
     labels, level = np.zeros(shape, np.int32), np.ones(shape)
-    centres: list[tuple[float, float, float]] = []  # y, x, radius
+    centres: list[_Place] = []
     for _ in range(20 * count):
         if len(centres) == count:
             break
         size = math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
         y, x = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
         if centres and rng.random() < touching:
-            near_y, near_x, near_size = centres[rng.integers(len(centres))]
-            away, angle = (size + near_size) * rng.uniform(0.9, 1.05), rng.uniform(0, 2 * math.pi)
-            y, x = near_y + away * math.sin(angle), near_x + away * math.cos(angle)
-        if _lay(rng, labels, level, len(centres) + 1, (y, x, size), draw(rng)):
-            centres.append((y, x, size))
-    return _Layout(labels, level, np.array([size for _, _, size in centres]))
+            near = centres[rng.integers(len(centres))]
+            away, angle = (size + near.radius) * rng.uniform(0.9, 1.05), rng.uniform(0, 2 * math.pi)
+            y, x = near.y + away * math.sin(angle), near.x + away * math.cos(angle)
+        place = _Place(y, x, size, turn=rng.uniform(0, 2 * math.pi))
+        if _lay(labels, level, len(centres) + 1, place, draw(rng)):
+            centres.append(place)
+    return _Layout(labels, level, np.array([place.radius for place in centres]))
 
 
-def _lay(
-    rng: np.random.Generator,
-    labels: np.ndarray,
-    level: np.ndarray,
-    new: int,
-    place: tuple[float, float, float],
-    outline: _Outline,
-) -> bool:
-    """Draw one outline as id ``new`` where pixels are free; False, and nothing drawn, if too few are."""
-    y, x, size = place
-    reach = 2 * size  # no outline goes farther
-    rows = slice(max(0, int(y - reach)), max(0, int(y + reach) + 1))
-    columns = slice(max(0, int(x - reach)), max(0, int(x + reach) + 1))
+def _lay(labels: np.ndarray, level: np.ndarray, new: int, place: _Place, outline: _Outline) -> bool:
+    """Draw one outline as id ``new`` where pixels are free; if too few are, draw nothing: False."""
+    reach = 2 * place.radius  # no outline goes farther
+    rows = slice(max(0, int(place.y - reach)), max(0, int(place.y + reach) + 1))
+    columns = slice(max(0, int(place.x - reach)), max(0, int(place.x + reach) + 1))
     there = labels[rows, columns]  # (h, w)
     if not there.size:
         return False
-    yy, xx = np.mgrid[rows.start : rows.start + there.shape[0], columns.start : columns.start + there.shape[1]]
-    its = _level(outline, (yy - y) / size, (xx - x) / size, rng.uniform(0, 2 * math.pi))
+    y = (np.arange(there.shape[0])[:, None] + rows.start - place.y) / place.radius  # (h, 1)
+    x = (np.arange(there.shape[1]) + columns.start - place.x) / place.radius  # (w,)
+    its = _level(outline, y, x, place.turn)  # (h, w)
     inside = its <= 1
     free = _largest_part(inside & (there == 0))
     visible = int(free.sum())
@@ -178,7 +184,7 @@ def _cloud(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> np
 
 
 def _slope(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """A plane (H, W) through 0 in the middle that rises by 1 across the picture in a random direction."""
+    """A plane (H, W), 0 in the middle, that rises by 1 across the picture in a random direction."""
     y, x = np.mgrid[-0.5 : 0.5 : shape[0] * 1j, -0.5 : 0.5 : shape[1] * 1j]
     angle = rng.uniform(0, 2 * math.pi)
     return math.sin(angle) * y + math.cos(angle) * x
@@ -213,13 +219,20 @@ def nuclei_field(height: int, width: int, *, seed: Seed, count: int | None = Non
     radius = math.exp(rng.uniform(math.log(6), math.log(20)))
     if count is None:
         count = max(1, round(rng.uniform(0.12, 0.4) * height * width / (math.pi * radius**2)))
-    layout = _scatter(rng, shape, count, (0.8 * radius, 1.3 * radius), rng.uniform(0.2, 0.7), _nucleus)
+    layout = _scatter(
+        rng,
+        shape,
+        count,
+        radius=(0.8 * radius, 1.3 * radius),
+        touching=rng.uniform(0.2, 0.7),
+        draw=_nucleus,
+    )
     light = _nuclear_light(rng, layout, radius)
     return _sample(_through_microscope(rng, light, radius), layout, "nuclei")
 
 
 def _nuclear_light(rng: np.random.Generator, layout: _Layout, radius: float) -> np.ndarray:
-    """What the stain gives off, (H, W), about 1 on a nucleus: own brightness, chromatin, dark nucleoli."""
+    """What the stain gives off, (H, W), about 1 on a nucleus: brightness, chromatin, nucleoli."""
     shape, count = layout.labels.shape, len(layout.radius)
     brightness = np.exp(rng.normal(0, rng.uniform(0.1, 0.4), count))
     chromatin = 1 + rng.uniform(0.05, 0.2) * _cloud(rng, shape, max(1.5, radius / 4))
@@ -234,7 +247,9 @@ def _through_microscope(rng: np.random.Generator, light: np.ndarray, radius: flo
     shape = (light.shape[0], light.shape[1])
     focus = ndimage.gaussian_filter(light, rng.uniform(0.6, 1.1))
     haze = ndimage.gaussian_filter(light, 1.5 * radius) * rng.uniform(0.03, 0.15)
-    ground = rng.uniform(0.02, 0.12) * (1 + 0.5 * _slope(rng, shape) + 0.15 * _cloud(rng, shape, 60))
+    ground = rng.uniform(0.02, 0.12) * (
+        1 + 0.5 * _slope(rng, shape) + 0.15 * _cloud(rng, shape, 60)
+    )
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     lamp = 1 - rng.uniform(0, 0.2) * (y**2 + x**2)
     photons = rng.uniform(150, 1500)
@@ -244,24 +259,32 @@ def _through_microscope(rng: np.random.Generator, light: np.ndarray, radius: flo
 
 
 def shapes_scene(height: int, width: int, *, seed: Seed, count: int | None = None) -> Sample:
-    """Discs, ellipses, rectangles, triangles and crescents, many touching: (height, width) uint8 and truth.
+    """Plain shapes, many touching, as a grey photograph: image (height, width) uint8 and its truth.
 
-    They stand out from a light or dark, uneven, grainy ground by brightness, relief, rim and shadow,
-    in a measure drawn for each scene. count is an upper bound as in ``nuclei_field``.
+    Discs, ellipses, rectangles, triangles and crescents. They stand out from a
+    light or dark, uneven, grainy ground by brightness, relief, rim and shadow, in a measure drawn
+    for each scene. count is an upper bound as in ``nuclei_field``.
     """
     rng = np.random.default_rng(seed)
     shape = (height, width)
     radius = math.exp(rng.uniform(math.log(9), math.log(24)))
     if count is None:
         count = max(1, round(rng.uniform(0.2, 0.5) * height * width / (math.pi * radius**2)))
-    layout = _scatter(rng, shape, count, (0.7 * radius, 1.4 * radius), rng.uniform(0.2, 0.8), _plain_shape)
+    layout = _scatter(
+        rng,
+        shape,
+        count,
+        radius=(0.7 * radius, 1.4 * radius),
+        touching=rng.uniform(0.2, 0.8),
+        draw=_plain_shape,
+    )
     image = _reflected(rng, layout, radius) * _lit(rng, layout, radius)
     image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.9))
     return _sample(image + rng.normal(0, rng.uniform(0.005, 0.04), shape), layout, "shapes")
 
 
 def _reflected(rng: np.random.Generator, layout: _Layout, radius: float) -> np.ndarray:
-    """How much light ground and objects send back, (H, W) in (0, 1): uneven ground, objects of one kind."""
+    """Light sent back, (H, W), about 0 to 1: uneven ground, objects all lighter or all darker."""
     shape, count = layout.labels.shape, len(layout.radius)
     contrast, spread = rng.uniform(0.15, 0.5), rng.uniform(0.01, 0.08)
     bright = rng.random() < 0.65
@@ -273,11 +296,13 @@ def _reflected(rng: np.random.Generator, layout: _Layout, radius: float) -> np.n
         + rng.uniform(0, 0.12) * _cloud(rng, shape, 3 * radius)
         + rng.uniform(0, 0.08) * _cloud(rng, shape, rng.uniform(1, 4))
     )
-    return np.where(layout.labels > 0, _per_object(layout, np.clip(body, 0.06, 0.95)), floor)
+    stains = 1 + rng.uniform(0, 0.15) * _cloud(rng, shape, 0.5 * radius)
+    objects = _per_object(layout, np.clip(body, 0.06, 0.95)) * stains
+    return np.where(layout.labels > 0, objects, floor)
 
 
 def _lit(rng: np.random.Generator, layout: _Layout, radius: float) -> np.ndarray:
-    """Light that arrives, (H, W) about 1: lamp to one side, relief and rim of the objects, their shadow."""
+    """Light that arrives, (H, W) about 1: a lamp to one side, relief and rims, cast shadows."""
     shape, inside = layout.labels.shape, layout.labels > 0
     grain = radius * math.exp(rng.uniform(math.log(0.12), math.log(0.5)))
     texture = _cloud(rng, shape, grain) + 0.5 * _cloud(rng, shape, max(1.0, grain / 3))
@@ -298,7 +323,7 @@ def _lit(rng: np.random.Generator, layout: _Layout, radius: float) -> np.ndarray
 class SyntheticDataset:
     """Generated pictures as a data set: image ``i`` follows from (seed, i) alone.
 
-    size is the side of square pictures or (height, width), px.
+    kind: "nuclei" or "shapes". size: side of square pictures or (height, width), px.
     """
 
     class_names: tuple[str, ...] = ("object",)
@@ -326,12 +351,14 @@ class Images(Protocol):
 
 
 def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> None:
-    """Write images/NAME.png and masks/NAME.png (16-bit ids) into ``out``, as ``open_folder`` reads them.
+    """Write ``out``/images/NAME.png and masks/NAME.png (16-bit ids), as ``open_folder`` reads them.
 
-    Raises SpatialEmbedError: disk_full (exit 5), label_values for more than 65,535 objects.
+    Raises SpatialEmbedError: disk_full (exit 5).
     """
     out = Path(out)
     for i in track(range(len(dataset)), "generating", disable=not progress):
         sample = dataset[i]
         write_png(out / "images" / f"{sample.name}.png", sample.image)
-        write_png(out / "masks" / f"{sample.name}.png", sample.target.labels.numpy().astype(np.uint16))
+        write_png(
+            out / "masks" / f"{sample.name}.png", sample.target.labels.numpy().astype(np.uint16)
+        )
