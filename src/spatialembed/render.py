@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from spatialembed.labels import relabel
 from spatialembed.types import UNIT
 
 VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
@@ -114,15 +115,14 @@ def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 # --- instances ------------------------------------------------------------------------------
 
 
-def _neighbours(labels: np.ndarray) -> np.ndarray:
-    """Pairs (P, 2) of distinct labels that touch or lie near each other, each pair once, a < b.
+def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (P, 2) of labels that touch or lie near each other, sorted, and their distance (P,).
 
     Looked for at distances 1, 2, 4, ... px; coarser samples serve the longer ones, so that the
-    work stays in proportion to the pixels.
+    work stays in proportion to the pixels. Each pair stands there both ways round.
     """
-    found = [np.empty(0, np.int64)]
-    reach = max(labels.shape) // 12
-    for distance in (2**i for i in range(max(1, reach.bit_length()))):
+    codes, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for distance in (2**i for i in range(max(1, (max(labels.shape) // 12).bit_length()))):
         step = max(1, distance // 2)
         coarse = labels[::step, ::step].astype(np.int64)
         hop = distance // step
@@ -132,43 +132,40 @@ def _neighbours(labels: np.ndarray) -> np.ndarray:
             (coarse[hop:, hop:], coarse[:-hop, :-hop]),
             (coarse[hop:, :-hop], coarse[:-hop, hop:]),
         ):
-            pairs = (np.minimum(a, b) << 32 | np.maximum(a, b))[(a != b) & (a > 0) & (b > 0)]
-            found.append(np.unique(pairs))
-    codes = np.unique(np.concatenate(found))
-    return np.stack((codes >> 32, codes & 0xFFFFFFFF), axis=1)
+            apart = (a != b) & (a > 0) & (b > 0)
+            codes += [np.unique(a[apart] << 32 | b[apart]), np.unique(b[apart] << 32 | a[apart])]
+            distances += [np.full(len(code), distance) for code in codes[-2:]]
+    pairs, first = np.unique(np.concatenate(codes), return_index=True)
+    return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1), np.concatenate(distances)[first]
 
 
 def _colour_indices(labels: np.ndarray, count: int) -> np.ndarray:
     """Palette index (count + 1,) of each label: the colour least like those of its neighbours."""
     position = _palette()[1]
     distance = np.linalg.norm(position[:, None] - position, axis=-1)
-    likeness = np.exp(-((distance / 0.12) ** 2))
+    likeness = np.exp(-((distance / 0.12) ** 2)) + 20 * np.eye(len(position))
     likeness = np.concatenate((likeness, np.zeros((1, len(position)))))  # last row: no colour yet
-    pairs = _neighbours(labels)
-    both = np.concatenate((pairs, pairs[:, ::-1]))
-    both = both[np.argsort(both[:, 0], kind="stable")]
-    start = np.searchsorted(both[:, 0], np.arange(count + 2))
+    pairs, distances = _neighbours(labels)
+    weights = 1 / distances**2
+    ends = np.searchsorted(pairs[:, 0], np.arange(count + 2))
     colours = np.full(count + 1, len(position))
     for label in range(1, count + 1):
-        near = colours[both[start[label] : start[label + 1], 1]]
-        cost = likeness[near].sum(axis=0)
+        mine = slice(ends[label], ends[label + 1])
+        cost = weights[mine] @ likeness[colours[pairs[mine, 1]]]
         cost[label * 7 % len(position)] -= 1e-3  # ties: walk through the palette
         colours[label] = cost.argmin()
     return colours
 
 
 def label_colours(labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Labels renumbered 0..N (H, W), and the colour (N + 1, 3) uint8 of each; 0 is black.
+    """Labels numbered 1..N without gaps (H, W) int32, and the colour of each (N + 1, 3) uint8.
 
-    labels: (H, W) integer, 0 background, any ids. The same labels give the same colours.
+    labels: (H, W) integer, 0 background, any ids. Background is black. The same labels give the
+    same colours. Raises SpatialEmbedError ``bad_labels``.
     """
-    labels = np.asarray(labels)
-    count = int(labels.max(initial=0))
-    if count > labels.size:  # sparse ids of someone's masks: a table by id would not fit
-        ids, dense = np.unique(np.append(labels, 0), return_inverse=True)
-        labels, count = dense[:-1].reshape(labels.shape), len(ids) - 1
+    dense, ids = relabel(labels)
     colours = np.concatenate((_palette()[0], np.zeros((1, 3), np.uint8)))
-    return labels, colours[_colour_indices(labels, count)]
+    return dense, colours[_colour_indices(dense, len(ids))]
 
 
 def colour_labels(labels: Any) -> np.ndarray:
