@@ -131,12 +131,12 @@ def convert(file: str | Path, out: str | Path) -> Path:
     and shape must be ours, but for ``encoder.output_conv``, which no result depends on. The
     released grid step is 1 / 1023, 0.1 % off ours, which is left as it is.
 
-    Raises SpatialEmbedError ``no_file`` (exit 3) or ``bad_checkpoint`` (exit 4).
+    Raises SpatialEmbedError ``not_found`` (exit 3) or ``bad_checkpoint`` (exit 4).
     """
     file = Path(file)
     if not file.is_file():
         raise SpatialEmbedError(
-            "no_file", f"{file}: there is no such file", "check the path", INPUT
+            "not_found", f"{file}: there is no such file", "check the path", INPUT
         )
     state = _released_state(_load_weights_only(file), file)
     net = _fitting_net(state, file)
@@ -175,16 +175,16 @@ def _facts(net: SpatialEmbeddingNet, info: ModelInfo, sha256: str) -> dict[str, 
         "normalization": asdict(info.normalization),
         "scale": info.scale,
         "thresholds": asdict(info.thresholds),
-        "training": _plain(info.training),
+        "training": info.training,
         "weights_sha256": sha256,
     }
     if info.elliptical != net.elliptical:
         raise _bad("ModelInfo", f"elliptical is {info.elliptical}, the network's {net.elliptical}")
-    return json.loads(json.dumps(facts))  # tuples become the lists that a reader gets
+    return _plain(facts)
 
 
 def _plain(value: Any) -> Any:
-    """JSON of nested training facts: numpy scalars as numbers, NaN and infinity as null."""
+    """What a reader of the JSON gets: numpy scalars as numbers, tuples as lists, NaN as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -442,8 +442,9 @@ def _load_weights_only(file: Path) -> Any:
     """Contents of a file by torch's restricted unpickler, numpy objects as placeholders."""
     stand_ins: list[Any] = [(_Discarded, name) for name in _NUMPY_NAMES]
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # Opened here: given a path, torch picks a reader by its suffix.
+        with file.open("rb") as stream, torch.serialization.safe_globals(stand_ins):
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError,
         AttributeError, IndexError, AssertionError, UnicodeError, MemoryError,

@@ -1,0 +1,348 @@
+"""Any image to instances: ``load`` a model, call it; or many images, or folders of them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatialembed import checkpoint
+from spatialembed.checkpoint import ModelInfo
+from spatialembed.cluster import ClusterOptions, cluster
+from spatialembed.data import images as reader
+from spatialembed.engine import (
+    TorchEngine,
+    average_over_turns,
+    resolve_device,
+    resolve_precision,
+)
+from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.transforms import normalize, to_tensor
+from spatialembed.types import Embeddings, Instances, Normalization
+
+ENGINES = ("auto", "torch")
+BATCH_PIXELS = 1 << 24
+"""A batch holds no more pixels than this (eight Cityscapes images), whatever was asked for."""
+
+
+class Outcome(NamedTuple):
+    """What became of one image of many: ``instances``, or the ``error`` that it met."""
+
+    source: Any  # as it was given
+    pixels: np.ndarray | None  # as it was read, (H, W) or (H, W, 3); None if it could not be
+    instances: Instances | None
+    error: SpatialEmbedError | None
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Predictor:
+    """A model ready to predict.
+
+    model: a bundled name ("nuclei"), a model folder, or a file inside one. device: "auto" takes
+    CUDA, else Apple MPS, else the CPU. engine: "auto" or "torch". precision: of the convolutions,
+    "float32", "bfloat16", or "auto": bfloat16 where the device computes in it. threads: of torch
+    on the CPU, for the whole process; None leaves them.
+
+    Raises SpatialEmbedError: of ``checkpoint.load`` (exit 4); ``unknown_engine``,
+    ``unknown_device``, ``no_device``, ``unknown_precision``, ``bad_threads`` (exit 2).
+    """
+    if engine not in ENGINES:
+        raise SpatialEmbedError(
+            "unknown_engine", f"{engine!r} is no engine", f"use {' or '.join(ENGINES)}", USAGE
+        )
+    if threads is not None:
+        if threads < 1:
+            raise SpatialEmbedError("bad_threads", f"threads is {threads}", "give 1 or more", USAGE)
+        torch.set_num_threads(threads)
+    where = resolve_device(device)
+    how = resolve_precision(precision, where)
+    net, info = checkpoint.load(model)
+    return Predictor(TorchEngine(net, device=where, precision=how, scale=info.scale), info)
+
+
+class Predictor:
+    """A model that turns images into instances.
+
+    An image is a path, a PIL image, or an array (H, W) or (H, W, 3), RGB, uint8, uint16 or float.
+    Floats lie in [0, 1], unless the model normalises by percentiles: then any finite one will do.
+
+    The thresholds (foreground, start, membership, min_pixels, min_free, max_instances) are those of
+    ``ClusterOptions``; None stands for what the model says, ``settings``.
+    """
+
+    def __init__(self, engine: TorchEngine, info: ModelInfo) -> None:
+        self.engine = engine
+        self.info = info
+        self.settings = info.thresholds
+        self.device = engine.device
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        augment: bool = False,
+        foreground: float | None = None,
+        start: float | None = None,
+        membership: float | None = None,
+        min_pixels: int | None = None,
+        min_free: float | None = None,
+        max_instances: int | None = None,
+    ) -> Instances:
+        """Instances of one image, numpy, labels of the image's size (H, W).
+
+        augment: average the maps over the 8 turns and flips, at 8 times the cost.
+
+        Raises SpatialEmbedError: of ``read_image`` for a path; ``bad_image``, ``bad_channels``,
+        ``bad_dtype``, ``empty_image``, ``non_finite``, ``value_range`` (exit 3), ``bad_setting``
+        (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory`` (exit 5).
+        """
+        options = self.options(
+            foreground=foreground,
+            start=start,
+            membership=membership,
+            min_pixels=min_pixels,
+            min_free=min_free,
+            max_instances=max_instances,
+        )
+        maps = self.embeddings(image, augment=augment)
+        return cluster(maps, options, self.info.class_names)[0].numpy()
+
+    def map(
+        self,
+        images: Iterable[Any],
+        *,
+        batch: int = 8,
+        augment: bool = False,
+        foreground: float | None = None,
+        start: float | None = None,
+        membership: float | None = None,
+        min_pixels: int | None = None,
+        min_free: float | None = None,
+        max_instances: int | None = None,
+    ) -> Iterator[Instances]:
+        """Instances of many images, in order, each as a call gives them.
+
+        The next images are read while one is worked on; neighbours of one size share a batch.
+        Raises, at its turn, what the call would raise; see ``outcomes`` to go on after that.
+        """
+        options = self.options(
+            foreground=foreground,
+            start=start,
+            membership=membership,
+            min_pixels=min_pixels,
+            min_free=min_free,
+            max_instances=max_instances,
+        )
+        return _raising(self.outcomes(images, batch=batch, augment=augment, options=options))
+
+    def outcomes(
+        self,
+        images: Iterable[Any],
+        *,
+        batch: int = 8,
+        augment: bool = False,
+        options: ClusterOptions | None = None,
+    ) -> Iterator[Outcome]:
+        """As ``map``, but an image that fails gives its error in its place and the rest goes on."""
+        if batch < 1:
+            raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
+        return self._outcomes(images, batch, augment, options or self.settings)
+
+    def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
+        """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to its size."""
+        return self._maps(self._prepare(read_pixels(image))[None], augment)
+
+    def options(
+        self,
+        *,
+        foreground: float | None = None,
+        start: float | None = None,
+        membership: float | None = None,
+        min_pixels: int | None = None,
+        min_free: float | None = None,
+        max_instances: int | None = None,
+    ) -> ClusterOptions:
+        """The model's thresholds with those replaced that are not None."""
+        given: dict[str, Any] = {
+            "foreground": foreground,
+            "start": start,
+            "membership": membership,
+            "min_pixels": min_pixels,
+            "min_free": min_free,
+            "max_instances": max_instances,
+        }
+        return replace(self.settings, **{k: v for k, v in given.items() if v is not None})
+
+    def _outcomes(
+        self, images: Iterable[Any], batch: int, augment: bool, options: ClusterOptions
+    ) -> Iterator[Outcome]:
+        for items in _batches(_read_ahead(self._item, images, batch + 1), batch):
+            yield from self._solve(items, augment, options)
+
+    def _item(self, source: Any) -> _Item:
+        """Read and normalise one image; runs in the reading thread."""
+        pixels = None
+        try:
+            pixels = read_pixels(source)
+            return _Item(source, pixels, self._prepare(pixels), None)
+        except SpatialEmbedError as error:
+            return _Item(source, pixels, None, error)
+        except MemoryError:
+            what, remedy = "no memory left to read an image", "use a smaller image"
+            return _Item(
+                source, None, None, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
+            )
+
+    def _solve(self, items: list[_Item], augment: bool, options: ClusterOptions) -> list[Outcome]:
+        """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
+        first = items[0]
+        if first.error is not None:
+            return [Outcome(first.source, first.pixels, None, first.error)]
+        try:
+            maps = self._maps(
+                torch.stack([item.image for item in items if item.image is not None]), augment
+            )
+            found = cluster(maps, options, self.info.class_names)
+        except SpatialEmbedError as error:
+            if len(items) == 1:
+                return [Outcome(first.source, first.pixels, None, error)]
+            return [self._solve([item], augment, options)[0] for item in items]
+        return [
+            Outcome(item.source, item.pixels, instances.numpy(), None)
+            for item, instances in zip(items, found, strict=True)
+        ]
+
+    def _prepare(self, pixels: np.ndarray) -> Tensor:
+        """Network input (3, H, W) float32 of an image as read."""
+        _check_range(pixels, self.info.normalization)
+        return normalize(to_tensor(pixels), self.info.normalization)
+
+    def _maps(self, images: Tensor, augment: bool) -> Embeddings:
+        """images (B, 3, H, W) float32 -> Embeddings (B, ., H, W)."""
+        return average_over_turns(self.engine, images) if augment else self.engine(images)
+
+
+class _Item(NamedTuple):
+    """An image on its way: ready for the network, or with the error it met."""
+
+    source: Any
+    pixels: np.ndarray | None
+    image: Tensor | None  # (3, H, W) float32 normalised
+    error: SpatialEmbedError | None
+
+
+def _raising(outcomes: Iterator[Outcome]) -> Iterator[Instances]:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.instances is not None
+        yield outcome.instances
+
+
+def _read_ahead(read: Callable[[Any], _Item], images: Iterable[Any], most: int) -> Iterator[_Item]:
+    """``read(image)`` of each image in order, up to ``most`` of them ahead, in a thread."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        pending: deque[Future[_Item]] = deque()
+        try:
+            for image in images:
+                pending.append(pool.submit(read, image))
+                if len(pending) > most:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # the caller may have stopped early
+            for future in pending:
+                future.cancel()
+
+
+def _batches(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
+    """Runs of neighbours of one size, at most ``most`` and BATCH_PIXELS; a failed item is alone."""
+    run: list[_Item] = []
+    for item in items:
+        if run and not (len(run) < most and _fits(item, run)):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _fits(item: _Item, run: list[_Item]) -> bool:
+    image, other = item.image, run[0].image
+    if image is None or other is None or image.shape != other.shape:
+        return False
+    return (len(run) + 1) * image.shape[1] * image.shape[2] <= BATCH_PIXELS
+
+
+# From whatever is given to pixels
+
+
+def read_pixels(image: Any) -> np.ndarray:
+    """Pixels of a path, PIL image or array, (H, W) or (H, W, 3), uint8, uint16 or float32.
+
+    Files and PIL images go by the rules of ``data.images``. What an array's axes mean is never
+    guessed from its numbers. Raises as ``Predictor.__call__`` does.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return reader.read_image(image)
+    if hasattr(image, "getbands"):  # a PIL image, without importing PIL
+        upright = reader._upright(
+            np.asarray(reader._plain_mode(image)), image.getexif().get(0x0112, 1)
+        )
+        return reader._plain_type(Path("PIL image"), np.ascontiguousarray(upright))
+    if isinstance(image, np.ndarray):
+        return _checked(image)
+    raise SpatialEmbedError(
+        "bad_image",
+        f"a {type(image).__name__} is no image",
+        "give a path, a PIL image or a numpy array",
+    )
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    """An array that is an image, floats as float32."""
+    if array.ndim not in (2, 3):
+        shape = f"an array of shape {array.shape}"
+        raise SpatialEmbedError("bad_image", shape, "give (H, W) or (H, W, 3), one image a call")
+    if array.ndim == 3 and array.shape[2] != 3:
+        raise SpatialEmbedError(
+            "bad_channels",
+            f"an array of shape {array.shape} has {array.shape[2]} channels on its last axis",
+            "give (H, W) for grey or (H, W, 3) for RGB",
+        )
+    if array.size == 0:
+        raise SpatialEmbedError("empty_image", f"an array of shape {array.shape}", "give pixels")
+    if array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16):
+        raise SpatialEmbedError(
+            "bad_dtype",
+            f"an array of {array.dtype}, which has no stated range",
+            "give uint8, uint16, or floats in [0, 1]",
+        )
+    return reader._plain_type(Path("array"), np.ascontiguousarray(array))
+
+
+def _check_range(pixels: np.ndarray, how: Normalization) -> None:
+    """Floats have no range of their own: without percentiles they must come in [0, 1]."""
+    if pixels.dtype.kind != "f" or how.kind == "percentile":
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise SpatialEmbedError(
+            "value_range",
+            f"float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
+            "divide them by their largest possible value",
+        )

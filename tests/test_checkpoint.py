@@ -1,0 +1,596 @@
+"""Model files: what is saved is loaded, a stopped save loses nothing, damage is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from spatialembed import checkpoint, files
+from spatialembed.checkpoint import ModelInfo, convert, load, save
+from spatialembed.cluster import ClusterOptions
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.predict import load as load_predictor
+from spatialembed.types import Normalization
+
+INFO = ModelInfo(
+    class_names=("round", "eckig ü"),
+    elliptical=True,
+    normalization=Normalization("fixed", mean=(0.1, 0.2, 0.3)),
+    thresholds=ClusterOptions(start=0.8, min_pixels=12, max_instances=7),
+    scale=1.5,
+    training={"licence": "CC0", "hours": 0.5, "figure": {"ap": [0.7, 0.8]}},
+)
+
+
+def new_net(seed: int = 0, classes: int = 2, elliptical: bool = True) -> SpatialEmbeddingNet:
+    """A network whose every parameter and buffer is random."""
+    torch.manual_seed(seed)
+    net = SpatialEmbeddingNet(classes, elliptical)
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.01, 0.2)
+    return net
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("models") / "shapes", new_net(), INFO)
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def refused(code: str, action: Callable[[], Any]) -> str:
+    with pytest.raises(SpatialEmbedError) as caught:
+        action()
+    assert (caught.value.code, caught.value.exit_code) == (code, 4)
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+def edit(model: Path, **changes: Any) -> None:
+    facts = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(facts | changes))
+
+
+def rehash(model: Path) -> None:
+    """As a forger would: the hash of the weights as they are now."""
+    edit(
+        model, weights_sha256=hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    )
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# What is saved is loaded
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors", "model.json"])
+def test_round_trip(saved: Path, inside: str) -> None:
+    net, info = load(saved / inside)
+    assert info == INFO
+    assert same_weights(net, new_net())
+    assert not net.training
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in net.parameters())
+    assert sorted(path.name for path in saved.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_load_draws_no_random_numbers(saved: Path) -> None:
+    torch.manual_seed(3)
+    load(saved)
+    after = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_half_keeps_what_float16_would_lose(tmp_path: Path) -> None:
+    net = new_net()
+    net.encoder.initial_block.bn.running_var[:] = 1e-9  # 0 in float16
+    net.encoder.initial_block.bn.running_mean[:] = 1e6  # infinite in float16
+    with torch.no_grad():
+        net.encoder.initial_block.conv.weight[:] = 1e5  # a kernel beyond float16
+    whole = save(tmp_path / "whole", net, INFO)
+    half = save(tmp_path / "half", net, INFO, half=True)
+    assert (half / "model.safetensors").stat().st_size < 0.52 * (
+        whole / "model.safetensors"
+    ).stat().st_size
+    ours, theirs = net.state_dict(), load(half)[0].state_dict()
+    for name, tensor in ours.items():
+        if tensor.dim() < 2 or name == "encoder.initial_block.conv.weight":
+            assert torch.equal(tensor, theirs[name]), name
+        else:
+            torch.testing.assert_close(theirs[name], tensor, rtol=2**-11, atol=0, msg=name)
+
+
+def test_training_facts_become_json(tmp_path: Path) -> None:
+    facts = {"ap": np.float32(0.5), "undefined": float("nan"), "sizes": (1, np.int64(2)), 3: None}
+    folder = save(tmp_path / "m", new_net(), replace(INFO, training=facts))
+    assert load(folder)[1].training == {"ap": 0.5, "undefined": None, "sizes": [1, 2], "3": None}
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        replace(INFO, class_names=("one",)),
+        replace(INFO, elliptical=False),
+        replace(INFO, class_names=("a", "a")),
+        replace(INFO, class_names=("a", "\x1b[2Jb")),
+        replace(INFO, scale=0.0),
+    ],
+    ids=["classes", "elliptical", "twice", "control characters", "scale"],
+)
+def test_save_writes_nothing_that_would_not_load(tmp_path: Path, info: ModelInfo) -> None:
+    refused("bad_model", lambda: save(tmp_path / "m", new_net(), info))
+    assert not (tmp_path / "m").exists()
+
+
+# A save that is stopped
+
+
+class Stopped(BaseException):
+    """A kill: nothing may catch it."""
+
+
+def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise ``Stopped`` before that flush or rename, the acts that change what a reader sees."""
+    done = iter(range(1000))
+
+    def counted(act: Callable[..., None]) -> Callable[..., None]:
+        def acting(*arguments: Any) -> None:
+            if next(done) == step:
+                raise Stopped
+            act(*arguments)
+
+        return acting
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(files, "_flush", counted(files._flush))
+
+
+STEPS = 7  # two atomic writes of flush, rename, flush; one rename
+
+
+@pytest.mark.parametrize("second", [None, 3, 5], ids=lambda s: f"then at {s}")
+@pytest.mark.parametrize("first", [pytest.param(i, id=f"CKP-01 step {i}") for i in range(STEPS)])
+def test_stopped_save_leaves_a_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int | None
+) -> None:
+    """Stopped before any step, and once more in the save after it: the old model or the new one."""
+    nets = [new_net(0), new_net(1), new_net(2)]
+    infos = [INFO, replace(INFO, scale=2.0), replace(INFO, scale=3.0)]
+    last = 0
+    for i, step in ((1, first), (2, second)):
+        if step is None:
+            continue
+        with monkeypatch.context() as patch:
+            stop_before(step, patch)
+            with pytest.raises(Stopped):
+                save(model, nets[i], infos[i])
+        net, info = load(model)
+        k = infos.index(info)
+        assert k in (last, i)
+        assert same_weights(net, nets[k])
+        last = k
+    save(model, nets[1], infos[1])
+    assert load(model)[1] == infos[1]
+    assert not (model / "model.pending.json").exists()
+
+
+def test_steps_are_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above stops before each step there is, and the last one is no step."""
+    stop_before(STEPS, monkeypatch)
+    save(model, new_net(1), INFO)
+
+
+def test_disk_full_keeps_the_old_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(SpatialEmbedError) as caught:
+            save(model, new_net(1), replace(INFO, scale=2.0))
+    assert (caught.value.code, caught.value.exit_code) == ("disk_full", 5)
+    assert load(model)[1] == INFO
+
+
+# What is refused
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda b: b"", id="CKP-02 zero bytes"),
+        pytest.param(lambda b: b[:-1], id="CKP-02 a byte short"),
+        pytest.param(lambda b: b[: len(b) // 2], id="CKP-02 half"),
+        pytest.param(lambda b: flip(b, 8 * 4), id="CKP-02 flipped near the start"),
+        pytest.param(lambda b: b"\0" * len(b), id="CKP-02 zeros"),
+        pytest.param(lambda b: b * 2, id="CKP-02 twice"),
+    ],
+)
+def test_damaged_files(model: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    file = model / name
+    data = file.read_bytes().rstrip()
+    file.write_bytes(damage(data))
+    assert str(model) in refused("bad_model", lambda: load(model))
+
+
+@pytest.mark.parametrize("at", [8, 1000, -1])
+def test_any_flipped_bit_of_the_weights(model: Path, at: int) -> None:
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(flip(data, 8 * (at % len(data))))
+    assert "SHA-256" in refused("bad_model", lambda: load(model))
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, 5000])
+def test_damage_behind_a_true_hash(model: Path, cut: int) -> None:
+    """Whoever made the damage may have made the hash: the parser is no door either."""
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut] + b"x")
+    rehash(model)
+    refused("bad_model", lambda: load(model))
+
+
+@pytest.mark.parametrize(
+    ("classes", "elliptical"),
+    [
+        pytest.param(3, True, id="CKP-04 classes"),
+        pytest.param(2, False, id="CKP-04 network"),
+    ],
+)
+def test_weights_of_another_network(model: Path, classes: int, elliptical: bool) -> None:
+    state = new_net(0, classes, elliptical).state_dict()
+    safetensors.torch.save_file(state, model / "model.safetensors")
+    rehash(model)
+    message = refused("model_mismatch", lambda: load(model))
+    assert "output_conv.weight is (16, 3, 2, 2), expected (16, " in message
+
+
+def test_missing_and_foreign_tensors(model: Path) -> None:
+    state = new_net().state_dict()
+    state["stranger"] = state.pop("encoder.initial_block.conv.bias")
+    safetensors.torch.save_file(state, model / "model.safetensors")
+    rehash(model)
+    message = refused("model_mismatch", lambda: load(model))
+    assert "encoder.initial_block.conv.bias is missing; stranger is not known" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    "buffer",
+    [pytest.param("bias", id="CKP-05 weight"), pytest.param("running_var", id="CKP-05 statistics")],
+)
+def test_weights_that_are_not_finite(model: Path, value: float, buffer: str) -> None:
+    net = new_net()
+    name = f"encoder.layers.3.bn1.{buffer}"
+    net.state_dict()[name][5] = value
+    assert name in refused("bad_model", lambda: save(model, net, INFO))
+    assert load(model)[1] == INFO
+    safetensors.torch.save_file(net.state_dict(), model / "model.safetensors")
+    rehash(model)
+    assert name in refused("bad_model", lambda: load(model))
+
+
+THRESHOLDS = {
+    "foreground": 0.5, "start": 0.9, "membership": 0.5, "min_pixels": 128, "min_free": 0.5,
+    "max_instances": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": True}, "format_version is True"),
+        ({"network": {"num_classes": 2}}, "missing key 'elliptical'"),
+        ({"network": {"num_classes": 10**9, "elliptical": True}}, "there are 2 class names"),
+        ({"network": {"num_classes": 2, "elliptical": 1}}, "elliptical is 1"),
+        ({"network": [2, True]}, "not an object"),
+        ({"class_names": "ab"}, "not a list"),
+        ({"class_names": ["a", 5]}, "class name '5'"),
+        ({"class_names": ["a", "line\nbreak"]}, "printable"),
+        ({"scale": "1"}, "scale: '1'"),
+        ({"scale": 1e9}, "scale is"),
+        ({"training": []}, "training is not an object"),
+        ({"normalization": {"kind": "none"}}, "missing key"),
+        ({"thresholds": THRESHOLDS | {"start": None}}, "start: 'None'"),
+        ({"thresholds": THRESHOLDS | {"start": 2}}, "start"),
+        ({"thresholds": THRESHOLDS | {"min_pixels": 1.5}}, "min_pixels: '1.5'"),
+        ({"thresholds": THRESHOLDS | {"max_instances": True}}, "max_instances: 'True'"),
+        ({"thresholds": THRESHOLDS | {"sart": 0.9}}, "unknown key 'sart'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_facts_are_checked(model: Path, changes: dict[str, Any], said: str) -> None:
+    edit(model, **changes)
+    assert said in refused("bad_model", lambda: load(model))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "median"},
+        {"mean": [0.1, 0.2]},
+        {"mean": [0.1, 0.2, "x"]},
+        {"low": 10**400},
+        {"std": None},
+        {"kind": ["none"]},
+    ],
+    ids=str,
+)
+def test_normalization_is_checked(model: Path, changes: dict[str, Any]) -> None:
+    facts = json.loads((model / "model.json").read_text())
+    edit(model, normalization=facts["normalization"] | changes)
+    assert "normalization" in refused("bad_model", lambda: load(model))
+
+
+@pytest.mark.parametrize("text", ["NaN", "[" * 100_000, "[]", '"a"', "\xff"])
+def test_facts_that_are_no_json_object(model: Path, text: str) -> None:
+    (model / "model.json").write_text(text, encoding="latin-1")
+    refused("bad_model", lambda: load(model))
+
+
+def test_newer_format_is_named_before_its_strange_keys(model: Path) -> None:
+    edit(model, format_version=2, weights_sha256=None, more=1)
+    assert "format version 2" in refused("model_version", lambda: load(model))
+
+
+def test_thresholds_may_be_edited_by_hand(model: Path) -> None:
+    edit(model, thresholds=THRESHOLDS | {"min_pixels": 40})
+    assert load(model)[1].thresholds == ClusterOptions(min_pixels=40)
+
+
+def test_unknown_model_lists_the_bundled_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "bundled_models", lambda: ["nuclei", "shapes"])
+    message = refused("no_model", lambda: load("nuclie"))
+    assert "nuclei, shapes" in message
+    refused("no_model", lambda: load(tmp_path))
+    refused("no_model", lambda: load(tmp_path / "model.safetensors"))
+
+
+def test_other_files_are_no_models(saved: Path, tmp_path: Path) -> None:
+    stranger = tmp_path / "weights.pt"
+    shutil.copy(saved / "model.safetensors", stranger)
+    assert "convert" in refused("bad_model", lambda: load(stranger))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_fifo_does_not_hang(model: Path, name: str) -> None:
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    refused("no_model" if name == "model.safetensors" else "bad_model", lambda: load(model))
+
+
+def test_bundled_models_load() -> None:
+    for name in checkpoint.bundled_models():
+        net, info = load(name)
+        assert net.num_classes == len(info.class_names)
+
+
+# No pickle is ever executed
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
+def plain_pickle(bomb: Bomb, file: Path) -> None:
+    file.write_bytes(pickle.dumps(bomb))
+
+
+def torch_zip(bomb: Bomb, file: Path) -> None:
+    torch.save({"model_state_dict": {}, "logger_data": bomb}, file)
+
+
+def torch_legacy(bomb: Bomb, file: Path) -> None:
+    torch.save({"model_state_dict": bomb}, file, _use_new_zipfile_serialization=False)
+
+
+WRITERS = [
+    pytest.param(w, id=f"CKP-06 {w.__name__}") for w in (plain_pickle, torch_zip, torch_legacy)
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_the_bombs_are_live(tmp_path: Path, write: Callable[[Bomb, Path], None]) -> None:
+    """Else the tests below would prove nothing."""
+    write(Bomb(tmp_path / "canary"), tmp_path / "file")
+    if write is plain_pickle:
+        pickle.loads((tmp_path / "file").read_bytes())
+    else:
+        torch.load(tmp_path / "file", weights_only=False)
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("open_model", [load, load_predictor])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "model.pt", "nuclei"])
+def test_no_pickle_is_executed_as_a_model(
+    model: Path, write: Callable[[Bomb, Path], None], open_model: Callable[..., Any], name: str
+) -> None:
+    canary = model / "canary"
+    write(Bomb(canary), model / name)
+    if name == "model.safetensors":
+        rehash(model)
+    refused("bad_model", lambda: open_model(model / name))
+    assert not canary.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("name", ["released.pth", "model.safetensors", "nuclei"])
+def test_no_pickle_is_executed_by_convert(
+    tmp_path: Path, write: Callable[[Bomb, Path], None], name: str
+) -> None:
+    write(Bomb(tmp_path / "canary"), tmp_path / name)
+    refused("bad_checkpoint", lambda: convert(tmp_path / name, tmp_path / "out"))
+    assert not (tmp_path / "canary").exists()
+    assert not (tmp_path / "out").exists()
+
+
+# The released checkpoint
+
+
+def released(net: SpatialEmbeddingNet, **more: Any) -> dict[str, Any]:
+    """The released layout: numpy scalars among the metrics, a layer that we do not have."""
+    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    state["module.encoder.output_conv.weight"] = torch.zeros(4, 128, 1, 1)
+    state["module.encoder.output_conv.bias"] = torch.zeros(4)
+    return {
+        "epoch": 149,
+        "best_iou": np.float64(0.7),
+        "model_state_dict": state,
+        "optim_state_dict": {"state": {}, "param_groups": [{"lr": np.float32(5e-4)}]},
+        "logger_data": {"train": [np.float64(1.0)], "iou": np.arange(3.0)},
+    } | more
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("classes", "elliptical"), [(1, False), (1, True), (8, True)])
+def test_convert(tmp_path: Path, classes: int, elliptical: bool, zipped: bool) -> None:
+    net = new_net(5, classes, elliptical)
+    torch.save(released(net), tmp_path / "car.pth", _use_new_zipfile_serialization=zipped)
+    folder = convert(tmp_path / "car.pth", tmp_path / "car")
+    loaded, info = load(folder)
+    assert same_weights(loaded, net)
+    assert info.elliptical is elliptical
+    assert info.class_names[0] == ("car" if classes == 1 else "class_1")
+    assert info.normalization == Normalization("none")
+    assert info.thresholds == ClusterOptions()
+    assert info.training["licence"].startswith("CC BY-NC 4.0")
+    assert "released checkpoint" in info.training["source"]
+
+
+def test_convert_reads_numpy_of_before_version_2(tmp_path: Path) -> None:
+    """Old files name numpy's module ``numpy.core``."""
+    old = tmp_path / "old.pth"
+    torch.save(released(new_net(0, 1)), old, _use_new_zipfile_serialization=False)
+    data = old.read_bytes()
+    assert b"numpy._core" in data
+    old.write_bytes(data.replace(b"numpy._core", b"numpy.core"))
+    convert(old, tmp_path / "car")
+
+
+def test_convert_without_batch_counters(tmp_path: Path) -> None:
+    contents = released(new_net(0, 1))
+    state = contents["model_state_dict"]
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+    torch.save(contents, tmp_path / "car.pth")
+    convert(tmp_path / "car.pth", tmp_path / "car")
+
+
+def test_convert_knows_every_released_name(data_root: Path, tmp_path: Path) -> None:
+    """The list of names and shapes taken from the released file itself."""
+    listed = data_root.parent / "released_checkpoint_keys.txt"
+    if not listed.is_file():
+        pytest.skip(f"no {listed.name} beside the real data")
+    state: dict[str, torch.Tensor] = {}
+    for line in listed.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, shape = line.split(" ", 1)
+            size = [int(n) for n in shape.strip("()").split(",") if n.strip()]
+            kind = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+            state[f"module.{name}"] = torch.full(size, 7).to(kind)
+    assert len(state) > 300
+    torch.save(released(new_net(0, 1), model_state_dict=state), tmp_path / "car.pth")
+    net, info = load(convert(tmp_path / "car.pth", tmp_path / "car"))
+    assert (net.num_classes, net.elliptical, info.class_names) == (1, False, ("car",))
+    assert all(bool((tensor == 7).all()) for tensor in net.state_dict().values())
+
+
+def change_state(**changes: Any) -> dict[str, Any]:
+    contents = released(new_net(0, 1))
+    for name, tensor in changes.items():
+        key = "module." + name.replace("__", ".")
+        if tensor is None:
+            del contents["model_state_dict"][key]
+        else:
+            contents["model_state_dict"][key] = tensor
+    return contents
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (lambda: [1, 2], "no model_state_dict"),
+        (lambda: {"model_state_dict": {}}, "no model_state_dict"),
+        (lambda: {"model_state_dict": {"a": 1}}, "named tensors"),
+        (lambda: {"model_state_dict": {"a": torch.ones(1)}}, "0 and 0 outputs"),
+        (lambda: change_state(stranger=torch.ones(1)), "stranger is not known"),
+        (lambda: change_state(encoder__layers__1__bn1__bias=None), "bn1.bias is missing"),
+        (lambda: change_state(encoder__layers__1__bn1__bias=torch.ones(3)), "bn1.bias is (3,)"),
+        (lambda: change_state(encoder__layers__1__bn1__bias=torch.full((64,), torch.nan)), "NaN"),
+        (lambda: change_state(decoders__0__output_conv__weight=torch.ones(16, 7, 2, 2)), "7 and 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_convert_refuses_other_contents(
+    tmp_path: Path, contents: Callable[[], Any], said: str
+) -> None:
+    torch.save(contents(), tmp_path / "file.pth")
+    action = lambda: convert(tmp_path / "file.pth", tmp_path / "out")  # noqa: E731
+    assert said in refused("bad_checkpoint", action)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda b: b"", id="empty"),
+        pytest.param(lambda b: b[: len(b) // 2], id="half"),
+        pytest.param(lambda b: b[:-1], id="a byte short"),
+        pytest.param(lambda b: b"hello", id="text"),
+        pytest.param(lambda b: b"PK\x03\x04" + b"\0" * 100, id="no zip"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_convert_refuses_damage(
+    tmp_path: Path, damage: Callable[[bytes], bytes], zipped: bool
+) -> None:
+    file = tmp_path / "file.pth"
+    torch.save(released(new_net(0, 1)), file, _use_new_zipfile_serialization=zipped)
+    file.write_bytes(damage(file.read_bytes()))
+    refused("bad_checkpoint", lambda: convert(file, tmp_path / "out"))
+
+
+def test_convert_without_a_file(tmp_path: Path) -> None:
+    with pytest.raises(SpatialEmbedError) as caught:
+        convert(tmp_path / "none.pth", tmp_path / "out")
+    assert (caught.value.code, caught.value.exit_code) == ("not_found", 3)
