@@ -32,7 +32,7 @@ AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """Literals: np.arange makes 0.6000000000000001 of 0.6, which an IoU of 12 / 20 would miss."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Overlaps:
     """Instances of two label images, and the pairs of them that share pixels."""
 
@@ -54,7 +54,7 @@ class Overlaps:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counts:
     """What was matched at each threshold, of one image or, added up, of many."""
 
