@@ -64,8 +64,8 @@ class ImageWarning(UserWarning):
 class _Stored(NamedTuple):
     """What a decoder got out of a file."""
 
-    pixels: np.ndarray  # (H, W) or (H, W, C), any type
-    orientation: int  # EXIF, 1 to 8
+    pixels: np.ndarray  # (H, W) or (H, W, C), any type, upright
+    orientation: int  # EXIF, 1 to 8, that was undone
     mode: str = ""  # Pillow's, "" where tifffile read it
 
 
@@ -139,13 +139,32 @@ def _check_size(path: Path, width: int, height: int, pixel_bytes: int, max_pixel
     if width < 1 or height < 1:
         raise SpatialEmbedError("empty_image", f"{path}: {width}x{height} px", "export it again")
     if width * height > max_pixels or width * height * pixel_bytes > 3 * max_pixels:
-        raise SpatialEmbedError(
-            "too_large",
-            f"{path}: {width}x{height} px of {pixel_bytes} bytes, "
-            f"the limit is {max_pixels} px of 3 bytes",
-            "cut it into tiles, or raise max_pixels",
-            RESOURCE,
-        )
+        _refuse_size(path, f"{width}x{height} px of {pixel_bytes} bytes", max_pixels)
+
+
+def _refuse_size(path: Path, size: str, max_pixels: int) -> NoReturn:
+    raise SpatialEmbedError(
+        "too_large",
+        f"{path}: {size}, the limit is {max_pixels} px of 3 bytes",
+        "cut it into tiles, or raise max_pixels",
+        RESOURCE,
+    )
+
+
+def _valid(orientation: object) -> int:
+    """An EXIF orientation as 1 to 8; 1 for what is none."""
+    return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 axes swapped."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)  # (H, W, ...) -> (W, H, ...)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
 
 
 # ---------------------------------------------------------------- Pillow: all formats but most TIFF
@@ -177,27 +196,24 @@ def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> _Sto
     try:
         if getattr(image, "is_animated", False):
             _warn(f"{path}: the first of several frames was read")
-        if deep:
-            pixels = _deep_png(file, raw)
-            image.load()
-        else:
-            image.load()
-            pixels = np.asarray(_plain_mode(image))
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        image.load()
+        orientation = _valid(image.getexif().get(_ORIENTATION_TAG))  # none left in a TIFF
+        pixels = _deep_png(file, raw) if deep else np.asarray(_plain_mode(image))
+    except Image.DecompressionBombError as error:  # a GIF frame larger than its header says
+        _refuse_size(path, str(error), max_pixels)
     except _DAMAGED as error:
         _refuse_damaged(path, form, error)
-    return _Stored(pixels, orientation if orientation in range(1, 9) else 1, image.mode)
+    return _Stored(_upright(pixels, orientation), orientation, image.mode)
 
 
-def _plain_mode(image: ImageFile.ImageFile) -> Image.Image:
-    """The image in a mode whose array is what the module's rules say, alpha dropped."""
-    if image.mode in ("1", "LA", "La"):
+def _plain_mode(image: Image.Image) -> Image.Image:
+    """The image in a mode whose array is what the module's rules say."""
+    image.info.pop("transparency", None)  # else convert() would mix it in, or warn
+    if image.mode in ("1", "LA"):
         return image.convert("L")
     if image.mode in ("L", "RGB", "F") or image.mode.startswith("I"):
         return image
-    if image.mode in ("RGBA", "RGBX"):  # their convert("RGB") keeps the stored colours
-        return image.convert("RGB")
-    return image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB")
+    return image.convert("RGB")  # of RGBA too: it keeps the stored colours
 
 
 def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
@@ -220,7 +236,7 @@ def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageF
     file.seek(0)
     image = PngImagePlugin.PngImageFile(file)
     image._mode = mode
-    image.tile = [ImageFile._Tile(t[0], t[1], t[2], raw) for t in image.tile]
+    image.tile = [tile._replace(args=raw) for tile in image.tile]
     image.load()
     return image
 
@@ -241,15 +257,16 @@ def _read_tiff(path: Path, file: BinaryIO, max_pixels: int) -> _Stored:
             _check_segments(path, page, os.fstat(file.fileno()).st_size)
             if count > 1 or page.imagedepth > 1:
                 _warn(f"{path}: the first of {max(count, page.imagedepth)} pages was read")
-            orientation = page.tags.valueof(_ORIENTATION_TAG, 1)
+            orientation = _valid(page.tags.valueof(_ORIENTATION_TAG))
             wide = page.bitspersample > 8 or page.samplesperpixel > 4
             pixels = _page_pixels(path, page) if wide or page.photometric in (1, 2) else None
     except _DAMAGED as error:
         _refuse_damaged(path, "TIFF", error)
     if pixels is not None:
-        return _Stored(pixels, orientation if orientation in range(1, 9) else 1)
+        return _Stored(_upright(pixels, orientation), orientation)
     file.seek(0)
-    return _read_pillow(path, file, "TIFF", max_pixels)
+    # Pillow turns TIFF upright by itself, and forgets that it did.
+    return _read_pillow(path, file, "TIFF", max_pixels)._replace(orientation=orientation)
 
 
 def _check_segments(path: Path, page: tifffile.TiffPage, size: int) -> None:
@@ -319,8 +336,7 @@ def read_oriented(
             f"{path}: {pixels.shape[2]} channels",
             "keep one (grey) or three (RGB), and save again",
         )
-    pixels = _upright(_plain_type(path, pixels), stored.orientation)
-    return np.ascontiguousarray(pixels), stored.orientation
+    return np.ascontiguousarray(_plain_type(path, pixels)), stored.orientation
 
 
 def _read(path: Path, max_pixels: int) -> _Stored:
@@ -354,17 +370,6 @@ def _plain_type(path: Path, pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 axes swapped."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)  # (H, W, ...) -> (W, H, ...)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a label mask, PNG or TIFF of 1, 8, 16 or 32 bits: (H, W) int32 ids, 0 background.
 
@@ -391,7 +396,7 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
             f"{path}: a mask with {what}: colours are no ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
-    return np.ascontiguousarray(_upright(_as_ids(path, stored.pixels), stored.orientation))
+    return np.ascontiguousarray(_as_ids(path, stored.pixels))
 
 
 def _as_ids(path: Path, pixels: np.ndarray) -> np.ndarray:

@@ -308,7 +308,9 @@ def _lit(rng: np.random.Generator, layout: _Layout, radius: float) -> np.ndarray
     texture = _cloud(rng, shape, grain) + 0.5 * _cloud(rng, shape, max(1.0, grain / 3))
     height = (1 - layout.level ** rng.uniform(4, 10)) * rng.uniform(0.2, 1.0)
     height += inside * texture * rng.uniform(0, 0.12) * math.sqrt(grain)
-    down, right = np.gradient(height)
+    down, right = (
+        ndimage.correlate1d(height, [-0.5, 0, 0.5], axis, mode="nearest") for axis in (0, 1)
+    )
     angle = rng.uniform(0, 2 * math.pi)
     relief = 1 + 1.2 * (math.sin(angle) * down + math.cos(angle) * right)
     fall = [-round(0.15 * radius * math.sin(angle)), -round(0.15 * radius * math.cos(angle))]
@@ -339,7 +341,7 @@ class SyntheticDataset:
 
     def __getitem__(self, i: int) -> Sample:
         name = self.names[i]  # IndexError ends a loop over the data set
-        draw = nuclei_field if self.kind == "nuclei" else shapes_scene
+        draw = {"nuclei": nuclei_field, "shapes": shapes_scene}[self.kind]
         return replace(draw(*self.size, seed=(self.seed, i % len(self))), name=name)
 
 

@@ -1,0 +1,566 @@
+"""The image reader: every broken or odd file gets its answer, every level and colour is kept."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from spatialembed.data.images import ImageWarning, list_images, read_image, read_labels, write_png
+from spatialembed.errors import RESOURCE, SpatialEmbedError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (40, 50), np.uint8)
+RGB = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+DEEP = RNG.integers(0, 65536, (40, 50), np.uint16)
+DEEP_RGB = RNG.integers(0, 65536, (40, 50, 3), np.uint16)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def paeth(a: int, b: int, c: int) -> int:
+    return min((a, b, c), key=lambda value: (abs(a + b - c - value), (a, b, c).index(value)))
+
+
+def deep_png(path: Path, pixels: np.ndarray) -> Path:
+    """Write (H, W, C) uint16 as PNG by the standard's text, its five row filters in turn."""
+    height, width, channels = pixels.shape
+    step = 2 * channels
+    rows = [bytes(step) + row.astype(">u2").tobytes() for row in pixels]
+    above, lines = bytes(len(rows[0])), []
+    for number, row in enumerate(rows):
+        kind = number % 5
+        guess = [
+            (0, row[i - step], above[i], (row[i - step] + above[i]) // 2,
+             paeth(row[i - step], above[i], above[i - step]))[kind]
+            for i in range(step, len(row))
+        ]  # fmt: skip
+        lines.append(bytes([kind, *((row[step + i] - g) % 256 for i, g in enumerate(guess))]))
+        above = row
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(b"".join(lines)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b""))
+    return path
+
+
+def saved(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def cut(path: Path, pixels: np.ndarray) -> Path:
+    """A file that ends at 60 % of its bytes."""
+    whole = saved(path, pixels).read_bytes()
+    path.write_bytes(whole[: int(0.6 * len(whole))])
+    return path
+
+
+def bomb(path: Path) -> Path:
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x"))
+    return path
+
+
+def wrote(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def zipped(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.txt", "a")
+    return path
+
+
+def made(path: Path, make: Callable[[Path], object]) -> Path:
+    make(path)
+    return path
+
+
+def tiff(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def foreign(path: Path) -> Path:
+    """A format that Pillow knows and we do not let it open."""
+    Image.fromarray(RGB).save(path, format="PPM")
+    return path
+
+
+WITH_NAN = np.where(GREY[0, 0] == GREY, np.nan, GREY).astype(np.float32)
+ZERO_WIDTH = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 5, 8, 0, 0, 0, 0))
+REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
+    ("IMG-01", "empty_file", lambda d: wrote(d / "a.png", b"")),
+    *[
+        (f"IMG-02-{kind}", "truncated", lambda d, kind=kind: cut(d / f"a.{kind}", RGB))
+        for kind in ("png", "jpg", "tif", "webp", "bmp", "gif")
+    ],
+    ("IMG-02-header", "truncated", lambda d: wrote(d / "a.png", b"\x89PNG\r\n\x1a\n\0\0")),
+    ("IMG-02-flipped", "truncated", lambda d: wrote(d / "a.tif", b"II*\0" + b"\xff" * 60)),
+    ("IMG-05-text", "not_an_image", lambda d: wrote(d / "a.png", b"BMW is no bitmap, nor this")),
+    ("IMG-05-html", "not_an_image", lambda d: wrote(d / "a.png", b"<html><img src=a.png></html>")),
+    ("IMG-05-zip", "not_an_image", lambda d: zipped(d / "a.png")),
+    ("IMG-05-pickle", "not_an_image", lambda d: wrote(d / "a.png", pickle.dumps({1: 2}))),
+    ("IMG-06", "not_an_image", lambda d: foreign(d / "a.png")),
+    ("IMG-07", "too_large", lambda d: bomb(d / "a.png")),
+    ("IMG-10", "truncated", lambda d: wrote(d / "a.png", ZERO_WIDTH)),
+    ("IMG-19-int32", "value_range", lambda d: tiff(d / "a.tif", np.int32(GREY) * 1000)),
+    ("IMG-19-negative", "value_range", lambda d: tiff(d / "a.tif", -np.int16(GREY) - 1)),
+    ("IMG-20-nan", "non_finite", lambda d: tiff(d / "a.tif", WITH_NAN)),
+    ("IMG-20-inf", "non_finite", lambda d: tiff(d / "a.tif", np.full((5, 6), 1e300))),
+    ("IMG-24-2", "bad_channels", lambda d: tiff(
+        d / "a.tif", DEEP_RGB[..., :2], photometric="minisblack", extrasamples=["unspecified"])),
+    ("IMG-24-5", "bad_channels", lambda d: tiff(
+        d / "a.tif", np.dstack([RGB, RGB[..., :2]]),
+        photometric="minisblack", planarconfig="contig")),
+    ("IMG-24-13", "bad_channels", lambda d: tiff(
+        d / "a.tif", RNG.integers(0, 9, (13, 8, 9), np.uint8),
+        photometric="minisblack", planarconfig="separate")),
+    ("IMG-26-missing", "not_found", lambda d: d / "a.png"),
+    ("IMG-26-folder", "not_a_file", lambda d: made(d / "a.png", Path.mkdir)),
+    ("IMG-28-fifo", "not_a_file", lambda d: made(d / "a.png", os.mkfifo)),
+    ("IMG-28-zero", "not_a_file", lambda d: made(d / "a.png", lambda p: p.symlink_to("/dev/zero"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "make"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_refused(code: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with pytest.raises(SpatialEmbedError) as caught:
+        read_image(path)
+    assert caught.value.code == code
+    assert str(path) in caught.value.message
+    assert caught.value.remedy
+
+
+def test_refused_names_the_count_of_bad_pixels(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", WITH_NAN)
+    with pytest.raises(SpatialEmbedError, match=f" {np.isnan(WITH_NAN).sum()} pixels"):
+        read_image(path)
+
+
+def test_refused_names_the_number_of_channels(tmp_path: Path) -> None:
+    path = tiff(
+        tmp_path / "a.tif",
+        np.dstack([RGB, RGB[..., :2]]),
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    with pytest.raises(SpatialEmbedError, match="5 channels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("cut_at", range(1, 100, 7), ids=lambda percent: f"IMG-02-{percent}%")
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_cut_anywhere_is_never_padded(cut_at: int, suffix: str, tmp_path: Path) -> None:
+    """A file cut at any place is refused, or (behind its last pixel) gives every pixel."""
+    path = tmp_path / f"a.{suffix}"
+    whole = saved(path, RGB).read_bytes()
+    path.write_bytes(whole[: len(whole) * cut_at // 100])
+    try:
+        assert np.array_equal(read_image(path), RGB)
+    except SpatialEmbedError as error:
+        assert error.code in ("truncated", "not_an_image")  # noqa: PT017  either answer is right
+
+
+@pytest.mark.parametrize(
+    ("pixels", "limit", "fits"),
+    [(GREY, 2000, True), (GREY, 1999, False), (DEEP_RGB, 2000, False), (DEEP_RGB, 4000, True)],
+    ids=["IMG-08-fits", "IMG-08", "IMG-09", "IMG-09-fits"],
+)
+def test_limit_counts_pixels_and_bytes(
+    pixels: np.ndarray, limit: int, fits: bool, tmp_path: Path
+) -> None:
+    path = tiff(tmp_path / "a.tif", pixels)
+    if fits:
+        assert np.array_equal(read_image(path, max_pixels=limit), pixels)
+    else:
+        with pytest.raises(SpatialEmbedError, match="too_large") as caught:
+            read_image(path, max_pixels=limit)
+        assert caught.value.exit_code == RESOURCE
+
+
+def test_header_bomb_takes_no_memory(tmp_path: Path) -> None:
+    """IMG-07: the refusal comes before any allocation, whatever limit the system sets."""
+    path = bomb(tmp_path / "a.png")
+    code = (
+        "import resource\n"
+        "from spatialembed.data.images import read_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"try: read_image({str(path)!r})\n"
+        "except Exception as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message, grown_kb = done.stdout.strip().splitlines()
+    assert message.startswith("too_large")
+    assert int(grown_kb) < 20_000
+
+
+def animation(path: Path, kind: str) -> Path:
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    frames[0].save(path, format=kind, save_all=True, append_images=frames[1:], lossless=True)
+    return path
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda d: saved(d / "a.jpg", GREY, format="PNG"), id="IMG-04"),
+    pytest.param(lambda d: animation(d / "a.gif", "GIF"), id="IMG-14-gif"),
+    pytest.param(lambda d: animation(d / "a.webp", "WEBP"), id="IMG-14-webp"),
+    pytest.param(lambda d: animation(d / "a.png", "PNG"), id="IMG-14-png"),
+    pytest.param(lambda d: tiff(d / "a.tif", np.stack([GREY, 255 - GREY])), id="IMG-15"),
+    pytest.param(lambda d: tiff(d / "a.tif", np.stack([GREY] * 13)), id="IMG-15-13-pages"),
+])  # fmt: skip
+def test_warned(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    with pytest.warns(ImageWarning, match=r"a\."):
+        pixels = read_image(make(tmp_path))
+    assert np.array_equal(pixels if pixels.ndim == 2 else pixels[..., 1], GREY)
+
+
+SIZES = [(1, 1), (1, 9), (9, 1), (7, 7), (1, 20000), (3, 5), (5, 3)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "gif"])
+@pytest.mark.parametrize("shape", SIZES, ids=[f"IMG-16-{w}x{h}" for h, w in SIZES])
+def test_any_size(shape: tuple[int, int], suffix: str, tmp_path: Path) -> None:
+    """The layout is never guessed from the numbers; a GIF has a palette, so three channels."""
+    grey = RNG.integers(0, 256, shape, np.uint8)
+    found = read_image(saved(tmp_path / f"a.{suffix}", grey))
+    assert found.shape[:2] == shape
+    assert np.array_equal(found if found.ndim == 2 else found[..., 2], grey)
+
+
+RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+RAMP_RGB = np.dstack([RAMP, RAMP.T, RAMP[::-1]])
+DEEP_FILES: list[tuple[str, np.ndarray, Callable[[Path], Path]]] = [
+    ("png", RAMP, lambda d: saved(d / "a.png", RAMP)),
+    ("png-written-here", RAMP[:9], lambda d: deep_png(d / "a.png", RAMP[:9, :, None])),
+    ("png-rgb", DEEP_RGB, lambda d: deep_png(d / "a.png", DEEP_RGB)),
+    ("png-rgba", DEEP_RGB, lambda d: deep_png(d / "a.png", np.dstack([DEEP_RGB, DEEP]))),
+    ("png-la", DEEP, lambda d: deep_png(d / "a.png", np.dstack([DEEP, DEEP_RGB[..., 0]]))),
+    ("tif", RAMP, lambda d: tiff(d / "a.tif", RAMP)),
+    ("tif-big-endian", RAMP, lambda d: tiff(d / "a.tif", RAMP, byteorder=">")),
+    ("tif-bigtiff", RAMP, lambda d: tiff(d / "a.tif", RAMP, bigtiff=True)),
+    ("tif-deflate", RAMP, lambda d: tiff(d / "a.tif", RAMP, compression="zlib")),
+    ("tif-tiles", RAMP, lambda d: tiff(d / "a.tif", RAMP, tile=(64, 64))),
+    ("tif-lzw", RAMP, lambda d: saved(d / "a.tif", RAMP, compression="tiff_lzw")),
+    ("tif-rgb", RAMP_RGB, lambda d: tiff(d / "a.tif", RAMP_RGB, photometric="rgb")),
+    ("tif-planes", RAMP_RGB, lambda d: tiff(
+        d / "a.tif", np.moveaxis(RAMP_RGB, -1, 0), photometric="rgb", planarconfig="separate")),
+    ("tif-rgba", DEEP_RGB, lambda d: tiff(
+        d / "a.tif", np.dstack([DEEP_RGB, DEEP]), photometric="rgb", extrasamples=["unassalpha"])),
+    ("tif-int32", RAMP, lambda d: tiff(d / "a.tif", RAMP.astype(np.int32))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pixels", "make"), [row[1:] for row in DEEP_FILES], ids=[f"IMG-18-{r[0]}" for r in DEEP_FILES]
+)
+def test_16_bits_are_kept(pixels: np.ndarray, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    found = read_image(make(tmp_path))
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64], ids=lambda bits: f"IMG-19-float{bits}")
+def test_float_is_kept(bits: int, tmp_path: Path) -> None:
+    pixels = (GREY / 255 - 0.25).astype(f"float{bits}")
+    found = read_image(tiff(tmp_path / "a.tif", pixels))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, pixels.astype(np.float32))
+
+
+def as_palette(path: Path, colours: int, **options: object) -> Path:
+    Image.fromarray(RGB).quantize(colours, dither=Image.Dither.NONE).save(path, **options)
+    return path
+
+
+ALPHA = np.linspace(0, 255, 50, dtype=np.uint8)[None].repeat(40, 0)
+COLOURS = np.asarray(Image.fromarray(RGB).quantize(16, dither=Image.Dither.NONE).convert("RGB"))
+BITS = GREY > 100
+MODES: list[tuple[str, np.ndarray, Callable[[Path], Path]]] = [
+    ("rgb-png", RGB, lambda d: saved(d / "a.png", RGB)),
+    ("rgb-bmp", RGB, lambda d: saved(d / "a.bmp", RGB)),
+    ("rgb-webp", RGB, lambda d: saved(d / "a.webp", RGB, lossless=True)),
+    ("rgb-tif-lzw", RGB, lambda d: saved(d / "a.tif", RGB, compression="tiff_lzw")),
+    ("rgba-png", RGB, lambda d: saved(d / "a.png", np.dstack([RGB, ALPHA]))),
+    ("rgba-tif", RGB, lambda d: saved(d / "a.tif", np.dstack([RGB, ALPHA]))),
+    ("rgba-webp", RGB, lambda d: saved(
+        d / "a.webp", np.dstack([RGB, ALPHA]), lossless=True, exact=True)),
+    ("la-png", GREY, lambda d: saved(d / "a.png", np.dstack([GREY, ALPHA]))),
+    ("la-tif", GREY, lambda d: saved(d / "a.tif", np.dstack([GREY, ALPHA]))),
+    ("1-png", np.uint8(255) * BITS, lambda d: saved(d / "a.png", BITS)),
+    ("1-tif", np.uint8(255) * BITS, lambda d: saved(d / "a.tif", BITS)),
+    ("1-group4", np.uint8(255) * BITS, lambda d: saved(d / "a.tif", BITS, compression="group4")),
+    ("white-is-zero", 255 - GREY, lambda d: tiff(d / "a.tif", GREY, photometric="miniswhite")),
+    ("palette-png", COLOURS, lambda d: as_palette(d / "a.png", 16)),
+    ("palette-tif", COLOURS, lambda d: as_palette(d / "a.tif", 16)),
+    ("palette-gif", COLOURS, lambda d: as_palette(d / "a.gif", 16)),
+    ("palette-transparent", COLOURS, lambda d: as_palette(d / "a.png", 16, transparency=3)),
+    ("palette-alphas", COLOURS, lambda d: as_palette(
+        d / "a.png", 16, transparency=bytes(range(0, 160, 10)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pixels", "make"), [row[1:] for row in MODES], ids=[f"IMG-21-{row[0]}" for row in MODES]
+)
+def test_modes(pixels: np.ndarray, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Alpha is dropped, palettes are looked up, bits are 0 and 255, in every format alike."""
+    found = read_image(make(tmp_path))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"], ids=["IMG-22-jpg", "IMG-22-tif"])
+def test_cmyk(suffix: str, tmp_path: Path) -> None:
+    """No ink is white, all cyan is (0, 255, 255)."""
+    path = tmp_path / f"a.{suffix}"
+    inks = np.zeros((16, 32, 4), np.uint8)
+    inks[:, 16:, 0] = 255
+    Image.fromarray(inks, mode="CMYK").save(path)
+    found = read_image(path).astype(int)
+    assert np.abs(found[:, :8] - 255).max() < 8
+    assert np.abs(found[:, 24:] - (0, 255, 255)).max() < 8
+
+
+def turned(path: Path, orientation: int, image: Image.Image) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    return path
+
+
+# What has to be done to the stored pixels, by the EXIF standard's words on row 0 and column 0.
+UPRIGHT = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9), ids=lambda n: f"IMG-23-{n}")
+def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
+    path = turned(tmp_path / f"a.{suffix}", orientation, Image.fromarray(GREY))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = read_image(path)
+    assert np.array_equal(found, UPRIGHT[orientation](GREY))
+    assert bool(said) == (orientation != 1)
+
+
+@pytest.mark.parametrize("orientation", [3, 6], ids=lambda n: f"IMG-23-other-codec-{n}")
+def test_exif_orientation_is_undone_once(orientation: int, tmp_path: Path) -> None:
+    """Palette and LZW TIFF go through Pillow, which turns TIFF by itself."""
+    image = Image.fromarray(GREY).convert("P")
+    with pytest.warns(ImageWarning, match="upright"):
+        found = read_image(turned(tmp_path / "a.tif", orientation, image))
+    assert np.array_equal(found[..., 0], UPRIGHT[orientation](GREY))
+
+
+@pytest.mark.parametrize("value", [0, 255], ids=lambda v: f"IMG-25-{v}")
+def test_constant(value: int, tmp_path: Path) -> None:
+    pixels = np.full((30, 20), value, np.uint8)
+    assert np.array_equal(read_image(saved(tmp_path / "a.png", pixels)), pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=8)
+)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "bmp", "gif"])
+def test_flipped_bytes_never_escape(
+    suffix: str, flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any damage gives an image or the one exception, no other."""
+    path = saved(tmp_path_factory.mktemp("flip") / f"a.{suffix}", RGB[:12, :11])
+    data = bytearray(path.read_bytes())
+    for place, mask in flips:
+        data[place % len(data)] ^= mask
+    path.write_bytes(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = read_image(path, max_pixels=10**6)
+    except SpatialEmbedError:
+        return
+    assert found.dtype in (np.uint8, np.uint16, np.float32)
+    assert found.ndim == 2 or found.shape[2] == 3
+
+
+# ---------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("count", [255, 300, 65535], ids=lambda n: f"LBL-01-{n}")
+def test_ids_do_not_wrap(count: int, suffix: str, tmp_path: Path) -> None:
+    ids = np.arange(count + 1, dtype=np.uint16)[None].repeat(2, 0)
+    found = read_labels(saved(tmp_path / f"a.{suffix}", ids))
+    assert found.dtype == np.int32
+    assert np.array_equal(found, ids)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32, np.float32, np.int64, np.uint64])
+def test_wide_ids(dtype: type, tmp_path: Path) -> None:
+    """LBL-01 and LBL-07: 70,000 ids in any type that holds them, whole floats too."""
+    ids = np.arange(70_000, dtype=dtype).reshape(700, 100)
+    assert np.array_equal(read_labels(tiff(tmp_path / "a.tif", ids)), ids)
+
+
+def test_bits_as_labels(tmp_path: Path) -> None:
+    for suffix in ("png", "tif"):
+        assert np.array_equal(read_labels(saved(tmp_path / f"a.{suffix}", BITS)), 255 * BITS)
+
+
+LABELS_REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
+    ("LBL-04-rgb", "colour_labels", lambda d: saved(d / "a.png", RGB)),
+    ("LBL-04-tif", "colour_labels", lambda d: saved(d / "a.tif", RGB)),
+    ("LBL-04-palette", "colour_labels", lambda d: as_palette(d / "a.png", 16)),
+    ("LBL-06", "label_format", lambda d: saved(d / "a.jpg", GREY)),
+    ("LBL-06-named-png", "label_format", lambda d: saved(d / "a.png", GREY, format="JPEG")),
+    ("LBL-07-fraction", "label_values", lambda d: tiff(d / "a.tif", GREY / np.float32(2))),
+    ("LBL-07-negative", "label_values", lambda d: tiff(d / "a.tif", -np.int32(GREY))),
+    ("LBL-07-nan", "label_values", lambda d: tiff(d / "a.tif", WITH_NAN)),
+    ("LBL-07-too-large", "label_values", lambda d: tiff(d / "a.tif", np.uint32(GREY) << 24)),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "make"), [row[1:] for row in LABELS_REFUSED], ids=[row[0] for row in LABELS_REFUSED]
+)
+@pytest.mark.filterwarnings("ignore:.*named like PNG")
+def test_labels_refused(code: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with pytest.raises(SpatialEmbedError) as caught:
+        read_labels(path)
+    assert caught.value.code == code
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("pixels", [GREY, RGB, DEEP], ids=["grey", "rgb", "16-bit"])
+def test_write_png_reads_back(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    write_png(path, pixels)
+    assert np.array_equal(read_image(path), pixels)
+    assert os.listdir(path.parent) == ["a.png"]
+
+
+# ---------------------------------------------------------------- which files
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """in/b.png, in/a.tif, in/deep/a.png, notes and hidden files."""
+    for name in ("b.png", "a.tif", "deep/a.PNG", "notes.txt", ".hidden.png", ".cache/c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "in"
+
+
+def test_folder_is_mirrored_in_order(tree: Path) -> None:
+    assert [(p.relative_to(tree).as_posix(), n) for p, n in list_images([tree])] == [
+        ("a.tif", "a"), ("b.png", "b"), ("deep/a.PNG", "deep/a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["b"]),
+        ("[b]*", ["b"]),
+        ("*/a.*", ["deep/a"]),
+        ("**/a.*", ["a", "deep/a"]),
+        ("**/*", ["a", "b", "deep/a"]),
+    ],
+)
+def test_globs(pattern: str, names: list[str], tree: Path) -> None:
+    assert [name for _, name in list_images([tree / pattern])] == names
+
+
+def test_files_come_as_given_and_once(tree: Path) -> None:
+    sources = [tree / "b.png", tree / "notes.txt", tree / "a.tif", tree / "b.png"]
+    assert [name for _, name in list_images(sources)] == ["b", "notes", "a"]
+
+
+def test_brackets_in_a_name_are_no_glob(tmp_path: Path) -> None:
+    path = wrote(tmp_path / "a[1].png", b"")
+    assert list_images([path]) == [(path, "a[1]")]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.png"], ids=["IMG-27", "IMG-27-glob"])
+def test_link_loops_are_not_followed(pattern: str, tree: Path) -> None:
+    (tree / "deep" / "loop").symlink_to(tree, target_is_directory=True)
+    assert all("loop" not in name for _, name in list_images([tree / pattern]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_odd_names(tmp_path: Path) -> None:
+    """IMG-29: names that are no UTF-8, hold a newline, begin with a dash, or have 255 bytes."""
+    names = [os.fsdecode(b"\xff\xfe.png"), "a\nb.png", "-o.png", "x" * 251 + ".png"]
+    for name in names:
+        saved(tmp_path / "one.png", GREY).rename(tmp_path / name)
+    found = list_images([tmp_path])
+    assert sorted(name for _, name in found) == sorted(name[:-4] for name in names)
+    assert all(np.array_equal(read_image(path), GREY) for path, _ in found)
+
+
+def collision(tree: Path) -> list[Path]:
+    other = tree.parent / "other"
+    other.mkdir()
+    (other / "b.png").write_bytes(b"")
+    return [tree, other]
+
+
+@pytest.mark.parametrize(("code", "make"), [
+    pytest.param("name_collision", collision, id="IMG-30"),
+    pytest.param("name_collision", lambda t: [wrote(t / "b.tif", b"").parent], id="IMG-30-suffix"),
+    pytest.param("no_images", lambda t: [made(t / "none", Path.mkdir)], id="IMG-33"),
+    pytest.param("no_images", lambda t: [t / "*.bmp"], id="IMG-33-glob"),
+    pytest.param("no_images", lambda _: [], id="IMG-33-nothing"),
+    pytest.param("not_found", lambda t: [t / "gone.png"], id="IMG-26"),
+])  # fmt: skip
+def test_listing_refused(code: str, make: Callable[[Path], list[Path]], tree: Path) -> None:
+    with pytest.raises(SpatialEmbedError) as caught:
+        list_images(make(tree))
+    assert caught.value.code == code
+    assert caught.value.remedy
+
+
+def test_own_outputs_are_not_read_again(tree: Path) -> None:
+    """IMG-33: the output folder may lie inside the input folder, but not be it."""
+    before = list_images([tree], exclude=tree / "out")
+    wrote(made(tree / "out", Path.mkdir) / "b_overlay.png", b"")
+    assert list_images([tree], exclude=tree / "out") == before
+    assert list_images([tree / "**/*"], exclude=tree / "out") == before
+    assert len(list_images([tree])) == len(before) + 1
+    with pytest.raises(SpatialEmbedError, match="output_in_input"):
+        list_images([tree], exclude=tree)
+
+
+def test_gone_after_listing(tree: Path) -> None:
+    """IMG-31: that item fails with its name."""
+    (path, _), *_ = list_images([tree])
+    path.unlink()
+    with pytest.raises(SpatialEmbedError, match="not_found"):
+        read_image(path)
