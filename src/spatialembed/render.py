@@ -13,20 +13,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from spatialembed.files import atomic_write
 from spatialembed.labels import relabel
 from spatialembed.types import UNIT
 
-VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-MAGMA = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
+VIRIDIS = (
+    "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e "
+    "1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725"
+)
+MAGMA = (
+    "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
+    "c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
+)
 """Control points, evenly spaced from 0 to 1 (CC0, Stefan van der Walt and Nathaniel Smith)."""
 PAPER, INK, VOID = (24, 25, 28), (232, 233, 236), (38, 40, 44)
 """Colours of a panel's ground and text, and of pixels without a value."""
-TILE_PX, LARGEST_TILE_PX = 384, 512
+TILE_PX, LARGEST_TILE_PX = 384, 640
 """Small pictures are enlarged to about the first; ``maps_panel`` shrinks to the second."""
 MARGIN_RANGE_PX = (1.0, 200.0)
 """Margins outside are shown as the nearest of the two."""
@@ -421,3 +429,10 @@ def _maps(
         _bar(f"{low:.2g}", f"{high:.2g} px", VIRIDIS, text),
         _bar("0", "1", MAGMA, text),
     ]
+
+
+def write_png(path: Path, picture: np.ndarray) -> Path:
+    """Write a picture (H, W, 3) uint8 as PNG, whole or not at all."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+    return path

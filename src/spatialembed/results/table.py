@@ -1,0 +1,84 @@
+"""objects.csv: one line for each object of all images.
+
+image                 as the input was listed, always quoted
+id                    its value in the label image, from 1 in each image
+class, score          name, and the value of its seed in [0, 1]
+x1, y1, x2, y2        box in px, x2 and y2 exclusive
+area                  px
+centroid_x, _y        mean position of its pixels in px; the first pixel stands at 0
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from spatialembed.files import atomic_write
+from spatialembed.types import Instances
+
+COLUMNS = (
+    "image", "id", "class", "score", "x1", "y1", "x2", "y2", "area", "centroid_x", "centroid_y",
+)  # fmt: skip
+
+
+class ObjectTable:
+    """Collects the objects of many images and writes them as one CSV file.
+
+    As a context it writes on the way out, after an error or Ctrl-C too: nothing that was added is
+    lost. ``write`` may be called at any time in between.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._text = io.StringIO(newline="")
+        # Quoted text keeps names with commas, line ends or digits only as they are.
+        self._writer = csv.writer(self._text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        self._text.write(",".join(COLUMNS) + "\n")
+
+    def add(self, image: str, instances: Instances) -> None:
+        """Append the objects of one image, ids as in its label image; ``image`` is its name."""
+        found = instances.numpy()
+        columns = (
+            [image] * len(found),
+            range(1, len(found) + 1),
+            [found.class_names[c] if found.class_names else str(c) for c in found.classes],
+            np.round(found.scores.astype(np.float64), 4).tolist(),
+            *found.boxes.T.tolist(),
+            found.areas.tolist(),
+            *np.round(_centroids(found.labels, len(found)), 2).T.tolist(),
+        )
+        self._writer.writerows(zip(*columns, strict=True))
+
+    def write(self) -> Path:
+        """Write all that was added so far. Raises SpatialEmbedError ``disk_full``."""
+        with (
+            atomic_write(self.path) as temporary,
+            # Names that are no UTF-8 keep their bytes.
+            open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            file.write(self._text.getvalue())
+        return self.path
+
+    def __enter__(self) -> ObjectTable:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.write()
+
+
+def _centroids(labels: np.ndarray, count: int) -> np.ndarray:
+    """Mean (x, y) of the pixels of labels 1..count, (count, 2) float64 in px."""
+    ys, xs = np.nonzero(labels)
+    owner = labels[ys, xs]
+    area = np.bincount(owner, minlength=count + 1)
+    sums = [np.bincount(owner, weights=at, minlength=count + 1)[1:] for at in (xs, ys)]
+    return np.stack(sums, axis=1) / area[1:, None]
