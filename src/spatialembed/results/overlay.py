@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from spatialembed.files import atomic_write
-from spatialembed.render import overlay, zoom_for
+from spatialembed.render import overlay, write_png, zoom_for
 from spatialembed.types import Instances
 
 
@@ -28,8 +25,4 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
         class_names=[found.class_names[c] for c in found.classes] if named else None,
         zoom=zoom_for(*found.labels.shape),
     )
-    path = stem.with_name(f"{stem.name}_overlay.png")
-    with atomic_write(path) as temporary:
-        # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
-        Image.fromarray(picture).save(temporary, compress_level=4)
-    return path
+    return write_png(stem.with_name(f"{stem.name}_overlay.png"), picture)
