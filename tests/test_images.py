@@ -128,6 +128,11 @@ REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("IMG-20-inf", "non_finite", lambda d: tiff(d / "a.tif", np.full((5, 6), 1e300))),
     ("IMG-24-2", "bad_channels", lambda d: tiff(
         d / "a.tif", DEEP_RGB[..., :2], photometric="minisblack", extrasamples=["unspecified"])),
+    ("IMG-24-2-planes", "bad_channels", lambda d: tiff(
+        d / "a.tif", np.stack([GREY, GREY]), photometric="minisblack", planarconfig="separate",
+        extrasamples=["unspecified"])),
+    ("IMG-24-4-rgb", "bad_channels", lambda d: tiff(
+        d / "a.tif", np.dstack([RGB, GREY]), photometric="rgb", extrasamples=["unspecified"])),
     ("IMG-24-5", "bad_channels", lambda d: tiff(
         d / "a.tif", np.dstack([RGB, RGB[..., :2]]),
         photometric="minisblack", planarconfig="contig")),
@@ -198,6 +203,15 @@ def test_limit_counts_pixels_and_bytes(
         with pytest.raises(SpatialEmbedError, match="too_large") as caught:
             read_image(path, max_pixels=limit)
         assert caught.value.exit_code == RESOURCE
+
+
+def test_packed_bits_are_named(tmp_path: Path) -> None:
+    """12 bits a sample need a codec that is not there: said so, and not as damage."""
+    path = tiff(tmp_path / "a.tif", DEEP >> 4)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["BitsPerSample"].overwrite(12)
+    with pytest.raises(SpatialEmbedError, match="unsupported_codec"):
+        read_image(path)
 
 
 def test_header_bomb_takes_no_memory(tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> _Sto
     """
     try:
         image = _PLUGINS[form](file)
+    except Image.DecompressionBombError as error:
+        _refuse_size(path, str(error), max_pixels)
     except _DAMAGED as error:
         _refuse_damaged(path, form, error)
     raw = str(image.tile[0][3]) if image.tile else ""
@@ -280,14 +282,14 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     """Pixels (H, W) or (H, W, C) of a page; None where only Pillow knows the codec."""
     try:
         pixels = page.asarray()
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-        if page.bitspersample > 8 and page.samplesperpixel > 1:
+        if page.bitspersample > 8 and (page.samplesperpixel > 1 or page.bitspersample % 16):
             raise SpatialEmbedError(
                 "unsupported_codec",
-                f"{path}: {page.bitspersample}-bit colour TIFF with {page.compression.name}",
-                "save it with deflate or without compression, or pip install imagecodecs",
+                f"{path}: TIFF samples of {page.bitspersample} bits as {page.compression.name}",
+                "save 8 or 16 bits with deflate or uncompressed, or pip install imagecodecs",
             ) from error
         return None
     if page.planarconfig == 2 and page.samplesperpixel > 1:
@@ -295,12 +297,13 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
-    if page.photometric == 0:  # white is zero
+    if page.photometric == 0 and pixels.dtype.kind == "u":  # white is zero
         pixels = np.iinfo(pixels.dtype).max - pixels
     colours = 3 if page.photometric == 2 else 1
-    extra = page.extrasamples
-    if pixels.shape[-1] == colours + 1 and (not extra or extra[0] in (1, 2)):
-        pixels = pixels[..., :colours]  # a declared alpha
+    # Alpha is what is declared so (1, 2), or a fourth sample beside RGB that nothing is said of.
+    alpha = page.extrasamples[0] in (1, 2) if page.extrasamples else colours == 3
+    if pixels.shape[-1] == colours + 1 and alpha:
+        pixels = pixels[..., :colours]
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
