@@ -394,9 +394,13 @@ def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise _bad(where, f"{name} holds NaN or infinite weights")
+    if name := _not_finite(state):
+        raise _bad(where, f"{name} holds NaN or infinite weights")
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str:
+    """Name of the first tensor that holds NaN or infinity; empty if none does."""
+    return next((name for name, tensor in state.items() if not tensor.isfinite().all()), "")
 
 
 def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
@@ -496,7 +500,6 @@ def _fitting_net(state: dict[str, Tensor], file: Path) -> SpatialEmbeddingNet:
     difference = _difference(net.state_dict(), state)
     if difference:
         raise _bad_checkpoint(file, f"names or shapes differ: {difference}")
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise _bad_checkpoint(file, f"{name} holds NaN or infinite weights")
+    if name := _not_finite(state):
+        raise _bad_checkpoint(file, f"{name} holds NaN or infinite weights")
     return net

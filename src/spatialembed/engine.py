@@ -60,7 +60,7 @@ class TorchEngine:
         Raises SpatialEmbedError ``out_of_memory`` (exit 5).
         """
         size = images.shape[-2:]
-        with _memory_is_named(images), _reproducible(self.device), self._autocast():
+        with _memory_is_named(images, self.device), _reproducible(self.device), self._autocast():
             images = images.to(self.device)
             if self.scale == 1:
                 return self._run(images)
@@ -212,7 +212,7 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
-def _memory_is_named(images: Tensor) -> Iterator[None]:
+def _memory_is_named(images: Tensor, device: torch.device) -> Iterator[None]:
     """An allocation that fails, on any device, as our own error."""
     try:
         yield
@@ -223,7 +223,7 @@ def _memory_is_named(images: Tensor) -> Iterator[None]:
         batch, _, height, width = images.shape
         raise SpatialEmbedError(
             "out_of_memory",
-            f"no memory left for {batch} image(s) of {width} x {height} px on {images.device}",
+            f"no memory left for {batch} image(s) of {width} x {height} px on {device}",
             "use a smaller batch, a smaller image, or device cpu",
             RESOURCE,
         ) from error

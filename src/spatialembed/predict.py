@@ -1,12 +1,21 @@
-"""Any image to instances: ``load`` a model, call it; or many images, or folders of them."""
+"""Any image to instances: ``load`` a model and call it, on one image, many, or folders of them.
+
+source -> read_pixels -> normalised -> network -> maps -> cluster -> Instances
+          \\____ reading thread ____/   \\___ a batch of one size ____/
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +33,15 @@ from spatialembed.engine import (
     resolve_device,
     resolve_precision,
 )
-from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.errors import PARTIAL, RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.results.coco import CocoFile
+from spatialembed.results.labels import write_labels
+from spatialembed.results.overlay import write_overlay
+from spatialembed.results.table import ObjectTable
 from spatialembed.transforms import normalize, to_tensor
 from spatialembed.types import Embeddings, Instances, Normalization
+
+logger = logging.getLogger("spatialembed")
 
 ENGINES = ("auto", "torch")
 BATCH_PIXELS = 1 << 24
@@ -163,7 +178,7 @@ class Predictor:
         return self._outcomes(images, batch, augment, options or self.settings)
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
-        """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to its size."""
+        """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to it."""
         return self._maps(self._prepare(read_pixels(image))[None], augment)
 
     def options(
@@ -202,10 +217,7 @@ class Predictor:
         except SpatialEmbedError as error:
             return _Item(source, pixels, None, error)
         except MemoryError:
-            what, remedy = "no memory left to read an image", "use a smaller image"
-            return _Item(
-                source, None, None, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
-            )
+            return _Item(source, None, None, _out_of_memory())
 
     def _solve(self, items: list[_Item], augment: bool, options: ClusterOptions) -> list[Outcome]:
         """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
@@ -217,10 +229,11 @@ class Predictor:
                 torch.stack([item.image for item in items if item.image is not None]), augment
             )
             found = cluster(maps, options, self.info.class_names)
-        except SpatialEmbedError as error:
-            if len(items) == 1:
-                return [Outcome(first.source, first.pixels, None, error)]
-            return [self._solve([item], augment, options)[0] for item in items]
+        except (SpatialEmbedError, MemoryError) as caught:
+            if len(items) > 1:
+                return [self._solve([item], augment, options)[0] for item in items]
+            error = caught if isinstance(caught, SpatialEmbedError) else _out_of_memory()
+            return [Outcome(first.source, first.pixels, None, error)]
         return [
             Outcome(item.source, item.pixels, instances.numpy(), None)
             for item, instances in zip(items, found, strict=True)
@@ -243,6 +256,11 @@ class _Item(NamedTuple):
     pixels: np.ndarray | None
     image: Tensor | None  # (3, H, W) float32 normalised
     error: SpatialEmbedError | None
+
+
+def _out_of_memory() -> SpatialEmbedError:
+    what, remedy = "no memory left for an image", "use a smaller image or batch"
+    return SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
 
 
 def _raising(outcomes: Iterator[Outcome]) -> Iterator[Instances]:
@@ -346,3 +364,126 @@ def _check_range(pixels: np.ndarray, how: Normalization) -> None:
             f"float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
             "divide them by their largest possible value",
         )
+
+
+# Folders
+
+
+@dataclass
+class FolderResult:
+    """What ``predict_folder`` did."""
+
+    out: Path
+    images: int = 0  # with results
+    objects: int = 0
+    truncated: list[Path] = field(default_factory=list)  # stopped at max_instances
+    failed: list[tuple[Path, SpatialEmbedError]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 0, 6 if some inputs failed, the first fault's own if all did."""
+        if not self.failed:
+            return 0
+        return PARTIAL if self.images else self.failed[0][1].exit_code
+
+
+def predict_folder(
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    batch: int = 8,
+    augment: bool = False,
+    options: ClusterOptions | None = None,
+    progress: bool = True,
+) -> FolderResult:
+    """Predict files, folders and globs into the folder ``out``.
+
+    Each image gets ``<name>_labels.png`` and ``<name>_overlay.png``, folders mirrored, once it
+    is done; all share ``objects.csv`` and ``instances.json``, written every half minute and on the
+    way out, after Ctrl-C too. A failed input is logged and kept in the result; the rest goes on.
+
+    Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
+    ``disk_full`` (exit 5).
+    """
+    out = Path(out)
+    images = reader.list_images(sources, exclude=out)
+    _check_writable(out)
+    result = FolderResult(out)
+    table = ObjectTable(out / "objects.csv")
+    coco = CocoFile(out / "instances.json", predictor.info.class_names)
+    outcomes = predictor.outcomes(
+        (path for path, _ in images), batch=batch, augment=augment, options=options
+    )
+    written = time.monotonic()
+    with table, coco, _progress(progress, len(images)) as advance:
+        for (path, name), outcome in zip(images, outcomes, strict=True):
+            if outcome.instances is None or outcome.pixels is None:
+                assert outcome.error is not None
+                result.failed.append((path, outcome.error))
+                logger.error("%s", _printable(_named(path, outcome.error)))
+            else:
+                stem = out / _short(name)
+                write_labels(stem, outcome.instances.labels)
+                write_overlay(stem, outcome.pixels, outcome.instances)
+                table.add(name + path.suffix, outcome.instances)
+                coco.add(name + path.suffix, outcome.instances)
+                _count(result, path, outcome.instances)
+            advance()
+            if time.monotonic() - written > 30:
+                table.write()
+                coco.write()
+                written = time.monotonic()
+    return result
+
+
+def _count(result: FolderResult, path: Path, instances: Instances) -> None:
+    result.images += 1
+    result.objects += len(instances)
+    if instances.truncated:
+        result.truncated.append(path)
+        logger.warning("%s: stopped at max_instances, more may be there", _printable(str(path)))
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of work: the folder can be made, and a file in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpatialEmbedError(
+            "not_writable", f"{folder}: {error.strerror}", "choose another output folder", USAGE
+        ) from error
+
+
+def _short(name: str) -> str:
+    """A name whose outputs fit the 255 bytes of file systems: a long one ends in its hash."""
+    folder, slash, last = name.rpartition("/")
+    encoded = os.fsencode(last)
+    if len(encoded) <= 255 - len("_overlay.png"):
+        return name
+    kept = encoded[:200].decode("utf-8", "ignore")
+    return f"{folder}{slash}{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+def _named(path: Path, error: SpatialEmbedError) -> str:
+    """The error's line with the path in it, once."""
+    return str(error) if str(path) in error.message else f"{path}: {error}"
+
+
+def _printable(text: str) -> str:
+    """Safe on a terminal, whatever a file is called: control and broken characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error; yields the function that counts one image."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

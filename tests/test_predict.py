@@ -1,0 +1,614 @@
+"""From any image to instances, one or many, and into a folder; faults stay with their image."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import spatialembed
+from spatialembed import geometry, predict
+from spatialembed.checkpoint import ModelInfo, save
+from spatialembed.cluster import ClusterOptions
+from spatialembed.data.images import ImageWarning, read_image
+from spatialembed.engine import TorchEngine
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.predict import Predictor, predict_folder
+from spatialembed.types import Embeddings, Instances, Normalization
+
+CPU = torch.device("cpu")
+INFO = ModelInfo(("thing",), True, Normalization("none"), ClusterOptions(min_pixels=0))
+
+
+class GreyLevels:
+    """An engine whose answer is known: every grey level above 0 is an instance, brightest first."""
+
+    device = CPU
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        self.batches.append(len(images))
+        height, width = images.shape[-2:]
+        at = geometry.coordinates(height, width, images)  # (2, H, W)
+        offset = torch.zeros(len(images), 2, height, width)
+        for b, grey in enumerate(images[:, 0]):
+            for level in grey.unique():
+                inside = grey == level
+                offset[b][:, inside] = at[:, inside].mean(1, keepdim=True) - at[:, inside]
+        seed = torch.where(images[:, :1] > 0, 0.9 + images[:, :1] / 20, images[:, :1])
+        return Embeddings(offset, torch.ones(len(images), 2, height, width), seed)
+
+
+def scene(seed: int, size: tuple[int, int] = (32, 40)) -> np.ndarray:
+    """Grey uint8 image of three squares of different grey."""
+    image = np.zeros(size, np.uint8)
+    for i, (y, x) in enumerate(((2, 3), (18, 4), (6, 24))):
+        image[y : y + 8, x : x + 5] = 60 + 50 * i + seed
+    return image
+
+
+def known(info: ModelInfo = INFO) -> Predictor:
+    return Predictor(GreyLevels(), info)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def random_net() -> SpatialEmbeddingNet:
+    """A network that finds a lot, of no meaning."""
+    torch.manual_seed(4)
+    net = SpatialEmbeddingNet(2)
+    for decoder in net.decoders:
+        torch.nn.init.normal_(decoder.output_conv.weight, std=0.5)
+    torch.nn.init.constant_(net.decoders[1].output_conv.bias, 2.0)
+    return net
+
+
+def random_predictor(net: SpatialEmbeddingNet, **changes: Any) -> Predictor:
+    info = ModelInfo(
+        ("a", "b"), True, Normalization(), ClusterOptions(start=0.6, min_pixels=3, min_free=0.2)
+    )
+    return Predictor(TorchEngine(net, device=CPU, **changes), info)
+
+
+def same(a: Instances, b: Instances) -> bool:
+    return all(
+        np.array_equal(x, y)
+        for x, y in ((a.labels, b.labels), (a.scores, b.scores), (a.classes, b.classes))
+    )
+
+
+def refused(code: str, predictor: Predictor, image: Any, exit_code: int = 3) -> str:
+    with pytest.raises(SpatialEmbedError) as caught:
+        predictor(image)
+    assert (caught.value.code, caught.value.exit_code) == (code, exit_code)
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+# One image
+
+
+def test_finds_what_is_there() -> None:
+    image = scene(0)
+    found = known()(image)
+    expected = np.zeros(image.shape, np.int32)
+    for i, level in enumerate((160, 110, 60)):
+        expected[image == level] = i + 1
+    assert np.array_equal(found.labels, expected)
+    assert found.labels.dtype == np.int32
+    assert found.scores == pytest.approx([0.9 + v / 255 / 20 for v in (160, 110, 60)])
+    assert found.class_names == ("thing",)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_path_pillow_and_array_agree(tmp_path: Path, mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 9, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+    else:
+        image = Image.fromarray(noise).convert(mode)
+    path = tmp_path / "image.png"
+    image.save(path)
+    pixels = read_image(path)
+    for given in (image, pixels, str(path), Image.open(path)):
+        assert np.array_equal(predict.read_pixels(given), pixels)
+        assert predict.read_pixels(given).dtype == pixels.dtype
+        assert same(known()(given), known()(path))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pillow_image_is_turned_upright_like_its_file(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(scene(0)).save(tmp_path / "a.png", exif=exif)
+    warned = pytest.warns(ImageWarning, match="upright") if orientation > 1 else nullcontext()
+    with warned:
+        upright = read_image(tmp_path / "a.png")
+    assert np.array_equal(predict.read_pixels(Image.open(tmp_path / "a.png")), upright)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_types_of_arrays(kind: type, channels: int) -> None:
+    image = scene(0)
+    largest = {np.uint8: 1, np.uint16: 257}.get(kind, 1 / 255)
+    given = (image * np.float64(largest)).astype(kind)
+    if channels == 3:
+        given = np.stack([given] * 3, axis=-1)
+    assert np.array_equal(known()(given).labels, known()(image).labels)
+
+
+def test_strides_do_not_matter() -> None:
+    image = scene(0)
+    assert same(known()(np.asfortranarray(image)), known()(image))
+    assert np.array_equal(known()(image[::-1]).labels, known()(image).labels[::-1])
+
+
+@pytest.mark.parametrize(
+    ("image", "code", "said"),
+    [
+        pytest.param(np.zeros((4, 5, 2), np.uint8), "bad_channels", "2 channels", id="IMG-24 two"),
+        pytest.param(np.zeros((4, 5, 4), np.uint8), "bad_channels", "4 channels", id="IMG-24 four"),
+        pytest.param(np.zeros((3, 4, 5), np.uint8), "bad_channels", "(3, 4, 5)", id="IMG-24 first"),
+        pytest.param(np.zeros((4, 5, 1), np.uint8), "bad_channels", "1 channels", id="IMG-24 one"),
+        pytest.param(np.zeros((2, 4, 5, 3)), "bad_image", "(2, 4, 5, 3)", id="batch"),
+        pytest.param(np.zeros(7), "bad_image", "(7,)", id="row"),
+        pytest.param(np.zeros((0, 5)), "empty_image", "(0, 5)", id="IMG-10 empty"),
+        pytest.param(np.full((2, 2), np.nan), "non_finite", "4 pixels", id="IMG-20 nan"),
+        pytest.param(np.full((2, 2), np.inf), "non_finite", "4 pixels", id="IMG-20 inf"),
+        pytest.param(np.zeros((4, 5), np.int64), "bad_dtype", "int64", id="IMG-19 int64"),
+        pytest.param(np.zeros((4, 5), bool), "bad_dtype", "bool", id="bool"),
+        pytest.param(np.full((4, 5), 255.0), "value_range", "255", id="IMG-19 float above 1"),
+        pytest.param(np.full((4, 5), -0.5), "value_range", "-0.5", id="IMG-19 float below 0"),
+        pytest.param([[1, 2]], "bad_image", "list", id="list"),
+        pytest.param(None, "bad_image", "NoneType", id="none"),
+    ],
+)
+def test_what_is_no_image(image: Any, code: str, said: str) -> None:
+    assert said in refused(code, known(), image)
+
+
+def test_percentiles_take_floats_of_any_range(random_net: SpatialEmbeddingNet) -> None:
+    predictor = random_predictor(random_net)
+    image = np.random.default_rng(0).random((16, 16))
+    found = predictor(1000 * image - 300)
+    assert found.labels.shape == (16, 16)
+    assert len(found) > 0
+
+
+@pytest.mark.parametrize("level", [pytest.param(v, id=f"IMG-25 {v}") for v in (0, 77, 255)])
+def test_constant_image(random_net: SpatialEmbeddingNet, level: int) -> None:
+    maps = random_predictor(random_net).embeddings(np.full((9, 10), level, np.uint8))
+    assert all(bool(m.isfinite().all()) for m in maps)
+
+
+@pytest.mark.parametrize("size", [pytest.param((8, 9), id="INF-01"), (1, 1), (40, 3)])
+def test_nothing_there(size: tuple[int, int]) -> None:
+    found = known()(np.zeros(size, np.uint8))
+    assert len(found) == 0
+    assert found.labels.shape == size
+    assert found.boxes.shape == (0, 4)
+
+
+SIZES = [(n, n) for n in range(1, 34)] + [(1, 33), (33, 1), (8, 17), (31, 2), (1, 2100), (2056, 8)]
+STRIPS = [pytest.param(s, id=f"IMG-16 {s[0]}x{s[1]}") for s in ((1, 1), (7, 7), (1, 20_000))]
+
+
+@pytest.mark.parametrize(
+    "size", [*(pytest.param(s, id=f"INF-08 {s[0]}x{s[1]}") for s in SIZES), *STRIPS]
+)
+def test_every_size(random_net: SpatialEmbeddingNet, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, size, np.uint8)
+    predictor = random_predictor(random_net)
+    found = predictor(image)
+    assert found.labels.shape == size
+    assert found.labels.max(initial=0) == len(found)
+    assert (found.areas > 0).all()
+    assert [m.shape[-2:] for m in predictor.embeddings(image)] == [size] * 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_padding_makes_no_instance(scale: float) -> None:
+    """One instance everywhere: it holds the image's pixels, and none beside them."""
+    net = SpatialEmbeddingNet(1)
+    with torch.no_grad():
+        net.decoders[0].output_conv.bias[2:] = 0.2  # margin 313 px
+        net.decoders[1].output_conv.weight.zero_()
+        net.decoders[1].output_conv.bias[:] = 5.0
+    info = ModelInfo(("all",), True, Normalization(), ClusterOptions(min_pixels=0))
+    found = Predictor(TorchEngine(net, device=CPU, scale=scale), info)(scene(0, (33, 41)))
+    assert found.areas.tolist() == [33 * 41]
+
+
+def test_thresholds() -> None:
+    image, predictor = scene(0), known()
+    assert len(predictor(image)) == 3
+    assert len(predictor(image, min_pixels=40)) == 0
+    assert len(predictor(image, start=0.92)) == 2
+    assert len(predictor(image, foreground=0.92, start=0.92)) == 2
+    assert len(predictor(image, membership=0.999999)) == 3
+    limited = predictor(image, max_instances=1)
+    assert (len(limited), limited.truncated) == (1, True)
+    assert predictor.settings == ClusterOptions(min_pixels=0)
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*start"):
+        predictor(image, start=1.5)
+
+
+def test_embeddings_are_those_of_the_engine() -> None:
+    maps = known().embeddings(scene(0))
+    expected = GreyLevels()(torch.from_numpy(scene(0) / np.float32(255)).expand(1, 3, 32, 40))
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+def test_augment_runs_eight_times_and_keeps_a_sure_answer() -> None:
+    predictor = known()
+    found = predictor(scene(0), augment=True)
+    assert predictor.engine.batches == [1] * 8  # type: ignore[attr-defined]
+    assert np.array_equal(found.labels, known()(scene(0)).labels)
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", id="INF-10 bfloat16")])
+def test_same_bytes_same_result(random_net: SpatialEmbeddingNet, precision: str) -> None:
+    predictor = random_predictor(random_net, precision=precision)
+    images = [np.random.default_rng(i).integers(0, 256, (24, 24), np.uint8) for i in range(3)]
+    first = [predictor(image) for image in images]
+    assert sum(map(len, first)) > 0
+    again = [predictor(image) for image in reversed(images)]
+    assert all(same(a, b) for a, b in zip(first, reversed(again), strict=True))
+
+
+# Many images
+
+
+def test_map_is_the_call_in_order() -> None:
+    images = [scene(i, (32, 40) if i % 4 else (30, 44)) for i in range(9)]
+    predictor = known()
+    found = list(predictor.map(images, batch=2, min_pixels=3))
+    assert all(same(a, known()(b)) for a, b in zip(found, images, strict=True))
+    assert predictor.engine.batches == [1, 2, 1, 1, 2, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_map_batched_equals_single(random_net: SpatialEmbeddingNet) -> None:
+    predictor = random_predictor(random_net)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (24, 20), np.uint8) for _ in range(5)]
+    found = list(predictor.map(images, batch=3))
+    assert sum(map(len, found)) > 5
+    for one, image in zip(found, images, strict=True):
+        alone = predictor(image)
+        assert np.array_equal(one.labels, alone.labels)
+        np.testing.assert_allclose(one.scores, alone.scores, rtol=1e-5)
+
+
+def test_batches_hold_a_limited_number_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "BATCH_PIXELS", 3 * 32 * 40)
+    predictor = known()
+    assert len(list(predictor.map([scene(0)] * 7))) == 7
+    assert predictor.engine.batches == [3, 3, 1]  # type: ignore[attr-defined]
+
+
+def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endless source is fine, and leaving early ends the thread."""
+    threads, drawn = set(), []
+
+    def endless() -> Iterator[np.ndarray]:
+        i = 0
+        while True:
+            drawn.append(i)
+            yield scene(i % 3)
+            i += 1
+
+    def spy(image: Any) -> np.ndarray:
+        threads.add(threading.current_thread())
+        return image
+
+    monkeypatch.setattr(predict, "read_pixels", spy)
+    results = known().map(endless(), batch=2)
+    assert len(list(islice(results, 5))) == 5
+    assert len(drawn) <= 5 + 2 * 2 + 2
+    results.close()  # type: ignore[attr-defined]
+    assert threading.main_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_map_of_nothing_and_bad_batch() -> None:
+    assert list(known().map([])) == []
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*batch"):
+        known().map([], batch=0)
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*start"):
+        known().map([], start=2)
+
+
+def test_map_raises_at_its_turn(tmp_path: Path) -> None:
+    results = known().map([scene(0), tmp_path / "none.png", scene(1)])
+    assert len(next(results)) == 3
+    with pytest.raises(SpatialEmbedError, match="not_found"):
+        next(results)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_memory_that_runs_out_is_named(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    cluster = predict.cluster
+
+    def greedy(maps: Embeddings, *settings: Any) -> list[Instances]:
+        if (maps.seed > 0.94).any():  # the brightest image, alone or with others
+            raise MemoryError
+        return cluster(maps, *settings)
+
+    monkeypatch.setattr(predict, "cluster", greedy)
+    outcomes = list(known().outcomes([scene(0), scene(0) + np.uint8(90), scene(1)], batch=batch))
+    assert [o.error.code if o.error else "" for o in outcomes] == ["", "out_of_memory", ""]
+    assert outcomes[1].error is not None
+    assert outcomes[1].error.exit_code == 5
+
+
+def test_failed_image_fails_alone(tmp_path: Path) -> None:
+    images = [scene(0), tmp_path / "none.png", scene(1), np.zeros((2, 2, 7)), scene(2)]
+    outcomes = list(known().outcomes(images))
+    assert [o.error.code if o.error else "" for o in outcomes] == [
+        "", "not_found", "", "bad_channels", "",
+    ]  # fmt: skip
+    for i in (0, 2, 4):
+        assert outcomes[i].instances is not None
+        assert same(outcomes[i].instances, known()(images[i]))
+        assert outcomes[i].pixels is images[i] or np.array_equal(outcomes[i].pixels, images[i])
+
+
+class Poisoned(GreyLevels):
+    """NaN in the maps of images with the grey level 13."""
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        maps = super().__call__(images)
+        bad = (images[:, 0] * 255).round().eq(13).flatten(1).any(1)
+        maps.seed[bad, 0, 0, 0] = torch.nan
+        return maps
+
+
+def test_maps_that_are_not_finite_fail_alone() -> None:
+    bad = scene(0)
+    bad[0, 0] = 13
+    predictor = Predictor(Poisoned(), INFO)  # type: ignore[arg-type]
+    outcomes = list(predictor.outcomes([scene(0), bad, scene(1)]))
+    codes = [o.error.code if o.error else "" for o in outcomes]
+    assert codes == ["", "non_finite_output", ""]
+    assert same(outcomes[2].instances, known()(scene(1)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fault", ["INF-03"])
+def test_maps_that_are_not_finite_are_refused(fault: str) -> None:
+    refused("non_finite_output", Predictor(Poisoned(), INFO), np.full((4, 4), 13, np.uint8), 4)  # type: ignore[arg-type]
+
+
+# Loading
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, random_net: SpatialEmbeddingNet) -> Path:
+    info = ModelInfo(("a", "b"), True, Normalization(), ClusterOptions(start=0.7), scale=1.5)
+    return save(tmp_path_factory.mktemp("models") / "m", random_net, info)
+
+
+def test_load(model: Path) -> None:
+    predictor = spatialembed.load(model, device="cpu", precision="float32")
+    assert isinstance(predictor, spatialembed.Predictor)
+    assert predictor.info.class_names == ("a", "b")
+    assert predictor.settings == ClusterOptions(start=0.7)
+    assert predictor.device == CPU
+    assert (predictor.engine.scale, predictor.engine.precision) == (1.5, "float32")
+    assert predictor(scene(0)).labels.shape == (32, 40)
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        ({"engine": "onnx"}, "unknown_engine"),
+        ({"device": "tpu9"}, "unknown_device"),
+        ({"precision": "int8"}, "unknown_precision"),
+        ({"threads": 0}, "bad_threads"),
+    ],
+)
+def test_settings_of_load(model: Path, setting: dict[str, Any], code: str) -> None:
+    with pytest.raises(SpatialEmbedError) as caught:
+        predict.load(model, **setting)
+    assert (caught.value.code, caught.value.exit_code) == (code, 2)
+
+
+def test_threads(model: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        predict.load(model, device="cpu", threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# Folders
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Three images in two folders, two of one name."""
+    folder = tmp_path / "in"
+    for i, name in enumerate(("a.png", "deep/a.png", "deep/b.tif")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(i)).save(folder / name)
+    return folder
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "objects.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+ALL_OUTPUTS = {
+    "objects.csv",
+    "instances.json",
+    *(f"{n}_{kind}.png" for n in ("a", "deep/a", "deep/b") for kind in ("labels", "overlay")),
+}
+
+
+@pytest.mark.parametrize("fault", ["IMG-30 mirrored"])
+def test_folder(inputs: Path, tmp_path: Path, fault: str) -> None:
+    out = tmp_path / "new" / "out"
+    result = predict_folder(known(), [inputs], out, progress=False)
+    assert (result.images, result.objects, result.failed, result.exit_code) == (3, 9, [], 0)
+    assert files_in(out) == ALL_OUTPUTS
+    for i, name in enumerate(("a", "deep/a", "deep/b")):
+        labels = np.asarray(Image.open(out / f"{name}_labels.png"))
+        assert np.array_equal(labels, known()(scene(i)).labels)
+    assert [row["image"] for row in rows(out)] == [
+        name for name in ("a.png", "deep/a.png", "deep/b.tif") for _ in range(3)
+    ]
+    coco = json.loads((out / "instances.json").read_text())
+    assert len(coco["images"]) == 3
+    assert len(coco["annotations"]) == 9
+
+
+@pytest.mark.parametrize("fault", ["IMG-33 output inside input"])
+def test_own_outputs_are_not_read_again(inputs: Path, fault: str) -> None:
+    for _ in range(2):
+        result = predict_folder(known(), [inputs], inputs / "out", progress=False)
+        assert result.images == 3
+
+
+@pytest.mark.parametrize("fault", ["IMG-26 some fail"])
+def test_failed_inputs_are_reported_and_the_rest_goes_on(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    (inputs / "broken\n.png").write_bytes((inputs / "a.png").read_bytes()[:60])
+    (inputs / "deep" / "folder.png").mkdir()
+    (inputs / "empty.png").touch()
+    result = predict_folder(known(), [inputs], tmp_path / "out", progress=False)
+    assert [(p.name, e.code) for p, e in result.failed] == [
+        ("broken\n.png", "truncated"),
+        ("empty.png", "empty_file"),
+    ]
+    assert (result.images, result.exit_code) == (3, 6)
+    assert files_in(tmp_path / "out") == ALL_OUTPUTS
+    assert [r.levelname for r in caplog.records] == ["ERROR", "ERROR"]
+    assert "\n" not in caplog.records[0].getMessage()
+    assert "empty_file" in caplog.records[1].getMessage()
+
+
+def test_pickle_named_like_an_image_is_not_executed(inputs: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "canary"),)
+
+    (inputs / "bomb.png").write_bytes(pickle.dumps(Bomb()))
+    result = predict_folder(known(), [inputs], tmp_path / "out", progress=False)
+    assert [e.code for _, e in result.failed] == ["not_an_image"]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_all_failed_exits_like_the_first_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    result = predict_folder(known(), [tmp_path / "a.png"], tmp_path / "out", progress=False)
+    assert result.exit_code == 3
+
+
+@pytest.mark.parametrize("fault", ["IMG-29 names"])
+def test_strange_names(tmp_path: Path, fault: str) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = [b"-rf.png", b"new\nline.png", b"\xff\xfe.png", b"%s" % (b"x" * 251 + b".png")]
+    for i, name in enumerate(names):
+        Image.fromarray(scene(i)).save(tmp_path / "image.png")
+        os.rename(tmp_path / "image.png", os.fsencode(folder) + b"/" + name)
+    result = predict_folder(known(), [folder], out, progress=False)
+    assert (result.images, result.exit_code) == (4, 0)
+    listed = json.loads((out / "instances.json").read_text())["images"]
+    assert {os.fsencode(entry["file_name"]) for entry in listed} == set(names)
+    labels = {os.fsencode(p.name) for p in out.glob("*_labels.png")}
+    assert {n.removesuffix(b".png") + b"_labels.png" for n in names[:3]} < labels
+    assert len(labels) == 4
+
+
+def test_output_that_cannot_be_written_is_found_first(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    predictor = known()
+    with pytest.raises(SpatialEmbedError) as caught:
+        predict_folder(predictor, [inputs], tmp_path / "file" / "out", progress=False)
+    assert (caught.value.code, caught.value.exit_code) == ("not_writable", 2)
+    assert predictor.engine.batches == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
+def test_what_is_done_is_not_lost(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """Stopped at the third image, by the user or by a full disk: the two before it are there."""
+    write, calls = predict.write_overlay, []
+
+    def failing(*arguments: Any) -> Path:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise stop
+        return write(*arguments)
+
+    monkeypatch.setattr(predict, "write_overlay", failing)
+    with pytest.raises(type(stop)):
+        predict_folder(known(), [inputs], tmp_path / "out", progress=False)
+    assert len(rows(tmp_path / "out")) == 6
+    assert len(json.loads((tmp_path / "out" / "instances.json").read_text())["images"]) == 2
+
+
+def test_tables_are_written_on_the_way(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill loses at most half a minute of them."""
+    clock = iter(range(0, 10_000, 31))
+    monkeypatch.setattr(predict.time, "monotonic", lambda: next(clock))
+    seen = []
+    write = predict.write_labels
+
+    def spy(stem: Path, labels: Any) -> Path:
+        seen.append(
+            len(rows(tmp_path / "out")) if (tmp_path / "out" / "objects.csv").exists() else 0
+        )
+        return write(stem, labels)
+
+    monkeypatch.setattr(predict, "write_labels", spy)
+    predict_folder(known(), [inputs], tmp_path / "out", progress=False)
+    assert seen == [0, 3, 6]
+
+
+def test_truncated_results_are_reported(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = known()
+    options = predictor.options(max_instances=2)
+    result = predict_folder(
+        predictor, [inputs / "a.png"], tmp_path / "out", options=options, progress=False
+    )
+    assert result.truncated == [inputs / "a.png"]
+    assert "max_instances" in caplog.text
+
+
+def test_progress_bar_goes_to_standard_error(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_folder(known(), [inputs], tmp_path / "out")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "3/3" in printed.err
