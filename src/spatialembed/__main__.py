@@ -1,0 +1,10 @@
+"""``python -m spatialembed``."""
+
+from __future__ import annotations
+
+import sys
+
+from spatialembed.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,429 @@
+"""The command line: one function a verb, each with a dataclass of its settings.
+
+Exit codes: 0 fine, 2 usage or configuration, 3 input, 4 model or checkpoint, 5 out of disk or
+memory, 6 done but some inputs failed, 130 and 143 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from spatialembed import __version__
+from spatialembed.errors import INPUT, RESOURCE, USAGE, SpatialEmbedError, missing_extra
+
+if TYPE_CHECKING:
+    from spatialembed.data.folder import FolderDataset
+    from spatialembed.settings import TrainOptions
+
+# ---------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Settings of ``spatialembed demo``."""
+
+    out: str = "demo"
+    """Folder of the results."""
+    train: bool = False
+    """Train a small model of shapes from nothing instead; about five minutes on two cores."""
+    seed: int = 0
+    """Of the generated pictures and of the training."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Settings of ``spatialembed evaluate``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
+    val_fraction: float = 0.2
+    """Share that training held out of a flat folder."""
+    group_by: str | None = None
+    """Column of index.csv whose groups training held out whole; alone it means --split val."""
+    seed: int = 0
+    """Of that split."""
+    sampling: Literal["seed", "truth"] = "seed"
+    """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
+    out: str = "runs/evaluate"
+    """Folder of report.json and worst.html."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
+
+    sources: list[str]
+    """Image files, folders, and globs in quotes."""
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    out: str
+    """Folder of the results: labels and overlay of each image, objects.csv, instances.json."""
+    augment: bool = False
+    """Average over the eight turns and flips, at eight times the cost."""
+    batch: int = 8
+    """Images of one size that go through the network together."""
+    foreground: float | None = None
+    """A pixel takes part if its seed is above this."""
+    start: float | None = None
+    """A pixel can start an instance if its seed is at least this."""
+    membership: float | None = None
+    """A pixel belongs to a seed if its phi is above this."""
+    min_pixels: int | None = None
+    """An instance has more pixels than this."""
+    min_free: float | None = None
+    """More than this share of an instance's pixels must not belong to a better one."""
+    max_instances: int | None = None
+    """Stop after so many instances in an image."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+    threads: int | None = None
+    """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Settings of ``spatialembed convert``."""
+
+    file: str
+    """Car checkpoint that the authors of the paper released; nothing in it is executed."""
+    out: str
+    """Model folder to write."""
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """Settings of ``spatialembed data scenes``."""
+
+    out: str
+    """Folder of images/ and masks/ to write."""
+    kind: Literal["nuclei", "shapes"] = "nuclei"
+    """Fluorescence fields of nuclei, or grey photographs of plain shapes."""
+    images: int = 100
+    """How many."""
+    size: str = "256"
+    """Height x width in px, as 520x696, or one side of squares."""
+    seed: int = 0
+    """Image i follows from (seed, i)."""
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def demo(options: DemoOptions) -> int:
+    """Show what it does, on a generated field of nuclei and a photograph of coins."""
+    from spatialembed.demo import demo as run
+    from spatialembed.demo import train_demo
+
+    with _training_extra(options.train):
+        (train_demo if options.train else run)(Path(options.out), seed=options.seed)
+    return 0
+
+
+def train(options: TrainOptions) -> int:
+    """Train a model on a folder of images and label masks."""
+    with _training_extra():
+        from spatialembed.runs import free_name
+        from spatialembed.train import Interrupted
+        from spatialembed.train import train as run
+    if not options.resume and options.name is None:  # named here, to be told to who interrupts
+        name = free_name(Path(options.out), Path(options.data).resolve().name)
+        options = replace(options, name=name)
+    folder = options.resume or Path(options.out) / str(options.name)
+    try:
+        run(options)
+    except Interrupted as stop:
+        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
+        return stop.exit_code
+    _say(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
+    return 0
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a model on images with masks: AP at IoU .50 to .90, F1, PQ."""
+    from rich.console import Console
+
+    from spatialembed.evaluate import evaluate as run
+    from spatialembed.predict import load
+
+    dataset = _dataset(options)
+    predictor = load(options.model, device=options.device, precision=options.precision)
+    report = run(predictor, dataset, sampling=options.sampling)
+    report.write(options.out)
+    Console().print(report.table())
+    _say(f"{options.out}: report.json, worst.html")
+    return 0
+
+
+def _dataset(options: EvaluateOptions) -> FolderDataset:
+    """The images to score on: a part of the folder by name, by the split of training, or all."""
+    from spatialembed.data.folder import open_folder, split_dataset, splits
+
+    named = options.split if options.split in splits(options.data) else None
+    dataset = open_folder(
+        options.data,
+        split=named or ("test" if options.split == "test" else None),
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+    )
+    if named or (options.split is None and options.group_by is None):
+        return dataset
+    parts = split_dataset(
+        dataset, fraction=options.val_fraction, group_by=options.group_by, seed=options.seed
+    )
+    return parts[0] if options.split == "train" else parts[1]
+
+
+def predict(options: PredictOptions) -> int:
+    """Find the instances in images: label images, overlays, a table and COCO JSON."""
+    from spatialembed.predict import load, predict_folder
+
+    predictor = load(
+        options.model, device=options.device, precision=options.precision, threads=options.threads
+    )
+    thresholds = predictor.options(
+        foreground=options.foreground,
+        start=options.start,
+        membership=options.membership,
+        min_pixels=options.min_pixels,
+        min_free=options.min_free,
+        max_instances=options.max_instances,
+    )
+    result = predict_folder(
+        predictor,
+        options.sources,
+        options.out,
+        batch=options.batch,
+        augment=options.augment,
+        options=thresholds,
+    )
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    _say(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
+    return result.exit_code
+
+
+def convert(options: ConvertOptions) -> int:
+    """Make a model folder of the released car checkpoint."""
+    from spatialembed.checkpoint import convert as run
+    from spatialembed.checkpoint import load
+
+    folder = run(options.file, options.out)
+    _, info = load(folder)
+    _say(
+        f"{folder}: {', '.join(info.class_names)}; licence of the weights: "
+        f"{info.training['licence']}"
+    )
+    return 0
+
+
+def scenes(options: ScenesOptions) -> int:
+    """Write generated images with exact masks, to train and test on."""
+    from spatialembed.data.synthetic import SyntheticDataset, write_folder
+
+    dataset = SyntheticDataset(options.kind, _size(options.size), options.images, options.seed)
+    write_folder(dataset, options.out)
+    _say(f"{options.out}: {len(dataset)} images and masks")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) in px of "520x696" or "256"."""
+    height, _, width = text.partition("x")
+    sides = height, width or height
+    if not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise SpatialEmbedError(
+            "bad_setting", f"size is {text}", "give px as 256 or, height first, 520x696", USAGE
+        )
+    return int(sides[0]), int(sides[1])
+
+
+@contextmanager
+def _training_extra(needed: bool = True) -> Iterator[None]:
+    """A missing package is told with the extra that holds it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not needed or str(error.name).startswith("spatialembed"):
+            raise
+        raise missing_extra(str(error.name), "train", "training") from error
+
+
+def _say(line: str) -> None:
+    """A line of result; of several processes that train together, one speaks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line)
+
+
+# ---------------------------------------------------------------- which verb
+
+
+class Verb(NamedTuple):
+    """A function, the type of its settings, and which of these are given without a flag."""
+
+    run: Callable[[Any], int]
+    settings: Callable[[], type]  # called late: those of training import torch
+    positional: str = ""
+
+    @property
+    def help(self) -> str:
+        return str(self.run.__doc__)
+
+
+def _train_options() -> type:
+    from spatialembed.settings import TrainOptions
+
+    return TrainOptions
+
+
+VERBS = {
+    "demo": Verb(demo, lambda: DemoOptions),
+    "train": Verb(train, _train_options),
+    "evaluate": Verb(evaluate, lambda: EvaluateOptions),
+    "predict": Verb(predict, lambda: PredictOptions, "sources"),
+    "convert": Verb(convert, lambda: ConvertOptions, "file out"),
+    "data scenes": Verb(scenes, lambda: ScenesOptions),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``, by default that of the process; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _signals(), _plain_warnings():
+        try:
+            return _dispatch(words)
+        except SpatialEmbedError as error:
+            return _fail(error)
+        except BrokenPipeError:  # who read our output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (OSError, MemoryError) as error:
+            return _fail(_of_system(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except SystemExit as stop:
+            return int(stop.code or 0)
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else USAGE
+    if words[0] == "--version":
+        print(f"spatialembed {__version__}")
+        return 0
+    name = next((n for n in VERBS if words[: n.count(" ") + 1] == n.split()), None)
+    from spatialembed.arguments import nearest, parse
+
+    if name is None:
+        given = " ".join(word for word in words[:2] if not word.startswith("-"))
+        remedy = f"the nearest is spatialembed {nearest(given, list(VERBS))}"
+        raise SpatialEmbedError("unknown_verb", f"{given}: no such verb", remedy, USAGE)
+    verb = VERBS[name]
+    rest = words[name.count(" ") + 1 :]
+    options: Any = parse(
+        verb.settings(), rest, verb=name, help=verb.help, positional=verb.positional
+    )
+    return verb.run(options)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:<13}{verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: spatialembed VERB ...\n\nInstance segmentation by spatial embeddings.\n\n"
+        f"{verbs}\n\nspatialembed VERB --help shows the settings of a verb. --version"
+    )
+
+
+# ---------------------------------------------------------------- faults
+
+
+def _fail(error: SpatialEmbedError) -> int:
+    print(_line("error", str(error)), file=sys.stderr)
+    return error.exit_code
+
+
+def _line(level: str, text: str) -> str:
+    """One line that is safe on a terminal, whatever a file is called."""
+    return f"{level} " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _of_system(error: OSError | MemoryError) -> SpatialEmbedError:
+    if isinstance(error, MemoryError):
+        return SpatialEmbedError("out_of_memory", "no memory left", "", RESOURCE)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    message = f"{where}{error.strerror or error}"
+    return SpatialEmbedError(
+        "disk_full" if full else "system", message, "", RESOURCE if full else INPUT
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that what is done gets written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on what is standard error at that moment, above a progress bar too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(_line(record.levelname.lower(), record.getMessage()), file=sys.stderr)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Log records and warnings of the package as one line each; those of others as ever."""
+    shown_before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("spatialembed"):
+            print(_line("warning", str(message)), file=sys.stderr)
+        else:
+            shown_before(message, category, *where)
+
+    logger = logging.getLogger("spatialembed")
+    handler = _Lines()
+    logger.addHandler(handler)
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        warnings.showwarning = shown_before
