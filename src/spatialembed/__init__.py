@@ -1,4 +1,4 @@
-"""Real-time, proposal-free instance segmentation by spatial embeddings (Neven et al., CVPR 2019)."""
+"""Real-time, proposal-free instance segmentation by spatial embeddings (Neven et al. 2019)."""
 
 from __future__ import annotations
 

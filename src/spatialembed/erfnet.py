@@ -30,7 +30,8 @@ class Down(nn.Module):
 class Residual(nn.Module):
     """Two factorised 3x3 convolutions, the second one dilated, added to the input.
 
-    x -> 3x1 -> ReLU -> 1x3 -> BN -> ReLU -> 3x1 dilated -> ReLU -> 1x3 dilated -> BN -> dropout -> + x -> ReLU
+    x -> 3x1 -> ReLU -> 1x3 -> BN -> ReLU
+      -> 3x1 dilated -> ReLU -> 1x3 dilated -> BN -> dropout -> + x -> ReLU
     """
 
     def __init__(self, channels: int, dropout: float = 0.0, dilation: int = 1) -> None:
@@ -42,7 +43,7 @@ class Residual(nn.Module):
         self.conv3x1_2 = nn.Conv2d(channels, channels, (3, 1), padding=(d, 0), dilation=(d, 1))
         self.conv1x3_2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, d), dilation=(1, d))
         self.bn2 = nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
-        # Whole channels: neighbouring pixels of a map say nearly the same, single ones carry no news.
+        # Whole channels: neighbouring pixels say nearly the same, single ones carry no news.
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""One exception for every foreseen fault: a stable code, one line of what is wrong, one of remedy."""
+"""One exception for every foreseen fault: a stable code, a line of what is wrong and the remedy."""
 
 from __future__ import annotations
 
 USAGE, INPUT, MODEL, RESOURCE, PARTIAL = 2, 3, 4, 5, 6
-"""Exit codes: usage or configuration, input, model or checkpoint, out of disk or memory, some inputs failed."""
+"""Exit codes: usage or configuration, input, model or checkpoint, disk or memory, some failed."""
 
 
 class SpatialEmbedError(Exception):

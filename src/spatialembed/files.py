@@ -14,7 +14,7 @@ from spatialembed.errors import RESOURCE, SpatialEmbedError
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to disk and rename it to ``path``.
+    """Yield a temporary path beside ``path``; on success flush it and rename it to ``path``.
 
     On failure the temporary file is removed and ``path`` is as it was. The temporary name starts
     with a dot and keeps the suffix, since writers choose their format by it.

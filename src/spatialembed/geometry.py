@@ -1,10 +1,10 @@
 """Coordinates, embeddings, bandwidths: the arithmetic that loss, clustering and export share.
 
-    unit       1 unit = 1024 px on both axes; pixel (y, x) stands at (x / 1024, y / 1024)
-    embedding  e = x + o                       pixel 512 with offset -0.25 points at pixel 256
-    precision  p = exp(clamp(10 r, -40, 40))   1 / (2 sigma^2) in 1/unit^2
-    exponent   d = sum_axis p (e - C)^2        phi = exp(-d)
-    margin     sqrt(ln 2 / p)                  distance where phi = 0.5; r = 1 -> 5.7 px
+unit       1 unit = 1024 px on both axes; pixel (y, x) stands at (x / 1024, y / 1024)
+embedding  e = x + o                       pixel 512 with offset -0.25 points at pixel 256
+precision  p = exp(clamp(10 r, -40, 40))   1 / (2 sigma^2) in 1/unit^2
+exponent   d = sum_axis p (e - C)^2        phi = exp(-d)
+margin     sqrt(ln 2 / p)                  distance where phi = 0.5; r = 1 -> 5.7 px
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def coordinates(height: int, width: int, like: Tensor) -> Tensor:
-    """Positions of the pixels of an image, (2, height, width) (x, y) in units, dtype and device of ``like``."""
+    """Positions (2, height, width) (x, y) of pixels in units, dtype and device as of ``like``."""
     y = torch.arange(height, dtype=like.dtype, device=like.device) / UNIT
     x = torch.arange(width, dtype=like.dtype, device=like.device) / UNIT
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))
 
 
 def embed(offset: Tensor) -> Tensor:
-    """Spatial embeddings e = x + o, (..., 2, H, W) in units, float32 (float64 stays) from offsets of that shape."""
+    """e = x + o in units: offset (..., 2, H, W) -> the same shape, float32 (float64 stays)."""
     offset = _at_least_float32(offset)
     return offset + coordinates(offset.shape[-2], offset.shape[-1], offset)
 

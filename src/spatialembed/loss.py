@@ -34,6 +34,8 @@ PAIRS_AT_ONCE = 1 << 22
 """(instance, pixel) pairs held at a time, some 50 bytes each; very wide bandwidths drop nothing."""
 FLOAT32_LIMIT = 24 * math.log(2)
 """Exponent at which phi = 2^-24 is lost beside an own phi that rounds to 1 in float32."""
+TWICE_ONE_BITS = 2 * 0x3F800000
+"""Twice the bits of the float32 1.0: what the keys of an error e and of 2 - e add up to."""
 
 
 class LossTerms(NamedTuple):
@@ -55,13 +57,14 @@ def spatial_embedding_loss(
     center: Center,
     foreground_weight: float | Sequence[float] = 10.0,
 ) -> LossTerms:
-    """Instance, smoothness and seed term of a batch (Neven et al. 2019, eq. 5 to 11).
+    """Instance, smoothness and seed term of a batch (Neven et al. 2019).
 
     prediction: maps of B images, any float dtype (computed in float32; float64 stays).
     targets: B truths on the same device; ignored pixels enter no term, and an instance without a
     valid pixel is not counted. center: what the soft mask is centred on, the mean position of the
     instance's pixels, the mean of their embeddings (gradients flow through it), or the pixel
-    nearest to the centroid. foreground_weight: w_c of the seed term, one for all classes or one each.
+    nearest to the centroid. foreground_weight: w_c of the seed term, one for all classes or one
+    each.
 
     An image without instances gives instance = smoothness = 0, attached to the graph.
     """
@@ -79,12 +82,14 @@ def hinge_loss(
     center: Center = "centroid",
     foreground_weight: float | Sequence[float] = 10.0,
 ) -> LossTerms:
-    """The fixed-bandwidth baseline (Neven et al. 2019, eq. 3): embeddings within a margin of the centre.
+    """The fixed-bandwidth baseline (Neven et al. 2019): embeddings within a margin of the centre.
 
     instance: mean over instances of the mean over their pixels of max(|e - C| - margin, 0), in
     units; smoothness: 0, no bandwidth is learned; seed: as ever, against the Gaussian whose 0.5
     contour is the margin. Arguments as of ``spatial_embedding_loss``; margin_px in px.
     """
+    if margin_px <= 0:
+        raise ValueError(f"margin_px is {margin_px}; it is a positive number of pixels")
     margin = margin_px / UNIT
     terms = []
     for (offset, log_precision, seed), target in _images(prediction, targets):
@@ -99,7 +104,7 @@ def hinge_loss(
         nothing = 0 * (embedding.sum() + log_precision.sum())
         terms.append(
             LossTerms(
-                (excess * truth.mean_weight()).sum() + nothing,
+                truth.mean_of_means(excess) + nothing,
                 nothing,
                 _seed_term(seed, truth, phi.detach(), foreground_weight),
             )
@@ -156,9 +161,9 @@ class _Truth:
         sums = wide.new_zeros(len(values), len(self)).index_add(1, self.instance, wide)
         return (sums / self.counts).to(values.dtype)
 
-    def mean_weight(self) -> Tensor:
-        """(M,) weights whose weighted sum is the mean over instances of the mean over their pixels."""
-        return 1 / (self.counts[self.instance] * len(self))
+    def mean_of_means(self, values: Tensor) -> Tensor:
+        """Mean over instances of the mean of values (M,) over their pixels, 0 without instances."""
+        return (values / (self.counts[self.instance] * len(self))).sum()
 
 
 def _image_terms(
@@ -183,8 +188,8 @@ def _image_terms(
     instance, phi = _InstanceTerm.apply(embedding, centers, precision(mean_raw), truth)
 
     spread = (own_raw - mean_raw.detach()[:, truth.instance]).square().mean(0)  # (M,)
-    smoothness = (spread * truth.mean_weight()).sum()
-    return LossTerms(instance, smoothness, _seed_term(seed, truth, phi, foreground_weight))
+    seed_term = _seed_term(seed, truth, phi, foreground_weight)
+    return LossTerms(instance, truth.mean_of_means(spread), seed_term)
 
 
 def _centers(truth: _Truth, own: Tensor, shape: Sequence[int], center: Center) -> Tensor:
@@ -234,10 +239,10 @@ def _seed_term(
 
 
 class _InstanceTerm(torch.autograd.Function):
-    """Mean over instances of the Lovasz hinge of 2 phi - 1, and phi of the own pixels (no gradient).
+    """Mean over instances of the Lovasz hinge of 2 phi - 1; and phi of the own pixels.
 
-    The value is linear in the sorted errors, so the gradient is known as soon as the value is: it is
-    summed in the forward pass, chunk by chunk, and no pair outlives its chunk.
+    The value is linear in the sorted errors, so the gradient is known as soon as the value is: it
+    is summed in the forward pass, chunk by chunk, and no pair outlives its chunk.
     """
 
     @staticmethod
@@ -245,10 +250,15 @@ class _InstanceTerm(torch.autograd.Function):
         ctx: Any, embedding: Tensor, centers: Tensor, precisions: Tensor, truth: _Truth
     ) -> tuple[Tensor, Tensor]:
         """embedding (2, P), centers (2, K), precisions (S, K) -> scalar, phi (M,)."""
-        if embedding.device.type == "cpu" and embedding.dtype == torch.float32:
-            value, *gradients, phi = _fused(embedding, centers, precisions, truth)
+        inputs = (embedding, centers, precisions)
+        if not all(bool(t.isfinite().all()) for t in inputs):
+            # A diverged network is told by its loss; NaN has no bin to fall into.
+            gradients = [torch.full_like(t, math.nan) for t in inputs]
+            value, phi = embedding.new_tensor(math.nan), embedding[0, truth.pixels] * math.nan
+        elif embedding.device.type == "cpu" and embedding.dtype == torch.float32:
+            value, *gradients, phi = _fused(*inputs, truth)
         else:
-            value, *gradients, phi = _batched(embedding, centers, precisions, truth)
+            value, *gradients, phi = _batched(*inputs, truth)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(phi)
         return value, phi
@@ -330,18 +340,18 @@ def _add_pairs(
     instance: Tensor,
     own: Tensor,
 ) -> Tensor:
-    """Value of some instances from their (pixel, instance) pairs (N,); gradients are added in place.
+    """Value of some instances from their (pixel, instance) pairs (N,); gradients add in place.
 
-    own (N,) bool: the pixel belongs to the instance. All own pixels of an instance are among them.
+    own (N,) bool: the pixel belongs to the instance. All own pixels are among them.
     """
     embedding, centers, precisions = parameters
     d, _ = _exponent(embedding, centers, precisions, pixel, instance)
     kept = (own | (d < limits[instance])).nonzero()[:, 0]
     d, pixel, instance, own = d[kept], pixel[kept], instance[kept], own[kept]
-    # An own pixel's 1 - phi is taken from expm1: near the centre it has digits that 1 - exp has not.
+    # 1 - phi by expm1: near the centre it has digits that 1 - exp has not.
     errors = 2 * torch.where(own, -torch.expm1(-d), (-d).exp())
 
-    order = _by_instance_then_error(instance, errors)
+    order = _by_instance_then_error(instance, own, d)
     d, pixel, instance, own, errors = (
         t[order] for t in (d, pixel, instance, own, errors)
     )  # all (N,) sorted
@@ -361,13 +371,21 @@ def _add_pairs(
     return (errors * share).sum()
 
 
-def _by_instance_then_error(instance: Tensor, errors: Tensor) -> Tensor:
-    """Order (N,) by instance, then by error descending; equal ones as they came."""
-    if errors.dtype == torch.float32:
-        # Non-negative float32 keep their order when their bits are read as int32, which sort faster.
-        order = (-errors.view(torch.int32)).sort(stable=True).indices
+def _by_instance_then_error(instance: Tensor, own: Tensor, d: Tensor) -> Tensor:
+    """Order (N,) by instance, then by error descending; equal ones as they came.
+
+    Of an error e in [0, 2] near 2, 2 - e has the digits that e has lost: where wide bandwidths put
+    thousands of pixels there, float32 errors tie, and the gradient would depend on their order.
+    """
+    near = d < math.log(2)
+    part = 2 * torch.where(near, -torch.expm1(-d), (-d).exp())  # e or 2 - e, whichever is below 1
+    low = own == near
+    if d.dtype == torch.float32:
+        # Non-negative float32 keep their order read as int32, and int32 sort faster.
+        bits = part.view(torch.int32)
+        order = (-torch.where(low, bits, TWICE_ONE_BITS - bits)).sort(stable=True).indices
     else:
-        order = errors.sort(descending=True, stable=True).indices
+        order = torch.where(low, part, 2 - part).sort(descending=True, stable=True).indices
     return order[instance[order].to(torch.int32).sort(stable=True).indices]
 
 
@@ -398,15 +416,15 @@ class _Bins:
         self.pixels = pixels[order]
 
     def _cell(self, points: Tensor) -> Tensor:
-        """Column and row (2, N) int64 of positions (2, N); floor keeps order, so no point is missed."""
+        """Column and row (2, N) int64 of positions (2, N); floor keeps order, none is missed."""
         return ((points - self.low[:, None]) / CELL).floor().long()
 
     def near(
         self, centers: Tensor, precisions: Tensor, limits: Tensor
     ) -> Iterator[tuple[int, int, tuple[Tensor, Tensor]]]:
-        """Runs of instances [first, last) and the (pixel, instance) pairs whose d may be below limits.
+        """Runs of instances [first, last) and the (pixel, instance) pairs that may be near.
 
-        A superset: the pixels in all cells that touch the box around the ellipse d = limit.
+        A superset of d < limit: the pixels of all cells that touch the box around that ellipse.
         """
         reach = (limits / precisions).sqrt() * (1 + 1e-5) + 1e-7  # (S, K)
         edge = self.low[:, None] + self.size[:, None] * CELL
@@ -434,7 +452,7 @@ def _count_up(counts: Tensor) -> Tensor:
 
 
 def _chunks(instance: Tensor, length: Tensor, count: int) -> Iterator[tuple[int, int, slice]]:
-    """Runs of whole instances with at most PAIRS_AT_ONCE pairs (or one instance), and their ranges."""
+    """Runs of whole instances with at most PAIRS_AT_ONCE pairs (or one instance)."""
     pairs = length.new_zeros(count).index_add(0, instance, length).tolist()
     ranges = torch.bincount(instance, minlength=count).tolist()
     first = held = begin = end = 0

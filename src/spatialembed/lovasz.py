@@ -1,4 +1,4 @@
-"""The Lovasz hinge (Yu and Blaschko 2015; Berman et al., CVPR 2018): a convex surrogate of 1 - IoU."""
+"""The Lovasz hinge (Yu and Blaschko 2015; Berman et al. 2018): a convex surrogate of 1 - IoU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def jaccard_steps(own: Tensor, own_before: Tensor, other_before: Tensor, total: 
     ``total.dtype``.
 
     The Jaccard loss after c own and o other pixels is 1 - (G - c) / (G + o). Its steps are written
-    out, since differences of nearly equal float32 ratios lose all digits in masks of a million pixels.
+    out: differences of nearly equal float32 ratios lose all digits in masks of a million pixels.
     """
     union = total + other_before
     return torch.where(own, 1 / union, (total - own_before) / (union * (union + 1)))

@@ -1,4 +1,4 @@
-"""The branched network: one shared ERFNet encoder, one decoder for offsets and bandwidths, one for seeds."""
+"""The branched network: a shared encoder, a decoder for offsets and bandwidths, one for seeds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from spatialembed.types import Embeddings
 
 
 class SpatialEmbeddingNet(nn.Module):
-    """Branched ERFNet (Neven et al. 2019, section 3.5): image -> ``Embeddings``.
+    """Branched ERFNet (Neven et al. 2019): image -> ``Embeddings``.
 
-    num_classes: C, one seed map each. elliptical: one bandwidth an axis (S = 2) instead of one (S = 1).
+    num_classes: C, one seed map each. elliptical: one bandwidth an axis (S = 2), not one (S = 1).
 
     At initialisation all offsets are 0 and every log-precision is 1 (margin 5.7 px): each pixel
     starts as its own centre, which is close enough to the truth for the loss to have a slope.
@@ -31,7 +31,9 @@ class SpatialEmbeddingNet(nn.Module):
 
     @torch.no_grad()
     def _initialise_bandwidth(self) -> None:
-        output = self.decoders[0].output_conv
+        output = self.decoders[0].get_submodule("output_conv")
+        assert isinstance(output, nn.ConvTranspose2d)
+        assert output.bias is not None
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)
         output.bias[2:] = 1.0
@@ -46,7 +48,7 @@ class SpatialEmbeddingNet(nn.Module):
 
 
 def pad_to_stride(images: Tensor) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of 8; (B, 3, H, W) -> (B, 3, H', W').
+    """Repeat the last row and column of (B, 3, H, W) until both sides are multiples of 8.
 
     The maps are cropped again before anything is clustered, so the padding never makes an instance.
     """

@@ -5,7 +5,7 @@ Conventions used everywhere::
     array index   (row y, column x)            labels[y, x]
     coordinate    (x, y) in units              offset[:, 0] is x, offset[:, 1] is y
     unit          1024 px, both axes           pixel (y=512, x=256) stands at (0.25, 0.5)
-    precision     1 / (2 sigma^2), 1/unit^2    exp(10 * log_precision): 1.0 -> 22026 -> margin 5.7 px
+    precision     1 / (2 sigma^2), 1/unit^2    exp(10 log_precision): 1 -> 22026, margin 5.7 px
 
 This file imports no torch at run time, so that an exported model runs without it.
 """
@@ -28,7 +28,9 @@ class Embeddings(NamedTuple):
     """What the network says of each pixel, float32."""
 
     offset: Tensor  # (B, 2, H, W) (x, y) in units, in (-1, 1)
-    log_precision: Tensor  # (B, S, H, W) S = 1 circular, 2 elliptical (x, y); precision = exp(10 * it)
+    log_precision: (
+        Tensor  # (B, S, H, W) S = 1 circular, 2 elliptical (x, y); precision = exp(10 * it)
+    )
     seed: Tensor  # (B, C, H, W) in (0, 1), one map per class
 
 
@@ -55,7 +57,8 @@ class Normalization:
     """How pixel values become network input; belongs to the model and travels in its file."""
 
     kind: Literal["none", "fixed", "percentile"] = "percentile"
-    """none: integers to [0, 1] by their type's maximum; fixed: that, then (x - mean) / std; percentile: low to 0, high to 1, by channel."""
+    """none: integers to [0, 1] by the maximum of their type; fixed: that, then (x - mean) / std;
+    percentile: by channel, percentile ``low`` to 0 and ``high`` to 1."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """RGB mean of kind "fixed", in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -68,7 +71,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in one image: torch on the device of the embeddings, numpy from ``Predictor``."""
+    """What was found in one image: torch on the embeddings' device, numpy from ``Predictor``."""
 
     labels: Any  # (H, W) int32; instance i is labels == i + 1; 1..N without gaps, one owner a pixel
     scores: Any  # (N,) float32, descending
@@ -93,7 +96,11 @@ class Instances:
         new_id = np.zeros(len(self) + 1, np.int32)
         new_id[kept + 1] = np.arange(1, len(kept) + 1)
         chosen = Instances(
-            new_id[host.labels], host.scores[kept], host.classes[kept], self.class_names, self.truncated
+            new_id[host.labels],
+            host.scores[kept],
+            host.classes[kept],
+            self.class_names,
+            self.truncated,
         )
         return chosen if isinstance(self.labels, np.ndarray) else chosen._like(self)
 

@@ -1,4 +1,4 @@
-"""The instance term of the loss on the CPU, float32: value and gradient in one pass over near pairs.
+"""The instance term of the loss on the CPU, float32: value and gradient in one go.
 
 The same arithmetic as the batched torch form in ``loss.py``, which tests hold it against; fused,
 since there a pair costs some thirty passes over memory and here one.
@@ -11,6 +11,8 @@ import numpy as np
 
 RADIX_BITS = 11
 RADIX = 1 << RADIX_BITS
+LOG_2 = np.float32(np.log(2))
+TWICE_ONE_BITS = np.uint32(2 * 0x3F800000)  # of the float32 1.0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -24,11 +26,12 @@ def instance_term(
     cell: float,
     limit_cap: float,
 ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over K instances of the Lovasz hinge of 2 phi - 1, its gradients, and phi of the own pixels.
+    """Mean over K instances of the Lovasz hinge of 2 phi - 1, its gradients, and the own phi.
 
-    embedding (2, P), centers (2, K), precisions (2, K) float32 (x, y), units and 1/unit^2; number (P,)
-    int32: instance of the pixel, -1 none, -2 not valid; own_pixels (M,) int64 sorted by instance;
-    counts (K,) int64; cell: side of a bin in units; limit_cap: exponent beyond which phi counts as 0.
+    embedding (2, P), centers (2, K), precisions (2, K) float32 (x, y), in units and 1/unit^2;
+    number (P,) int32: instance of the pixel, -1 none, -2 not valid; own_pixels (M,) int64 sorted
+    by instance; counts (K,) int64; cell: side of a bin in units; limit_cap: exponent from which on
+    phi counts as 0.
     -> value, gradients by embedding (2, P), centers (2, K) and precisions (2, K), phi (M,).
     """
     starts, columns, low_x, low_y, points = _bin(embedding, number, cell)
@@ -53,7 +56,7 @@ def instance_term(
             least = min(least, d)
             phi[first_own + n] = np.exp(-d)
             pixels[n], exponents[n] = pixel, d
-            keys[0, n] = _descending(np.float32(-2) * np.float32(np.expm1(-d)))
+            keys[0, n] = _descending(d, True)
         first_own += total
 
         # Others from here on have no weight: their error is below that of the last own pixel.
@@ -71,7 +74,7 @@ def instance_term(
                 d = px * dx * dx + py * dy * dy
                 if d < limit and number[pixel] != k:
                     pixels[found], exponents[found] = pixel, d
-                    keys[0, found] = _descending(np.float32(2) * np.exp(-d))
+                    keys[0, found] = _descending(d, False)
                     found += 1
 
         side = _radix_sort(keys, order, found)
@@ -111,14 +114,21 @@ def instance_term(
 
 
 @numba.njit(cache=True, nogil=True)
-def _descending(error: float) -> int:
-    """Key that sorts upwards as the non-negative float32 error sorts downwards."""
-    return ~np.float32(error).view(np.uint32)
+def _descending(d: float, own: bool) -> int:
+    """Key that sorts upwards as the error e (own 2 - 2 exp(-d), other 2 exp(-d)) sorts downwards.
+
+    It is made of e or 2 - e, whichever is below 1: near 2, e has lost the digits that tell
+    thousands of pixels under a wide bandwidth apart.
+    """
+    near = d < LOG_2
+    part = np.float32(-2) * np.expm1(-d) if near else np.float32(2) * np.exp(-d)
+    bits = np.float32(part).view(np.uint32)
+    return ~np.uint32(bits if near == own else TWICE_ONE_BITS - bits)
 
 
 @numba.njit(cache=True, nogil=True)
 def _span(low: float, high: float, origin: float, cell: float, size: int) -> tuple[int, int]:
-    """First and last bin of [low, high] on one axis, clamped as floats since a bandwidth can be 1e9."""
+    """First and last bin of [low, high] on one axis; clamped as floats, a reach can be 1e9."""
     first = min(max(np.floor((low - origin) / cell), 0.0), float(size))
     last = min(max(np.floor((high - origin) / cell), -1.0), size - 1.0)
     return int(first), int(last)
@@ -156,7 +166,7 @@ def _bin(
 
 @numba.njit(cache=True, nogil=True)
 def _radix_sort(keys: np.ndarray, order: np.ndarray, count: int) -> int:
-    """Stable order of keys[0, :count] uint32 upwards; returns the row of ``order`` that holds it."""
+    """Stable order of keys[0, :count] uint32 upwards -> the row of ``order`` that holds it."""
     for n in range(count):
         order[0, n] = n
     side = 0

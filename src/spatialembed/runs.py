@@ -1,0 +1,220 @@
+"""A run folder: its lock, its settings, its checkpoints with hashes, its metrics and curves.
+
+runs/train/NAME/config.yaml      the resolved settings
+                metrics.csv      a row an epoch
+                curves.png
+                samples/         pictures of validation images
+                checkpoints/     epoch-0007.ckpt + .sha256, the last two
+                model/           the best model so far
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.files import atomic_write
+
+logger = logging.getLogger("spatialembed")
+
+KEPT_CHECKPOINTS = 2
+"""The last one, and one to fall back on where that is damaged."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder; a second holder is refused. The lock dies with its process, killed or not.
+
+    Raises SpatialEmbedError ``not_writable`` or ``run_locked`` (both exit 2).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise SpatialEmbedError(
+            "not_writable", f"{folder}: {error.strerror}", "choose another folder by --out", USAGE
+        ) from error
+    with handle:
+        if not _lock(handle.fileno()):
+            raise SpatialEmbedError(
+                "run_locked",
+                f"{folder}: another run is writing here",
+                "wait for it, or choose another --name",
+                USAGE,
+            )
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: an open file cannot be opened again for writing there anyway
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def checkpoint_path(folder: Path, epochs_done: int) -> Path:
+    return folder / "checkpoints" / f"epoch-{epochs_done:04d}.ckpt"
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain data with their hash beside them, then drop all but the last two.
+
+    The hash goes first: stopped between the two writes, the new name has a hash and no file, and
+    resuming takes the one before. Raises SpatialEmbedError ``disk_full`` (exit 5).
+    """
+    buffer = io.BytesIO()  # torch.save reports a full disk as something else
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    with atomic_write(_hash_path(path)) as temporary:
+        temporary.write_text(hashlib.sha256(content).hexdigest() + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    for old in sorted(path.parent.glob("epoch-*.ckpt"))[:-KEPT_CHECKPOINTS]:
+        old.unlink()
+        _hash_path(old).unlink(missing_ok=True)
+
+
+def _hash_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ``save_checkpoint``; nothing in it is executed.
+
+    Raises SpatialEmbedError ``bad_checkpoint`` (exit 4) where the bytes are not those written.
+    """
+    content = path.read_bytes()
+    try:
+        expected = _hash_path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        expected = ""
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise SpatialEmbedError(
+            "bad_checkpoint",
+            f"{path}: truncated or damaged ({len(content)} bytes, the hash beside it differs)",
+            "remove it; --resume takes the one before",
+            MODEL,
+        )
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def last_good_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run whose hash fits; damaged ones are skipped, loudly.
+
+    Raises SpatialEmbedError ``no_checkpoint`` (exit 4).
+    """
+    for path in sorted((folder / "checkpoints").glob("epoch-*.ckpt"), reverse=True):
+        try:
+            read_checkpoint(path)
+        except SpatialEmbedError as error:
+            logger.warning("%s; falling back to the checkpoint before it", error)
+        else:
+            return path
+    raise SpatialEmbedError(
+        "no_checkpoint",
+        f"{folder}: no checkpoint to resume from",
+        "give the folder of a run, runs/train/NAME",
+        MODEL,
+    )
+
+
+class History:
+    """Rows of metrics.csv, one an epoch; rewritten as a whole, since the columns can grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, float]] = []
+        path = folder / "metrics.csv"
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [
+                    {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)
+                ]
+
+    def keep_until(self, epochs_done: int) -> None:
+        """Forget epochs that a resumed run is about to repeat."""
+        self.rows = [row for row in self.rows if row["epoch"] <= epochs_done]
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with atomic_write(self.folder / "metrics.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def draw(self) -> None:
+        """Write curves.png: losses, validation AP and learning rate over the epochs."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(13, 3.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        for key in ("total", "instance", "smoothness", "seed"):
+            self._line(left, key)
+        left.set(title="training losses (weighted)", xlabel="epoch", yscale="log")
+        self._line(middle, "val_ap", marker="o")
+        middle.set(title="validation AP, mean over IoU .50 to .90", xlabel="epoch", ylim=(0, 1))
+        self._line(right, "lr")
+        right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+        for axes in (left, middle, right):
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+        with atomic_write(self.folder / "curves.png") as path:
+            figure.savefig(path, dpi=110)
+
+    def _line(self, axes: Any, key: str, marker: str = "") -> None:
+        points = [(row["epoch"], row[key]) for row in self.rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3)
+
+
+def free_name(parent: Path, stem: str) -> str:
+    """``stem``, or with the first number that makes it new: no run lands in another's folder."""
+    taken = set(os.listdir(parent)) if parent.is_dir() else set()
+    number = 1
+    name = stem
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def memory_fault(error: BaseException) -> SpatialEmbedError | None:
+    """Our error for a failed allocation or a killed loader process, None for anything else."""
+    text = str(error)
+    if "allocate memory" in text or "out of memory" in text.lower():
+        return SpatialEmbedError(
+            "out_of_memory",
+            "no memory left for a training step",
+            "make stage1.batch or stage1.crop smaller; the last epoch is saved",
+            RESOURCE,
+        )
+    if "DataLoader worker" in text:
+        return SpatialEmbedError(
+            "worker_killed",
+            "a loader process was killed, most often for want of memory",
+            "set --workers 0 or a smaller crop and go on by --resume",
+            RESOURCE,
+        )
+    return None

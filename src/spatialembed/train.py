@@ -1,0 +1,589 @@
+"""Training: Lightning wiring around network, loss and data, without mathematics.
+
+    open data -> crops of the epoch -> loss -> step     after each epoch: score by the real
+              -> best model -> tune its thresholds      clustering, keep the best, checkpoint
+
+All randomness starts afresh from (seed, epoch) at each epoch, so that a run that was killed goes on
+from its last epoch with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from spatialembed import checkpoint
+from spatialembed.checkpoint import ModelInfo
+from spatialembed.cluster import ClusterOptions
+from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
+from spatialembed.data.module import Batch, CropModule, CropPlan, Images
+from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
+from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
+from spatialembed.files import atomic_write
+from spatialembed.loss import LossTerms, spatial_embedding_loss
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.render import maps_panel, write_png
+from spatialembed.runs import (
+    History,
+    checkpoint_path,
+    free_name,
+    last_good_checkpoint,
+    locked,
+    memory_fault,
+    read_checkpoint,
+    save_checkpoint,
+)
+from spatialembed.settings import TrainOptions
+from spatialembed.thresholds import find_all, mean_ap, tune_thresholds, usual_min_pixels
+from spatialembed.types import Normalization
+
+logger = logging.getLogger("spatialembed")
+
+MAX_BAD_STEPS = 5
+"""Steps in a row with a loss that is not finite, after which the run stops."""
+SAMPLES_SHOWN = 3
+"""Validation images of which pictures are drawn."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; the step is finished and the last epoch is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code = 128 + number
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a run is made of, fixed before its first step."""
+
+    options: TrainOptions
+    run: Path
+    train: Images
+    val: Images
+    device: torch.device
+    precision: Precision
+    base: ClusterOptions  # thresholds of validation, before tuning
+
+    @property
+    def normalization(self) -> Normalization:
+        return self.options.normalization
+
+    def plan(self, epoch: int) -> CropPlan:
+        stage, _ = self.options.stage(epoch)
+        count = stage.crops or len(self.train)
+        return CropPlan(
+            stage.crop, self.options.scale, count, stage.batch, self.options.seed, epoch
+        )
+
+    def engine(self, net: SpatialEmbeddingNet) -> TorchEngine:
+        return TorchEngine(
+            net, device=self.device, precision=self.precision, scale=self.options.scale
+        )
+
+    def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:
+        return ModelInfo(
+            class_names=tuple(self.train.class_names),
+            elliptical=self.options.elliptical,
+            normalization=self.normalization,
+            thresholds=thresholds,
+            scale=self.options.scale,
+            training=facts,
+        )
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model; returns the run folder, with the best model, its thresholds tuned, in model/.
+
+    Raises SpatialEmbedError for bad settings, data or checkpoints, and ``Interrupted`` after a
+    signal; then the run folder holds all but the unfinished epoch, for ``resume``.
+    """
+    run = Path(options.resume) if options.resume else _new_run(options)
+    options = _settings_of(run, options) if options.resume else options
+    if _rank() != 0:  # a further process of --devices; the first one holds the folder
+        return _run(options, run)
+    with locked(run):
+        if not options.resume:
+            with atomic_write(run / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(_plain(asdict(options)), sort_keys=False))
+        return _run(options, run)
+
+
+def _run(options: TrainOptions, run: Path) -> Path:
+    """Both stages, then the best model with its thresholds tuned."""
+    setup = _set_up(options, run)
+    net = _initial_network(setup)
+    module = _Module(setup, net)
+    _fit(setup, module)
+    if _rank() == 0:
+        _tune_best(setup)
+    return run
+
+
+def open_split(options: TrainOptions) -> tuple[Images, Images]:
+    """Training and validation images: train/ and val/ of the folder, or a split of the whole."""
+    if {"train", "val"} <= set(splits(options.data)):
+        train_set = open_folder(options.data, split="train")
+        val_set = open_folder(options.data, split="val")
+    else:
+        train_set, val_set = split_dataset(
+            open_folder(options.data),
+            fraction=options.val_fraction,
+            group_by=options.group_by,
+            seed=options.seed,
+        )
+    if train_set.class_names != val_set.class_names:
+        raise SpatialEmbedError(
+            "class_mismatch",
+            f"{options.data}: classes {train_set.class_names} in training, "
+            f"{val_set.class_names} in validation",
+            "use one classes.csv with the same names",
+            INPUT,
+        )
+    for pair in duplicates(train_set, val_set):
+        logger.warning("the same image in training and validation: %s = %s", *pair)
+    return train_set, val_set
+
+
+def _new_run(options: TrainOptions) -> Path:
+    """The folder of a new run; a name that is given must be new, a name that is made up is."""
+    out = Path(options.out)
+    if options.name is None:
+        return out / free_name(out, Path(options.data).resolve().name)
+    run = out / options.name
+    if (run / "config.yaml").exists():
+        raise SpatialEmbedError(
+            "run_exists",
+            f"{run}: a run of this name is there",
+            f"go on with --resume {run}, or choose another --name",
+            USAGE,
+        )
+    return run
+
+
+def _settings_of(run: Path, given: TrainOptions) -> TrainOptions:
+    """The settings of a run to go on with; how long and with how many loaders may be new."""
+    from jsonargparse import ArgumentParser
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise SpatialEmbedError(
+            "no_checkpoint", f"{run}: no run to resume", "give the folder of a run", MODEL
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainOptions, "run")
+    settings = yaml.safe_load(path.read_text())
+    stored: TrainOptions = parser.instantiate_classes(parser.parse_object({"run": settings})).run
+    return replace(
+        stored,
+        data=given.data or stored.data,
+        resume=str(run),
+        init=None,
+        max_time=given.max_time,
+        workers=given.workers,
+    )
+
+
+def _set_up(options: TrainOptions, run: Path) -> _Setup:
+    device = resolve_device(options.device)
+    train_set, val_set = open_split(options)
+    smallest = options.min_pixels
+    if smallest is None:
+        step = -(-len(train_set) // 200)  # two hundred images tell the sizes
+        smallest = usual_min_pixels(train_set[i] for i in range(0, len(train_set), step))
+    return _Setup(
+        options,
+        run,
+        train_set,
+        val_set,
+        device,
+        resolve_precision(options.precision, device),
+        ClusterOptions(min_pixels=smallest),
+    )
+
+
+def _initial_network(setup: _Setup) -> SpatialEmbeddingNet:
+    options = setup.options
+    torch.manual_seed(options.seed)
+    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical)
+    if options.init:
+        source, _ = checkpoint.load(options.init)
+        if (source.num_classes, source.elliptical) != (net.num_classes, net.elliptical):
+            raise SpatialEmbedError(
+                "model_mismatch",
+                f"{options.init}: {source.num_classes} classes, elliptical {source.elliptical}; "
+                f"this training: {net.num_classes} classes, elliptical {net.elliptical}",
+                "start from a model of the same network, or set elliptical as it has it",
+                MODEL,
+            )
+        net.load_state_dict(source.state_dict())
+    return net
+
+
+class _Module(pl.LightningModule):
+    """One training step, and the optimiser with its schedule."""
+
+    def __init__(self, setup: _Setup, net: SpatialEmbeddingNet) -> None:
+        super().__init__()
+        self.setup_of_run = setup
+        self.net = net.to(memory_format=torch.channels_last)
+        self.best_ap = -1.0
+        self.bad_steps = 0
+
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
+        options = self.setup_of_run.options
+        prediction = self.net(batch.images.contiguous(memory_format=torch.channels_last))
+        terms = spatial_embedding_loss(
+            prediction,
+            batch.targets,
+            center=options.center,
+            foreground_weight=options.foreground_weight,
+        )
+        loss = terms.total()
+        if not self._is_finite(loss, batch):
+            return None
+        weighted = LossTerms(terms.instance, 10 * terms.smoothness, terms.seed)
+        values = {"total": loss, **weighted._asdict()}
+        self.log_dict(
+            {k: v.detach() for k, v in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch.names),
+        )
+        return loss
+
+    def _is_finite(self, loss: Tensor, batch: Batch) -> bool:
+        """Whether the step counts; all processes skip it together, or they would wait for ever."""
+        finite = torch.isfinite(loss.detach())
+        if self.trainer.world_size > 1:
+            finite = self.trainer.strategy.reduce(finite.float(), reduce_op="mean") == 1
+        if finite:
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        logger.warning("step skipped, loss is %s: %s", loss.item(), ", ".join(batch.names))
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise SpatialEmbedError(
+                "diverged",
+                f"{MAX_BAD_STEPS} steps in a row gave no finite loss",
+                f"lower stage1.lr; the last good checkpoint is {self._last_checkpoint()}",
+                MODEL,
+            )
+        return False
+
+    def _last_checkpoint(self) -> str:
+        try:
+            return str(last_good_checkpoint(self.setup_of_run.run))
+        except SpatialEmbedError:
+            return "none yet"
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        options = self.setup_of_run.options
+        return torch.optim.Adam(
+            self.net.parameters(), options.lr(0), weight_decay=options.weight_decay
+        )
+
+    def on_train_epoch_start(self) -> None:
+        options = self.setup_of_run.options
+        epoch = self.current_epoch
+        stage, within = options.stage(epoch)
+        if within == 0:  # the second stage starts with a fresh Adam
+            self.trainer.optimizers[0].state.clear()
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = options.lr(epoch)
+        self.net.train()
+        if stage.freeze_batchnorm:
+            for layer in self.net.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.eval()
+        # Each process drops other channels; a resumed epoch drops the same ones again.
+        rng = np.random.default_rng((options.seed, epoch, self.trainer.global_rank))
+        torch.manual_seed(int(rng.integers(2**62)))
+
+    def on_save_checkpoint(self, state: dict[str, Any]) -> None:
+        state["best_ap"] = self.best_ap
+
+    def on_load_checkpoint(self, state: dict[str, Any]) -> None:
+        self.best_ap = state["best_ap"]
+
+
+class _CheckpointIO(TorchCheckpointIO):
+    """Checkpoints as ``runs`` writes and reads them: atomic, hashed, without code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+class _EpochEnd(Callback):
+    """After each epoch: score, keep the best model, draw, write the row of metrics, checkpoint."""
+
+    def __init__(self, setup: _Setup) -> None:
+        self.setup_of_run = setup
+        self.history = History(setup.run)
+        self.started = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.history.keep_until(trainer.current_epoch)
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(checkpoint_path(self.setup_of_run.run, 0))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        setup = self.setup_of_run
+        done = trainer.current_epoch + 1
+        last = done == setup.options.epochs or trainer.should_stop
+        row = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row |= {"epoch": done, "lr": setup.options.lr(done - 1)}
+        if trainer.is_global_zero:
+            if last or done % setup.options.validate_every == 0:
+                row["val_ap"] = self._validate(module, done)
+            self.history.add(row)
+            self.history.draw()
+            for logger_ in trainer.loggers:
+                logger_.log_metrics({k: v for k, v in row.items() if k != "epoch"}, done)
+        if not trainer.should_stop:  # an epoch that was cut short is not one to go on from
+            trainer.save_checkpoint(checkpoint_path(setup.run, done))
+
+    def _validate(self, module: Any, done: int) -> float:
+        """Mean AP over the validation images; the model is kept if it is the best so far."""
+        setup = self.setup_of_run
+        scores = []
+        engine = setup.engine(module.net)
+        for i, found in enumerate(
+            find_all(engine, setup.normalization, _each(setup.val), setup.base)
+        ):
+            scores.append(mean_ap(found.instances, found.sample, len(setup.val.class_names)))
+            if i < SAMPLES_SHOWN:
+                _draw_sample(setup.run, found, done)
+        module.net.train()
+        defined = [s for s in scores if not np.isnan(s)]
+        ap = float(np.mean(defined)) if defined else 0.0
+        if ap > module.best_ap:
+            module.best_ap = ap
+            facts = _facts(setup, ap, done, time.monotonic() - self.started)
+            checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
+        return ap
+
+
+class _Limits(Callback):
+    """Ends the run between two steps: after a signal, or when its time is up."""
+
+    def __init__(self, minutes: float | None, signals: list[int]) -> None:
+        self.deadline = time.monotonic() + 60 * minutes if minutes is not None else None
+        self.signals = signals
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.signals:
+            raise Interrupted(self.signals[0])
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            trainer.should_stop = True
+
+
+class _Bar(Callback):
+    """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        console = Console()
+        self.epochs = epochs
+        self.live = console.is_terminal
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not self.live,
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        total = trainer.num_training_batches
+        self.task = self.progress.add_task(
+            "",
+            total=self.epochs * total,
+            completed=trainer.current_epoch * total,
+            epoch=trainer.current_epoch,
+            losses="",
+        )
+        self.progress.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
+        loss = f"loss {float(outputs['loss']):.3f}" if outputs else "skipped"
+        self.progress.update(self.task, advance=1, epoch=trainer.current_epoch + 1, losses=loss)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        losses = " ".join(f"{k} {v:.4f}" for k, v in values.items())
+        best = f" best AP {module.best_ap:.3f}" if module.best_ap >= 0 else ""
+        self.progress.update(self.task, losses=losses + best)
+        if not self.live and trainer.is_global_zero:
+            print(f"epoch {trainer.current_epoch + 1}/{self.epochs} {losses}{best}", flush=True)
+
+    def on_exception(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.progress.stop()
+
+
+def _fit(setup: _Setup, module: _Module) -> None:
+    options = setup.options
+    data = CropModule(
+        setup.train, setup.normalization, options.augment, setup.plan, options.workers
+    )
+    with _signals() as signals, _quiet():
+        trainer = pl.Trainer(
+            accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
+            devices=options.devices,
+            strategy="ddp" if options.devices > 1 else "auto",
+            precision="bf16-mixed" if setup.precision == "bfloat16" else "32-true",
+            max_epochs=options.epochs,
+            gradient_clip_val=options.clip or None,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            logger=TensorBoardLogger(setup.run, name=None, version="tensorboard"),
+            plugins=[_CheckpointIO()],
+            callbacks=[
+                _Limits(options.max_time, signals),
+                _EpochEnd(setup),
+                _Bar(options.epochs),
+            ],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        start = last_good_checkpoint(setup.run) if options.resume else None
+        try:
+            trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            fault = memory_fault(error)
+            if fault is None:
+                raise
+            raise fault from error
+
+
+def _tune_best(setup: _Setup) -> None:
+    """Choose the thresholds of the best model on the validation images and write them into it."""
+    net, info = checkpoint.load(setup.run / "model")
+    if len(setup.val) == 0:
+        return
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("tuning thresholds", total=len(setup.val))
+        thresholds, table = tune_thresholds(
+            setup.engine(net),
+            setup.normalization,
+            _each(setup.val),
+            setup.base,
+            len(info.class_names),
+            lambda: progress.advance(task),
+        )
+    figure = max((v for v in table.values() if not np.isnan(v)), default=None)
+    facts = info.training | {"validation_ap_tuned": figure}
+    source, _ = checkpoint.load(setup.run / "model")
+    checkpoint.save(
+        setup.run / "model", source, replace(info, thresholds=thresholds, training=facts)
+    )
+
+
+def _each(images: Images) -> Iterator[Any]:
+    """Sequences by number; iterating them directly would need an end they need not have."""
+    return (images[i] for i in range(len(images)))
+
+
+def _draw_sample(run: Path, found: Any, done: int) -> None:
+    offset, log_precision, seed = (m[0].cpu().numpy() for m in found.maps)
+    picture = maps_panel(
+        found.sample.image,
+        offset,
+        log_precision,
+        seed,
+        found.instances.labels,
+        found.sample.target.labels.numpy(),
+    )
+    stem = found.sample.name.replace("/", "_")
+    write_png(run / "samples" / f"{stem}_epoch{done:04d}.png", picture)
+
+
+def _facts(setup: _Setup, ap: float, done: int, seconds: float) -> dict[str, Any]:
+    """What the model file says of its training; no path, no name of a person or machine."""
+    return {
+        "data": Path(setup.options.data).resolve().name,
+        "images": len(setup.train),
+        "validation_images": len(setup.val),
+        "epochs": done,
+        "hours": round(seconds / 3600, 2),
+        "hardware": f"{setup.device.type}, {platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "validation_ap": ap,
+    }
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM only take a note, which is read between two steps."""
+    seen: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's lines about hardware and about loader counts are not for our users."""
+    loud = logging.getLogger("lightning.pytorch")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        loud.setLevel(level)
+
+
+def _rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,204 @@
+"""From an image as it is read to what the network sees: normalisation, crops, augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
+from spatialembed.types import Normalization, Sample, Target
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W) or (H, W, 3) uint8, uint16 or float -> (3, H, W) float32; grey is repeated.
+
+    Integers are divided by the maximum of their type, floats are kept as they are.
+    """
+    scale = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1
+    tensor = torch.from_numpy(image.astype(np.float32) / np.float32(scale))
+    if tensor.ndim == 2:
+        return tensor.expand(3, *tensor.shape)
+    return tensor.permute(2, 0, 1).contiguous()
+
+
+def normalize(image: Tensor, how: Normalization) -> Tensor:
+    """Normalise one whole image (3, H, W) float32 as the model wants it; same shape.
+
+    Percentiles are taken channel by channel over the whole image, so a crop is to be cut after
+    this. A constant channel becomes 0.
+    """
+    if how.kind == "none":
+        return image
+    if how.kind == "fixed":
+        mean, std = image.new_tensor(how.mean), image.new_tensor(how.std)
+        return (image - mean[:, None, None]) / std[:, None, None]
+    channels = image[:1] if image.stride(0) == 0 else image  # grey is one channel, repeated
+    # torch.quantile refuses more than 16 million values.
+    low, high = np.percentile(channels.flatten(1).numpy(), (how.low, how.high), axis=1)
+    low, high = (torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (low, high))
+    spread = high - low
+    scaled = torch.where(spread > 0, (channels - low) / spread.clamp_min(1e-20), 0.0)
+    return scaled.expand(image.shape)
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Random changes of a training crop."""
+
+    object_centred: float = 0.5
+    """Share of crops around a random object (Neven et al.: all); the others fall anywhere."""
+    zoom: tuple[float, float] = (0.8, 1.25)
+    """Range of the random magnification of a crop, log-uniform."""
+    flip: bool = True
+    """Mirror left and right."""
+    rotate: bool = True
+    """Mirror up and down and turn by 90 degrees too; right for microscopy, wrong for streets."""
+    brightness: float = 0.1
+    """Largest random shift of the normalised values."""
+    contrast: float = 0.25
+    """Largest random relative change of contrast."""
+    noise: float = 0.05
+    """Largest standard deviation of added Gaussian noise, in normalised values."""
+    blur: float = 1.0
+    """Largest standard deviation of a random Gaussian blur, in px; half of the crops stay sharp."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise SpatialEmbedError(
+                "bad_setting", f"zoom is {self.zoom}", "give 0 < smallest <= largest", USAGE
+            )
+        if not 0 <= self.object_centred <= 1:
+            raise SpatialEmbedError(
+                "bad_setting", f"object_centred is {self.object_centred}", "give 0 to 1", USAGE
+            )
+
+
+def training_crop(
+    sample: Sample,
+    how: Normalization,
+    size: int,
+    scale: float,
+    augment: AugmentOptions,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Target]:
+    """One augmented crop: image (3, size, size) float32 normalised, and its truth.
+
+    scale: magnification at which the network sees images; the crop shows about size / scale px of
+    the image. What lies outside the image is ignored. Instances that the crop lost are gone from
+    the target. Depends on ``sample`` and ``rng`` alone.
+    """
+    image = normalize(to_tensor(sample.image), how)  # (3, H, W)
+    if sample.image.ndim == 2 and how.kind != "fixed":
+        image = image[:1]  # grey: three equal channels cost three times one
+    zoom = scale * np.exp(rng.uniform(*np.log(augment.zoom)))
+    side = max(1, round(size / zoom))
+    top, left = _corner(sample.target, side, augment.object_centred, rng)
+    image = _window(image, top, left, side, 0)
+    labels = _window(sample.target.labels, top, left, side, 0)
+    ignore = _window(sample.target.ignore, top, left, side, True)
+    image, labels, ignore = _resize(image, labels, ignore, size)
+    image, labels, ignore = _turn((image, labels, ignore), augment, rng)
+    image = _photometric(image, augment, rng).expand(3, size, size)
+    return image, _present(labels, sample.target.classes, ignore)
+
+
+def _corner(
+    target: Target, side: int, object_centred: float, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top and left of a window: inside the image where that is large enough, else around it."""
+    centre: tuple[float, float] | None = None
+    around = rng.uniform() < object_centred
+    spots = rng.uniform(size=4)
+    if around and len(target.classes):
+        k = 1 + int(spots[0] * len(target.classes))
+        pixels = (target.labels == k).nonzero()
+        if len(pixels):
+            middle = pixels.double().mean(0).tolist()
+            # A quarter of the window to either side, so that objects are not always in the middle.
+            centre = (
+                middle[0] + (spots[1] - 0.5) * side / 2,
+                middle[1] + (spots[2] - 0.5) * side / 2,
+            )
+    corner = []
+    for axis, length in enumerate(target.labels.shape):
+        slack = length - side
+        if slack <= 0 or centre is None:
+            corner.append(round(spots[2 + axis] * slack))
+        else:
+            corner.append(min(max(round(centre[axis] - side / 2), 0), slack))
+    return corner[0], corner[1]
+
+
+def _window(array: Tensor, top: int, left: int, side: int, outside: float) -> Tensor:
+    """(..., side, side) of (..., H, W), filled with ``outside`` beyond the image."""
+    height, width = array.shape[-2:]
+    result = array.new_full((*array.shape[:-2], side, side), outside)
+    y1, y2 = max(top, 0), min(top + side, height)
+    x1, x2 = max(left, 0), min(left + side, width)
+    result[..., y1 - top : y2 - top, x1 - left : x2 - left] = array[..., y1:y2, x1:x2]
+    return result
+
+
+def _resize(
+    image: Tensor, labels: Tensor, ignore: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """To (., size, size): the image bilinear, antialiased when it shrinks; the truth nearest."""
+    if image.shape[-1] == size:
+        return image, labels, ignore
+    tv = _torchvision()
+    nearest = tv.InterpolationMode.NEAREST_EXACT
+    image = tv.functional.resize(image, [size, size], antialias=True)
+    labels = tv.functional.resize(labels[None], [size, size], interpolation=nearest)[0]
+    ignore = tv.functional.resize(ignore[None].byte(), [size, size], interpolation=nearest)[0]
+    return image, labels, ignore.bool()
+
+
+def _turn(
+    tensors: tuple[Tensor, ...], augment: AugmentOptions, rng: np.random.Generator
+) -> list[Tensor]:
+    """The same random one of the allowed mirrors and quarter turns of each square tensor."""
+    mirror, up_down, quarters = rng.integers(0, (2, 2, 4))
+    result = []
+    for tensor in tensors:
+        turned = tensor.flip(-1) if augment.flip and mirror else tensor
+        if augment.rotate:
+            turned = turned.flip(-2) if up_down else turned
+            turned = turned.rot90(int(quarters), (-2, -1))
+        result.append(turned)
+    return result
+
+
+def _photometric(image: Tensor, augment: AugmentOptions, rng: np.random.Generator) -> Tensor:
+    """Random contrast, brightness, blur and noise of a normalised image (1 or 3, H, W)."""
+    shift, stretch, sharp, width, grain = rng.uniform(size=5)
+    contrast = 1 + augment.contrast * (2 * stretch - 1)
+    middle = image.mean()
+    image = (image - middle) * contrast + middle + augment.brightness * (2 * shift - 1)
+    sigma = augment.blur * width
+    if sharp < 0.5 and sigma > 0.1:
+        kernel = 2 * int(np.ceil(3 * sigma)) + 1
+        image = _torchvision().functional.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+    grains = rng.standard_normal(image.shape[1:], dtype=np.float32)
+    return image + augment.noise * grain * torch.from_numpy(grains)
+
+
+def _present(labels: Tensor, classes: Tensor, ignore: Tensor) -> Target:
+    """Truth of a crop: the instances with a valid pixel in it, numbered 1..K anew."""
+    labels = torch.where(ignore, 0, labels)
+    present = labels.unique()
+    present = present[present > 0]
+    new_id = torch.zeros(len(classes) + 1, dtype=torch.int32)
+    new_id[present.long()] = torch.arange(1, len(present) + 1, dtype=torch.int32)
+    return Target(new_id[labels.long()], classes[present.long() - 1], ignore.clone())
+
+
+def _torchvision():  # type: ignore[no-untyped-def]
+    """torchvision.transforms.v2, which only training needs."""
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise missing_extra("torchvision", "train", "training") from error
+    return v2
