@@ -144,7 +144,7 @@ def test_every_size(height: int) -> None:
 
 
 def discs(size: int, step: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truth (size, size) int32 of discs in rows, and the centre of each pixel's, (2, size, size)."""
+    """Truth (size, size) int32 of discs in rows, and each pixel's centre (2, size, size)."""
     y, x = np.mgrid[:size, :size]
     column, row = x // step, y // step
     center = np.stack((column, row)) * step + step // 2
@@ -529,7 +529,6 @@ def test_truth_sampling_refuses_bad_membership() -> None:
         cluster_with_truth(prediction, [truth_of(np.ones((2, 2)))], membership=1.0)
 
 
-@pytest.mark.slow
 def test_read_only_installation_compiles_without_cache(tmp_path: Path) -> None:
     """Neither beside the file nor in the home can a cache be written: slower, not an error."""
     code = (
