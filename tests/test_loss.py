@@ -102,7 +102,7 @@ def terms_of(
 ) -> list[float]:
     """The three terms in float64."""
     terms = spatial_embedding_loss(*tensors(scenes), center=center, foreground_weight=weight)
-    return [float(t) for t in terms]
+    return [t.item() for t in terms]
 
 
 def gradients(
@@ -153,7 +153,7 @@ def test_value_of_a_batch_is_that_of_the_slow_loops(
     expected = oracle.batch_loss(scenes, center, weights)
     terms = spatial_embedding_loss(*tensors(scenes, path), center=center, foreground_weight=weights)
     assert all(t.dtype == path for t in terms)
-    found = [float(t) for t in terms]
+    found = [t.item() for t in terms]
     assert found == pytest.approx(expected, rel=1e-9 if path == torch.float64 else KERNEL_TOLERANCE)
 
 
@@ -335,8 +335,8 @@ def test_no_instance_is_exactly_zero_and_attached(
         terms = spatial_embedding_loss(prediction, targets, center="learnable")
     else:
         terms = hinge_loss(prediction, targets, margin_px=5)
-    assert (float(terms.instance), float(terms.smoothness)) == (0.0, 0.0)
-    assert float(terms.seed) == pytest.approx(
+    assert (terms.instance.item(), terms.smoothness.item()) == (0.0, 0.0)
+    assert terms.seed.item() == pytest.approx(
         (one.seed**2 * ~one.ignore).sum() / one.labels.size, rel=1e-6
     )
     terms.total().backward()
@@ -369,7 +369,7 @@ def test_extreme_instances(labels: np.ndarray, center: Center, path: torch.dtype
     terms = spatial_embedding_loss(prediction, targets, center=center)
     expected = oracle.image_loss(one, center, [10.0])
     near = 1e-9 if path == torch.float64 else KERNEL_TOLERANCE
-    assert [float(t) for t in terms] == pytest.approx(expected, rel=near, abs=1e-6)
+    assert [t.item() for t in terms] == pytest.approx(expected, rel=near, abs=1e-6)
     terms.total().backward()
     assert all(bool(m.grad.isfinite().all()) for m in prediction if m.grad is not None)
 
@@ -476,7 +476,7 @@ def test_perfect_maps_cost_nothing(center: Center, path: torch.dtype) -> None:
         seed=(labels > 0)[None].astype(float),
     )
     terms = spatial_embedding_loss(*tensors([one], path), center=center)
-    assert [float(t) for t in terms] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [t.item() for t in terms] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 def test_smoothness_looks_at_each_channel_alone() -> None:
@@ -540,9 +540,9 @@ def test_hinge_is_that_of_the_slow_loops(dtype: torch.dtype, center: Center) -> 
     terms = hinge_loss(
         *tensors(scenes, dtype), margin_px=3.0, center=center, foreground_weight=weights
     )
-    found = [float(terms.instance), float(terms.seed)]
+    found = [terms.instance.item(), terms.seed.item()]
     assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
-    assert float(terms.smoothness) == 0
+    assert terms.smoothness.item() == 0
 
 
 @pytest.mark.parametrize("center", CENTERS)

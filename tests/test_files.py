@@ -1,0 +1,103 @@
+"""The atomic write: at any moment the old file or the whole new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.files import atomic_write
+
+
+def test_writes_a_new_file_into_new_folders(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "c.txt"
+    with atomic_write(target) as path:
+        path.write_text("new")
+        assert not target.exists()
+        assert path.parent == target.parent  # a rename across disks is not atomic
+        assert path.suffix == ".txt"
+        assert path.name.startswith(".")
+    assert target.read_text() == "new"
+    assert os.listdir(target.parent) == ["c.txt"]
+
+
+def test_replaces_a_file_at_the_end_only(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    with atomic_write(str(target)) as path:
+        path.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+def fail_halfway(target: Path, error: BaseException) -> None:
+    with atomic_write(target) as path:
+        path.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: BaseException
+) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    with pytest.raises(type(error)):
+        fail_halfway(target, error)
+    assert os.listdir(tmp_path) == ["c.txt"]
+    assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT], ids=["TRN-10 disk", "TRN-10 quota"]
+)
+def test_a_full_disk_is_named_and_the_old_file_is_intact(tmp_path: Path, number: int) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    with pytest.raises(SpatialEmbedError) as caught:
+        fail_halfway(target, OSError(number, os.strerror(number)))
+    assert (caught.value.code, caught.value.exit_code) == ("disk_full", 5)
+    assert str(target) in caught.value.message
+    assert os.listdir(tmp_path) == ["c.txt"]
+    assert target.read_text() == "old"
+
+
+def test_other_errors_keep_their_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "c.txt"):
+        pass  # nothing was written to the temporary path
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no kill -9")
+def test_killed_while_writing_the_old_file_is_intact(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    code = (
+        "import os, signal, sys\n"
+        "from spatialembed.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as path:\n"
+        "    path.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+
+
+def test_an_error_is_one_line_with_its_remedy() -> None:
+    error = SpatialEmbedError("bad_thing", "a.png: it is bad", "make it good")
+    assert str(error) == "bad_thing: a.png: it is bad (make it good)"
+    assert error.exit_code == 3
+    assert str(SpatialEmbedError("bad_thing", "a.png: it is bad")) == "bad_thing: a.png: it is bad"
+
+
+def test_a_missing_extra_names_what_to_install() -> None:
+    error = missing_extra("lightning", "train", "training")
+    assert (error.code, error.exit_code) == ("missing_extra", 2)
+    assert error.remedy == "pip install 'spatialembed[train]'"
