@@ -1,0 +1,38 @@
+"""Train on a folder of images/ and masks/, then find the objects of one of its images.
+
+    python examples/train_and_predict.py [FOLDER]
+
+Without a folder it makes one of generated nuclei, which takes a couple of minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import spatialembed
+from spatialembed.data.folder import open_folder
+from spatialembed.data.synthetic import SyntheticDataset, write_folder
+from spatialembed.evaluate import evaluate
+from spatialembed.results.overlay import write_overlay
+from spatialembed.settings import StageOptions, TrainOptions
+from spatialembed.train import train
+
+if __name__ == "__main__":  # loader processes import this file again
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/example_nuclei")
+    epochs = 200 if len(sys.argv) > 1 else 16
+    if len(sys.argv) == 1 and not folder.exists():
+        write_folder(SyntheticDataset("nuclei", 128, 100), folder)
+
+    stage = StageOptions(crop=128, epochs=epochs, crops=160, lr=1e-3)
+    run = train(TrainOptions(data=str(folder), stage1=stage))
+
+    predictor = spatialembed.load(run / "model")
+    image = open_folder(folder)[0].image  # (H, W) or (H, W, 3)
+    found = predictor(image)
+    print(f"{len(found)} objects, areas {found.areas.tolist()}")
+    print(write_overlay(run / "example", image, found))
+    print(
+        f"mean AP on all images, those of the training too: "
+        f"{evaluate(predictor, open_folder(folder)).mean_ap:.3f}"
+    )
