@@ -132,5 +132,6 @@ class CropModule(pl.LightningDataModule):
 
 
 def collate(crops: Sequence[tuple[Tensor, Target, str]]) -> Batch:
+    """Crops (3, H, W) of one size with their truth and names -> a batch (B, 3, H, W)."""
     images, targets, names = zip(*crops, strict=True)
     return Batch(torch.stack(images), list(targets), list(names))
