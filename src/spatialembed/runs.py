@@ -16,13 +16,16 @@ import hashlib
 import io
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+import yaml
 
 from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
@@ -74,6 +77,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def checkpoint_path(folder: Path, epochs_done: int) -> Path:
+    """Where the run ``folder`` keeps its state after so many epochs."""
     return folder / "checkpoints" / f"epoch-{epochs_done:04d}.ckpt"
 
 
@@ -157,6 +161,7 @@ class History:
         self.rows = [row for row in self.rows if row["epoch"] <= epochs_done]
 
     def add(self, row: Mapping[str, float]) -> None:
+        """Append the figures of an epoch and write the file anew; new figures get a column."""
         self.rows.append(dict(row))
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with atomic_write(self.folder / "metrics.csv") as path, path.open("w", newline="") as file:
@@ -198,6 +203,64 @@ def free_name(parent: Path, stem: str) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
+
+
+def new_run(out: Path, name: str | None, stem: str) -> Path:
+    """The folder of a new run: a name that is given must be new, one that is made up is.
+
+    Raises SpatialEmbedError ``run_exists`` (exit 2).
+    """
+    run = out / (name or free_name(out, stem))
+    if (run / "config.yaml").exists():
+        raise SpatialEmbedError(
+            "run_exists",
+            f"{run}: a run of this name is there",
+            f"go on with --resume {run}, or choose another --name",
+            USAGE,
+        )
+    return run
+
+
+def write_settings(run: Path, settings: Mapping[str, Any]) -> None:
+    """Write the resolved settings of a run as ``config.yaml``."""
+    with atomic_write(run / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(_plain(settings), sort_keys=False))
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """What ``write_settings`` wrote. Raises SpatialEmbedError ``no_run`` (exit 4)."""
+    try:
+        return yaml.safe_load((run / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpatialEmbedError(
+            "no_run",
+            f"{run}: no settings of a run in it",
+            "give the folder of a run, runs/train/NAME",
+            MODEL,
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML has."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM only leave their number in the list, to be read between two steps."""
+    seen: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def memory_fault(error: BaseException) -> SpatialEmbedError | None:

@@ -12,20 +12,17 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -39,20 +36,22 @@ from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
 from spatialembed.data.module import Batch, CropModule, CropPlan, Images
 from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
-from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
-from spatialembed.files import atomic_write
+from spatialembed.errors import INPUT, MODEL, SpatialEmbedError
 from spatialembed.loss import LossTerms, spatial_embedding_loss
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.render import maps_panel, write_png
 from spatialembed.runs import (
     History,
     checkpoint_path,
-    free_name,
     last_good_checkpoint,
     locked,
     memory_fault,
+    new_run,
+    noted_signals,
     read_checkpoint,
+    read_settings,
     save_checkpoint,
+    write_settings,
 )
 from spatialembed.settings import TrainOptions
 from spatialembed.thresholds import find_all, mean_ap, tune_thresholds, usual_min_pixels
@@ -62,6 +61,8 @@ logger = logging.getLogger("spatialembed")
 
 MAX_BAD_STEPS = 5
 """Steps in a row with a loss that is not finite, after which the run stops."""
+RUN_VARIABLE = "SPATIALEMBED_RUN"
+"""Tells the further processes of a training which folder the first one has opened."""
 SAMPLES_SHOWN = 3
 """Validation images of which pictures are drawn."""
 
@@ -119,14 +120,18 @@ def train(options: TrainOptions) -> Path:
     Raises SpatialEmbedError for bad settings, data or checkpoints, and ``Interrupted`` after a
     signal; then the run folder holds all but the unfinished epoch, for ``resume``.
     """
-    run = Path(options.resume) if options.resume else _new_run(options)
-    options = _settings_of(run, options) if options.resume else options
-    if _rank() != 0:  # a further process of --devices; the first one holds the folder
-        return _run(options, run)
+    if _rank() != 0:  # a further process of --devices, started by the first one
+        run = Path(os.environ[RUN_VARIABLE])
+        return _run(_settings_of(run, options), run)
+    if options.resume:
+        run = Path(options.resume)
+        options = _settings_of(run, options)
+    else:
+        run = new_run(Path(options.out), options.name, Path(options.data).resolve().name)
     with locked(run):
         if not options.resume:
-            with atomic_write(run / "config.yaml") as path:
-                path.write_text(yaml.safe_dump(_plain(asdict(options)), sort_keys=False))
+            write_settings(run, asdict(options))
+        os.environ[RUN_VARIABLE] = str(run)
         return _run(options, run)
 
 
@@ -166,40 +171,19 @@ def open_split(options: TrainOptions) -> tuple[Images, Images]:
     return train_set, val_set
 
 
-def _new_run(options: TrainOptions) -> Path:
-    """The folder of a new run; a name that is given must be new, a name that is made up is."""
-    out = Path(options.out)
-    if options.name is None:
-        return out / free_name(out, Path(options.data).resolve().name)
-    run = out / options.name
-    if (run / "config.yaml").exists():
-        raise SpatialEmbedError(
-            "run_exists",
-            f"{run}: a run of this name is there",
-            f"go on with --resume {run}, or choose another --name",
-            USAGE,
-        )
-    return run
-
-
 def _settings_of(run: Path, given: TrainOptions) -> TrainOptions:
     """The settings of a run to go on with; how long and with how many loaders may be new."""
     from jsonargparse import ArgumentParser
 
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise SpatialEmbedError(
-            "no_checkpoint", f"{run}: no run to resume", "give the folder of a run", MODEL
-        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainOptions, "run")
-    settings = yaml.safe_load(path.read_text())
-    stored: TrainOptions = parser.instantiate_classes(parser.parse_object({"run": settings})).run
+    settings = parser.parse_object({"run": read_settings(run)})
+    stored: TrainOptions = parser.instantiate(settings).run
     return replace(
         stored,
         data=given.data or stored.data,
-        resume=str(run),
-        init=None,
+        resume=given.resume,
+        init=None if given.resume else stored.init,
         max_time=given.max_time,
         workers=given.workers,
     )
@@ -249,7 +233,14 @@ class _Module(pl.LightningModule):
         self.setup_of_run = setup
         self.net = net.to(memory_format=torch.channels_last)
         self.best_ap = -1.0
-        self.bad_steps = 0
+        self.bad_steps = 0  # in a row
+        self.skipped = 0  # in this epoch
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, what was before a resume included."""
+        return time.monotonic() - self.started
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         options = self.setup_of_run.options
@@ -282,6 +273,7 @@ class _Module(pl.LightningModule):
             self.bad_steps = 0
             return True
         self.bad_steps += 1
+        self.skipped += 1
         logger.warning("step skipped, loss is %s: %s", loss.item(), ", ".join(batch.names))
         if self.bad_steps >= MAX_BAD_STEPS:
             raise SpatialEmbedError(
@@ -312,6 +304,7 @@ class _Module(pl.LightningModule):
             self.trainer.optimizers[0].state.clear()
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = options.lr(epoch)
+        self.skipped = 0
         self.net.train()
         if stage.freeze_batchnorm:
             for layer in self.net.modules():
@@ -323,9 +316,11 @@ class _Module(pl.LightningModule):
 
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
         state["best_ap"] = self.best_ap
+        state["seconds"] = self.seconds
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         self.best_ap = state["best_ap"]
+        self.started = time.monotonic() - state["seconds"]
 
 
 class _CheckpointIO(TorchCheckpointIO):
@@ -342,71 +337,6 @@ class _CheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-class _EpochEnd(Callback):
-    """After each epoch: score, keep the best model, draw, write the row of metrics, checkpoint."""
-
-    def __init__(self, setup: _Setup) -> None:
-        self.setup_of_run = setup
-        self.history = History(setup.run)
-        self.started = time.monotonic()
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.history.keep_until(trainer.current_epoch)
-        if trainer.current_epoch == 0:
-            trainer.save_checkpoint(checkpoint_path(self.setup_of_run.run, 0))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        setup = self.setup_of_run
-        done = trainer.current_epoch + 1
-        last = done == setup.options.epochs or trainer.should_stop
-        row = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row |= {"epoch": done, "lr": setup.options.lr(done - 1)}
-        if trainer.is_global_zero:
-            if last or done % setup.options.validate_every == 0:
-                row["val_ap"] = self._validate(module, done)
-            self.history.add(row)
-            self.history.draw()
-            for logger_ in trainer.loggers:
-                logger_.log_metrics({k: v for k, v in row.items() if k != "epoch"}, done)
-        if not trainer.should_stop:  # an epoch that was cut short is not one to go on from
-            trainer.save_checkpoint(checkpoint_path(setup.run, done))
-
-    def _validate(self, module: Any, done: int) -> float:
-        """Mean AP over the validation images; the model is kept if it is the best so far."""
-        setup = self.setup_of_run
-        scores = []
-        engine = setup.engine(module.net)
-        for i, found in enumerate(
-            find_all(engine, setup.normalization, _each(setup.val), setup.base)
-        ):
-            scores.append(mean_ap(found.instances, found.sample, len(setup.val.class_names)))
-            if i < SAMPLES_SHOWN:
-                _draw_sample(setup.run, found, done)
-        module.net.train()
-        defined = [s for s in scores if not np.isnan(s)]
-        ap = float(np.mean(defined)) if defined else 0.0
-        if ap > module.best_ap:
-            module.best_ap = ap
-            facts = _facts(setup, ap, done, time.monotonic() - self.started)
-            checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
-        return ap
-
-
-class _Limits(Callback):
-    """Ends the run between two steps: after a signal, or when its time is up."""
-
-    def __init__(self, minutes: float | None, signals: list[int]) -> None:
-        self.deadline = time.monotonic() + 60 * minutes if minutes is not None else None
-        self.signals = signals
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.signals:
-            raise Interrupted(self.signals[0])
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            trainer.should_stop = True
-
-
 class _Bar(Callback):
     """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
 
@@ -421,8 +351,12 @@ class _Bar(Callback):
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not self.live,
+            disable=not self.live or _rank() != 0,
         )
+
+    def note(self, text: str) -> None:
+        """Say in place of the losses what lasts."""
+        self.progress.update(self.task, losses=text)
 
     def on_train_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
         total = trainer.num_training_batches
@@ -454,12 +388,79 @@ class _Bar(Callback):
         self.progress.stop()
 
 
+class _EpochEnd(Callback):
+    """After each epoch: score, keep the best model, draw, write the row of metrics, checkpoint."""
+
+    def __init__(self, setup: _Setup, bar: _Bar) -> None:
+        self.setup_of_run = setup
+        self.bar = bar
+        self.history = History(setup.run)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.history.keep_until(trainer.current_epoch)
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(checkpoint_path(self.setup_of_run.run, 0))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        setup = self.setup_of_run
+        done = trainer.current_epoch + 1
+        last = done == setup.options.epochs or trainer.should_stop
+        row = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row |= {"epoch": done, "lr": setup.options.lr(done - 1), "skipped": module.skipped}
+        if trainer.is_global_zero:
+            if last or done % setup.options.validate_every == 0:
+                row["val_ap"] = self._validate(module, done)
+            self.history.add(row)
+            self.history.draw()
+            for logger_ in trainer.loggers:
+                logger_.log_metrics({k: v for k, v in row.items() if k != "epoch"}, done)
+        if not trainer.should_stop:  # an epoch that was cut short is not one to go on from
+            trainer.save_checkpoint(checkpoint_path(setup.run, done))
+
+    def _validate(self, module: Any, done: int) -> float:
+        """Mean AP over the validation images; the model is kept if it is the best so far."""
+        setup = self.setup_of_run
+        scores = []
+        engine = setup.engine(module.net)
+        for i, found in enumerate(
+            find_all(engine, setup.normalization, _each(setup.val), setup.base)
+        ):
+            scores.append(mean_ap(found.instances, found.sample, len(setup.val.class_names)))
+            self.bar.note(f"validating {i + 1}/{len(setup.val)}")
+            if i < SAMPLES_SHOWN:
+                _draw_sample(setup.run, found, done)
+        module.net.train()
+        defined = [s for s in scores if not np.isnan(s)]
+        ap = float(np.mean(defined)) if defined else 0.0
+        if ap > module.best_ap:
+            module.best_ap = ap
+            facts = _facts(setup, ap, done, module.seconds)
+            checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
+        return ap
+
+
+class _Limits(Callback):
+    """Ends the run between two steps: after a signal, or when its time is up."""
+
+    def __init__(self, minutes: float | None, signals: list[int]) -> None:
+        self.deadline = time.monotonic() + 60 * minutes if minutes is not None else None
+        self.signals = signals
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.signals:
+            raise Interrupted(self.signals[0])
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            trainer.should_stop = True
+
+
 def _fit(setup: _Setup, module: _Module) -> None:
     options = setup.options
     data = CropModule(
         setup.train, setup.normalization, options.augment, setup.plan, options.workers
     )
-    with _signals() as signals, _quiet():
+    bar = _Bar(options.epochs)
+    with noted_signals() as signals, _quiet():
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
             devices=options.devices,
@@ -472,11 +473,7 @@ def _fit(setup: _Setup, module: _Module) -> None:
             limit_val_batches=0,
             logger=TensorBoardLogger(setup.run, name=None, version="tensorboard"),
             plugins=[_CheckpointIO()],
-            callbacks=[
-                _Limits(options.max_time, signals),
-                _EpochEnd(setup),
-                _Bar(options.epochs),
-            ],
+            callbacks=[_Limits(options.max_time, signals), _EpochEnd(setup, bar), bar],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -549,22 +546,6 @@ def _facts(setup: _Setup, ap: float, done: int, seconds: float) -> dict[str, Any
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM only take a note, which is read between two steps."""
-    seen: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's lines about hardware and about loader counts are not for our users."""
     loud = logging.getLogger("lightning.pytorch")
@@ -580,10 +561,3 @@ def _quiet() -> Iterator[None]:
 
 def _rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

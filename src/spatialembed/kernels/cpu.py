@@ -26,11 +26,11 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from spatialembed.kernels.jit import compiled
 
 LEAF = 24
 """Points of a node that are looked at one by one instead of splitting it."""
@@ -42,14 +42,6 @@ BANDS = 32
 """Slots for trees: precisions from exp(-40) to exp(40) have 25 bands."""
 STACK = 64
 """The larger child waits, the smaller one is next: at most log2(candidates) nodes wait."""
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call; keep that on disk where a cache folder can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba's "no locator available"
-        return numba.njit(nogil=True)(function)
 
 
 class Found(NamedTuple):
@@ -77,7 +69,7 @@ class Trees(NamedTuple):
     tally: np.ndarray  # (2,) int64: nodes made, nodes and points looked at
 
 
-@_compiled
+@compiled
 def _candidates(seed: np.ndarray, foreground: np.float32) -> np.ndarray:
     """Linear indices (P,) int32 of the pixels whose seed (H*W,) is above ``foreground``."""
     index = np.empty(len(seed) + 1, np.int32)
@@ -88,7 +80,7 @@ def _candidates(seed: np.ndarray, foreground: np.float32) -> np.ndarray:
     return index[:n]
 
 
-@_compiled
+@compiled
 def _starts(
     seed: np.ndarray, pixel: np.ndarray, start: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +96,7 @@ def _starts(
     return index[:n], keys[:n]
 
 
-@_compiled
+@compiled
 def _sort_descending(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """``index`` by ``keys`` descending, ties as they stand: a radix sort.
 
@@ -133,7 +125,7 @@ def _sort_descending(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return index
 
 
-@_compiled
+@compiled
 def _make_node(trees: Trees, begin: int, end: int, taken: bool, owned: bool) -> int:
     """Add a node for the points begin:end, with the box that fits them."""
     node = trees.tally[0]
@@ -150,7 +142,7 @@ def _make_node(trees: Trees, begin: int, end: int, taken: bool, owned: bool) -> 
     return node
 
 
-@_compiled
+@compiled
 def _no_trees(embedding: np.ndarray, pixel: np.ndarray) -> Trees:
     """No tree yet, but the points of the candidates ``pixel`` (P,), P >= 1; embedding (2, H*W)."""
     points = len(pixel)
@@ -169,14 +161,14 @@ def _no_trees(embedding: np.ndarray, pixel: np.ndarray) -> Trees:
     )
 
 
-@_compiled
+@compiled
 def _band(px: np.float32, py: np.float32) -> int:
     """Which tree serves margins of these precisions."""
     doublings = np.log2(np.float64(px)) - np.log2(np.float64(py))
     return int(min(max(np.rint(doublings / BAND) + BANDS // 2, 0), BANDS - 1))
 
 
-@_compiled
+@compiled
 def _plant(trees: Trees, band: int, points: int) -> Trees:
     """The trees with one more, of a single node, for a band."""
     if trees.tally[0]:
@@ -194,7 +186,7 @@ def _plant(trees: Trees, band: int, points: int) -> Trees:
     return trees
 
 
-@_compiled
+@compiled
 def _partition(trees: Trees, key: np.ndarray, begin: int, end: int, cut: np.float32) -> int:
     """Move the points with key <= cut before the others; where those begin. Both must occur."""
     i, j = begin, end - 1
@@ -212,7 +204,7 @@ def _partition(trees: Trees, key: np.ndarray, begin: int, end: int, cut: np.floa
         j -= 1
 
 
-@_compiled
+@compiled
 def _split(trees: Trees, node: int, px: np.float32, py: np.float32) -> None:
     """Halve a node along its longer axis, measured in margins. Not all points may coincide."""
     box, span = trees.box[node], trees.span[node]
@@ -231,13 +223,13 @@ def _split(trees: Trees, node: int, px: np.float32, py: np.float32) -> None:
     _make_node(trees, middle, end, trees.done[node, 0], trees.done[node, 1])
 
 
-@_compiled
+@compiled
 def _exponent(px: np.float32, py: np.float32, dx: np.float32, dy: np.float32) -> np.float32:
     """d of phi = exp(-d), in the one order of operations that the plain way has too."""
     return px * dx * dx + py * dy * dy
 
 
-@_compiled
+@compiled
 def _mark(
     trees: Trees,
     margin: tuple[np.float32, np.float32, np.float32, np.float32, np.float32],
@@ -289,7 +281,7 @@ def _mark(
     return members, fresh
 
 
-@_compiled
+@compiled
 def _greedy(
     trees: Trees,
     order: np.ndarray,
@@ -329,7 +321,7 @@ def _greedy(
     return owner, scores[:found], False, trees.tally[1]
 
 
-@_compiled
+@compiled
 def _settle(
     labels: np.ndarray, areas: np.ndarray, scores: np.ndarray, pixel: np.ndarray, owner: np.ndarray
 ) -> None:
@@ -342,7 +334,7 @@ def _settle(
             areas[old] -= 1
 
 
-@_compiled
+@compiled
 def _renumber(labels: np.ndarray, new: np.ndarray) -> None:
     """Replace each label (H*W,) by ``new`` of it."""
     for i in range(len(labels)):

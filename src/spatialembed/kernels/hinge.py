@@ -6,8 +6,9 @@ since there a pair costs some thirty passes over memory and here one.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from spatialembed.kernels.jit import compiled
 
 RADIX_BITS = 11
 RADIX = 1 << RADIX_BITS
@@ -15,7 +16,7 @@ LOG_2 = np.float32(np.log(2))
 TWICE_ONE_BITS = np.uint32(2 * 0x3F800000)  # of the float32 1.0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def instance_term(
     embedding: np.ndarray,
     centers: np.ndarray,
@@ -113,7 +114,7 @@ def instance_term(
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _descending(d: float, own: bool) -> int:
     """Key that sorts upwards as the error e (own 2 - 2 exp(-d), other 2 exp(-d)) sorts downwards.
 
@@ -126,7 +127,7 @@ def _descending(d: float, own: bool) -> int:
     return ~np.uint32(bits if near == own else TWICE_ONE_BITS - bits)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _span(low: float, high: float, origin: float, cell: float, size: int) -> tuple[int, int]:
     """First and last bin of [low, high] on one axis; clamped as floats, a reach can be 1e9."""
     first = min(max(np.floor((low - origin) / cell), 0.0), float(size))
@@ -134,7 +135,7 @@ def _span(low: float, high: float, origin: float, cell: float, size: int) -> tup
     return int(first), int(last)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _bin(
     embedding: np.ndarray, number: np.ndarray, cell: float
 ) -> tuple[np.ndarray, int, float, float, np.ndarray]:
@@ -164,7 +165,7 @@ def _bin(
     return starts[:-1], columns, low_x, low_y, points
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _radix_sort(keys: np.ndarray, order: np.ndarray, count: int) -> int:
     """Stable order of keys[0, :count] uint32 upwards -> the row of ``order`` that holds it."""
     for n in range(count):

@@ -1,0 +1,418 @@
+"""Training on tiny generated scenes: bits, kills, faults. One process has one thread here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+import multiprocess_gradients
+from spatialembed import checkpoint, runs, train
+from spatialembed.cluster import ClusterOptions
+from spatialembed.data.module import CropPlan, Crops, Share
+from spatialembed.data.synthetic import SyntheticDataset, write_folder
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.loss import LossTerms
+from spatialembed.settings import StageOptions, TrainOptions
+from spatialembed.transforms import AugmentOptions
+from spatialembed.types import Normalization
+
+SMALL = StageOptions(crop=32, epochs=2, batch=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_folder(SyntheticDataset("shapes", (48, 48), 6, seed=1), folder, progress=False)
+    return folder
+
+
+def options(scenes: Path, out: Path, **changes: Any) -> TrainOptions:
+    settings = {
+        "data": str(scenes),
+        "out": str(out),
+        "name": "run",
+        "stage1": SMALL,
+        "device": "cpu",
+        "precision": "float32",
+        "workers": 0,
+        "validate_every": 1,
+    }
+    return TrainOptions(**(settings | changes))
+
+
+def weights(run: Path, epoch: int) -> dict[str, torch.Tensor]:
+    return runs.read_checkpoint(runs.checkpoint_path(run, epoch))["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs, not to be written to."""
+    torch.set_num_threads(1)
+    return train.train(options(scenes, tmp_path_factory.mktemp("trained")))
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    for name in ("config.yaml", "metrics.csv", "curves.png", "model/model.safetensors"):
+        assert (trained / name).stat().st_size > 0
+    assert len(list((trained / "samples").glob("*.png"))) > 0
+    assert list((trained / "tensorboard").glob("events*"))
+    _, info = checkpoint.load(trained / "model")
+    assert info.class_names == ("object",)
+    assert info.training["epochs"] in (1, 2)
+    assert "/" not in str(info.training)  # no path of the machine
+    rows = runs.History(trained).rows
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["total"]) and 0 <= row["val_ap"] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("fault", ["TRN-19"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_seed_same_bits(
+    fault: str, workers: int, scenes: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = train.train(options(scenes, tmp_path, workers=workers))
+    assert same(weights(run, 2), weights(trained, 2))
+
+
+def test_other_seed_other_bits(scenes: Path, trained: Path, tmp_path: Path) -> None:
+    run = train.train(options(scenes, tmp_path, seed=1))
+    assert not same(weights(run, 2), weights(trained, 2))
+
+
+def command(scenes: Path, out: Path, *more: str) -> list[str]:
+    words = f"train --data {scenes} --out {out} --name run --device cpu --precision float32"
+    words += " --stage1.crop 32 --stage1.epochs 3 --stage1.batch 2 --stage1.crops 24 --workers 0"
+    return [sys.executable, "-m", "spatialembed", *words.split(), *more]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["TRN-07"])
+def test_killed_and_resumed_is_bit_equal(fault: str, scenes: Path, tmp_path: Path) -> None:
+    unbroken = start(command(scenes, tmp_path / "whole"))
+    broken = start(command(scenes, tmp_path / "broken"))
+    run = tmp_path / "broken" / "run"
+    wait_for(runs.checkpoint_path(run, 1), broken)
+    time.sleep(0.3)  # into the second epoch
+    broken.kill()
+    broken.communicate()
+    assert not runs.checkpoint_path(run, 3).exists()
+    resumed = start([sys.executable, "-m", "spatialembed", "train", "--resume", str(run)])
+    assert unbroken.wait(300) == 0, unbroken.communicate()
+    assert resumed.wait(300) == 0, resumed.communicate()
+    for process in (unbroken, resumed):
+        process.communicate()
+    whole = tmp_path / "whole" / "run"
+    assert same(weights(run, 3), weights(whole, 3))
+    assert same(checkpoint.load(run / "model")[0].state_dict(),
+                checkpoint.load(whole / "model")[0].state_dict())  # fmt: skip
+    drop = {"hours"}
+    kept = [{k: v for k, v in r.items() if k not in drop} for r in runs.History(run).rows]
+    assert kept == runs.History(whole).rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="TRN-09-SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="TRN-09-SIGINT"),
+    ],
+)
+def test_signals_save_and_leave(number: int, code: int, scenes: Path, tmp_path: Path) -> None:
+    process = start(command(scenes, tmp_path))
+    run = tmp_path / "run"
+    wait_for(runs.checkpoint_path(run, 1), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert runs.last_good_checkpoint(run).name >= "epoch-0001.ckpt"
+
+
+def broken_loss(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """The loss is NaN at the steps whose numbers are in ``bad``."""
+    real, step = train.spatial_embedding_loss, iter(range(1000))
+
+    def loss(*args: Any, **kwargs: Any) -> LossTerms:
+        terms = real(*args, **kwargs)
+        return terms._replace(seed=terms.seed * float("nan")) if next(step) in bad else terms
+
+    monkeypatch.setattr(train, "spatial_embedding_loss", loss)
+
+
+@pytest.mark.parametrize("fault", ["TRN-01"])
+def test_one_nan_is_skipped_and_named(
+    fault: str,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken_loss(monkeypatch, {1})
+    with caplog.at_level(logging.WARNING, "spatialembed"):
+        run = train.train(options(scenes, tmp_path))
+    skipped = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
+    assert len(skipped) == 1
+    assert "scene" in skipped[0] or "shapes" in skipped[0]  # the names of the samples
+    assert runs.History(run).rows[0]["skipped"] == 1
+    assert all(torch.isfinite(w).all() for w in weights(run, 2).values())
+
+
+@pytest.mark.parametrize("fault", ["TRN-02"])
+def test_five_nans_stop_the_run(
+    fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_loss(monkeypatch, set(range(2, 100)))
+    with pytest.raises(SpatialEmbedError, match=r"diverged.*epoch-\d{4}\.ckpt") as caught:
+        train.train(options(scenes, tmp_path, stage1=StageOptions(32, 9, 2)))
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("fault", ["TRN-04"])
+@pytest.mark.parametrize("stage", [StageOptions(32, 1, 64), StageOptions(32, 1, 1, crops=1)])
+def test_batches_of_any_size(fault: str, stage: StageOptions, scenes: Path, tmp_path: Path) -> None:
+    run = train.train(options(scenes, tmp_path, stage1=stage))
+    assert runs.checkpoint_path(run, 1).exists()
+
+
+@pytest.mark.parametrize("fault", ["TRN-04"])
+def test_too_few_images_are_refused(fault: str, tmp_path: Path) -> None:
+    write_folder(SyntheticDataset("shapes", (32, 32), 1), tmp_path / "one", progress=False)
+    with pytest.raises(SpatialEmbedError) as caught:
+        train.train(options(tmp_path / "one", tmp_path))
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("fault", ["TRN-10"])
+def test_full_disk_leaves_the_old_checkpoint(
+    fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == ".ckpt" and runs.checkpoint_path(tmp_path / "run", 1).exists():
+            write(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SpatialEmbedError, match="disk_full") as caught:
+        train.train(options(scenes, tmp_path))
+    assert caught.value.exit_code == 5
+    assert runs.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
+
+
+@pytest.mark.parametrize("fault", ["TRN-11"])
+def test_read_only_output_is_found_first(
+    fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_run", lambda *_: pytest.fail("the run began"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", Path("/proc")):
+        with pytest.raises(SpatialEmbedError, match="not_writable"):
+            train.train(options(scenes, out))
+
+
+@pytest.mark.parametrize("fault", ["TRN-12"])
+def test_killed_loader_is_an_error(
+    fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Crops.__getitem__
+
+    def die(self: Crops, i: int) -> Any:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, i)
+
+    monkeypatch.setattr(Crops, "__getitem__", die)
+    with pytest.raises(SpatialEmbedError, match="worker_killed") as caught:
+        train.train(options(scenes, tmp_path, workers=1))
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("fault", ["TRN-16"])
+def test_second_run_in_a_folder_is_refused(fault: str, scenes: Path, tmp_path: Path) -> None:
+    with runs.locked(tmp_path / "run"), pytest.raises(SpatialEmbedError, match="run_locked"):
+        train.train(options(scenes, tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(SpatialEmbedError, match="run_exists"):
+        train.train(options(scenes, tmp_path))
+
+
+def damaged(run: Path, how: str) -> Path:
+    path = runs.checkpoint_path(run, 2)
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[:-1000])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(h, id=f"CKP-02-{h}") for h in ("truncated", "empty", "flipped")]
+)
+def test_damaged_checkpoint_falls_back_loudly(
+    how: str, scenes: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train.train(options(scenes, tmp_path))
+    damaged(run, how)
+    assert runs.last_good_checkpoint(run) == runs.checkpoint_path(run, 1)
+    assert "damaged" in caplog.text
+    if how == "truncated":
+        train.train(TrainOptions(resume=str(run), workers=0))
+        assert same(weights(run, 2), weights(trained, 2))
+
+
+class _Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("fault", ["CKP-06"])
+def test_checkpoint_is_never_executed(fault: str, scenes: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    run = train.train(options(scenes, tmp_path))
+    canary = tmp_path / "canary"
+    content = pickle.dumps(_Canary(canary))
+    for epoch in (1, 2):
+        path = runs.checkpoint_path(run, epoch)
+        path.write_bytes(content)
+        path.with_suffix(".sha256").write_text(hashlib.sha256(content).hexdigest())
+    with pytest.raises(SpatialEmbedError):
+        train.train(TrainOptions(resume=str(run), workers=0))
+    assert not canary.exists()
+
+
+def test_max_time_ends_with_a_model(scenes: Path, tmp_path: Path) -> None:
+    long = StageOptions(32, 500, 2)
+    run = train.train(options(scenes, tmp_path, stage1=long, validate_every=100, max_time=0.0))
+    assert checkpoint.load(run / "model")[1].training["epochs"] == 1
+    assert not runs.checkpoint_path(run, 1).exists()  # a cut epoch is not one to go on from
+
+
+def test_second_stage_freezes_batch_norm(scenes: Path, trained: Path, tmp_path: Path) -> None:
+    frozen = StageOptions(40, 1, 2, lr=5e-5, freeze_batchnorm=True)
+    run = train.train(options(scenes, tmp_path, stage2=frozen))
+    before, after = weights(trained, 2), weights(run, 3)
+    statistics = [k for k in before if "running_" in k]
+    assert statistics
+    assert all(torch.equal(before[k], after[k]) for k in statistics)
+    assert not torch.equal(
+        before["net.encoder.layers.0.conv.weight"], after["net.encoder.layers.0.conv.weight"]
+    )
+
+
+def test_init_starts_from_a_model(scenes: Path, trained: Path, tmp_path: Path) -> None:
+    still = StageOptions(32, 1, 2, lr=1e-12, freeze_batchnorm=True)
+    given, _ = checkpoint.load(trained / "model")
+    run = train.train(options(scenes, tmp_path, init=str(trained / "model"), stage1=still))
+    for name, tensor in given.state_dict().items():
+        torch.testing.assert_close(weights(run, 1)["net." + name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fault", ["CKP-04"])
+def test_init_from_another_network_is_refused(
+    fault: str, scenes: Path, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpatialEmbedError, match=r"model_mismatch.*elliptical True"):
+        train.train(options(scenes, tmp_path, init=str(trained / "model"), elliptical=False))
+
+
+def test_learning_rate_falls_in_each_stage() -> None:
+    o = TrainOptions(
+        data="x", stage1=StageOptions(epochs=10, lr=1.0), stage2=StageOptions(epochs=5, lr=0.1),
+        warmup=2,
+    )  # fmt: skip
+    rates = [o.lr(e) for e in range(15)]
+    assert rates[0] == pytest.approx(1 / 3)
+    assert rates[2] == pytest.approx(0.8**0.9)
+    assert rates[9] == pytest.approx(0.1**0.9)
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[14] == pytest.approx(0.1 * 0.2**0.9)
+
+
+def test_crops_depend_on_seed_epoch_and_number_alone() -> None:
+    images = SyntheticDataset("shapes", (40, 40), 3, seed=0)
+
+    def crops(seed: int, epoch: int) -> Crops:
+        plan = CropPlan(24, 1.0, 7, 2, seed, epoch)
+        return Crops(images, Normalization(), AugmentOptions(), plan)
+
+    one = [crops(0, 4)[i][0] for i in (5, 0, 3)]
+    two = [crops(0, 4)[i][0] for i in (5, 0, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(crops(0, 5)[5][0], one[0])
+    assert not torch.equal(crops(1, 4)[5][0], one[0])
+    assert sorted(crops(0, 4).order[:3]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "world"), [(12, 4, 2), (13, 4, 3), (3, 8, 2), (9, 1, 1)]
+)
+def test_shares_make_up_the_batches(count: int, batch: int, world: int) -> None:
+    shares = [list(Share(count, batch, rank, world)) for rank in range(world)]
+    whole = list(Share(count, batch, 0, 1))
+    for number, together in enumerate(whole):
+        assert [i for share in shares for i in share[number]] == together
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    alone = multiprocess_gradients.gradients(1, tmp_path)
+    shared = multiprocess_gradients.gradients(2, tmp_path)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=2e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_devices_2_trains(scenes: Path, tmp_path: Path) -> None:
+    process = start(command(scenes, tmp_path, "--devices", "2", "--stage1.epochs", "1"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert checkpoint.load(tmp_path / "run" / "model")[1].thresholds != ClusterOptions()
