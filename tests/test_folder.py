@@ -21,7 +21,7 @@ from spatialembed.data.folder import (
     split_dataset,
     splits,
 )
-from spatialembed.data.images import SUFFIXES
+from spatialembed.data.listing import SUFFIXES
 from spatialembed.errors import USAGE, SpatialEmbedError
 
 RNG = np.random.default_rng(0)

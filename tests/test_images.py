@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialembed.data.images import ImageWarning, list_images, read_image, read_labels, write_png
+from spatialembed.data.images import ImageWarning, read_image, read_labels, read_pixels
 from spatialembed.errors import RESOURCE, SpatialEmbedError
 
 RNG = np.random.default_rng(0)
@@ -471,110 +471,55 @@ def test_labels_refused(code: str, make: Callable[[Path], Path], tmp_path: Path)
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("pixels", [GREY, RGB, DEEP], ids=["grey", "rgb", "16-bit"])
-def test_write_png_reads_back(pixels: np.ndarray, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.png"
-    write_png(path, pixels)
-    assert np.array_equal(read_image(path), pixels)
-    assert os.listdir(path.parent) == ["a.png"]
+# ---------------------------------------------------------------- what is no path
 
 
-# ---------------------------------------------------------------- which files
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_path_pillow_and_array_agree(mode: str, tmp_path: Path) -> None:
+    noise = RNG.integers(0, 256, (12, 9, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+    else:
+        image = Image.fromarray(noise).convert(mode)
+    path = tmp_path / "image.png"
+    image.save(path)
+    pixels = read_image(path)
+    for given_image in (image, pixels, str(path), Image.open(path)):
+        found = read_pixels(given_image)
+        assert np.array_equal(found, pixels)
+        assert found.dtype == pixels.dtype
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """in/b.png, in/a.tif, in/deep/a.png, notes and hidden files."""
-    for name in ("b.png", "a.tif", "deep/a.PNG", "notes.txt", ".hidden.png", ".cache/c.png"):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return tmp_path / "in"
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pillow_image_is_turned_upright_like_its_file(orientation: int, tmp_path: Path) -> None:
+    image = Image.open(turned(tmp_path / "a.png", orientation, Image.fromarray(GREY)))
+    assert np.array_equal(read_pixels(image), UPRIGHT[orientation](GREY))
 
 
-def test_folder_is_mirrored_in_order(tree: Path) -> None:
-    assert [(p.relative_to(tree).as_posix(), n) for p, n in list_images([tree])] == [
-        ("a.tif", "a"), ("b.png", "b"), ("deep/a.PNG", "deep/a"),
-    ]  # fmt: skip
+def test_pillow_image_stays_as_it_is(tmp_path: Path) -> None:
+    image = Image.open(as_palette(tmp_path / "a.png", 16, transparency=3))
+    for _ in range(2):
+        found = read_pixels(image)
+        assert np.array_equal(found, read_image(tmp_path / "a.png"))
+        assert (image.mode, image.info["transparency"]) == ("P", 3)
+
+
+@pytest.mark.parametrize("fault", ["IMG-02 as a PIL image"])
+def test_pillow_image_that_is_cut_short(tmp_path: Path, fault: str) -> None:
+    image = Image.open(cut(tmp_path / "a.png", RGB))
+    with pytest.raises(SpatialEmbedError, match="truncated"):
+        read_pixels(image)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "names"),
+    ("image", "code"),
     [
-        ("*.png", ["b"]),
-        ("[b]*", ["b"]),
-        ("*/a.*", ["deep/a"]),
-        ("**/a.*", ["a", "deep/a"]),
-        ("**/*", ["a", "b", "deep/a"]),
+        pytest.param(Image.new("L", (0, 5)), "empty_image", id="IMG-10 PIL image"),
+        pytest.param(Image.new("I", (3, 3), -1), "value_range", id="IMG-19 PIL image"),
+        pytest.param(Image.new("F", (3, 3), float("nan")), "non_finite", id="IMG-20 PIL image"),
     ],
 )
-def test_globs(pattern: str, names: list[str], tree: Path) -> None:
-    assert [name for _, name in list_images([tree / pattern])] == names
-
-
-def test_files_come_as_given_and_once(tree: Path) -> None:
-    sources = [tree / "b.png", tree / "notes.txt", tree / "a.tif", tree / "b.png"]
-    assert [name for _, name in list_images(sources)] == ["b", "notes", "a"]
-
-
-def test_brackets_in_a_name_are_no_glob(tmp_path: Path) -> None:
-    path = wrote(tmp_path / "a[1].png", b"")
-    assert list_images([path]) == [(path, "a[1]")]
-
-
-@pytest.mark.parametrize("pattern", ["", "**/*.png"], ids=["IMG-27", "IMG-27-glob"])
-def test_link_loops_are_not_followed(pattern: str, tree: Path) -> None:
-    (tree / "deep" / "loop").symlink_to(tree, target_is_directory=True)
-    assert all("loop" not in name for _, name in list_images([tree / pattern]))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
-def test_odd_names(tmp_path: Path) -> None:
-    """IMG-29: names that are no UTF-8, hold a newline, begin with a dash, or have 255 bytes."""
-    names = [os.fsdecode(b"\xff\xfe.png"), "a\nb.png", "-o.png", "x" * 251 + ".png"]
-    for name in names:
-        saved(tmp_path / "one.png", GREY).rename(tmp_path / name)
-    found = list_images([tmp_path])
-    assert sorted(name for _, name in found) == sorted(name[:-4] for name in names)
-    assert all(np.array_equal(read_image(path), GREY) for path, _ in found)
-
-
-def collision(tree: Path) -> list[Path]:
-    other = tree.parent / "other"
-    other.mkdir()
-    (other / "b.png").write_bytes(b"")
-    return [tree, other]
-
-
-@pytest.mark.parametrize(("code", "make"), [
-    pytest.param("name_collision", collision, id="IMG-30"),
-    pytest.param("name_collision", lambda t: [wrote(t / "b.tif", b"").parent], id="IMG-30-suffix"),
-    pytest.param("no_images", lambda t: [made(t / "none", Path.mkdir)], id="IMG-33"),
-    pytest.param("no_images", lambda t: [t / "*.bmp"], id="IMG-33-glob"),
-    pytest.param("no_images", lambda _: [], id="IMG-33-nothing"),
-    pytest.param("not_found", lambda t: [t / "gone.png"], id="IMG-26"),
-])  # fmt: skip
-def test_listing_refused(code: str, make: Callable[[Path], list[Path]], tree: Path) -> None:
-    with pytest.raises(SpatialEmbedError) as caught:
-        list_images(make(tree))
+def test_pillow_image_refused(image: Image.Image, code: str) -> None:
+    with pytest.raises(SpatialEmbedError, match="PIL image") as caught:
+        read_pixels(image)
     assert caught.value.code == code
-    assert caught.value.remedy
-
-
-def test_own_outputs_are_not_read_again(tree: Path) -> None:
-    """IMG-33: the output folder may lie inside the input folder, but not be it."""
-    before = list_images([tree], exclude=tree / "out")
-    wrote(made(tree / "out", Path.mkdir) / "b_overlay.png", b"")
-    assert list_images([tree], exclude=tree / "out") == before
-    assert list_images([tree / "**/*"], exclude=tree / "out") == before
-    assert len(list_images([tree])) == len(before) + 1
-    with pytest.raises(SpatialEmbedError, match="output_in_input"):
-        list_images([tree], exclude=tree)
-
-
-def test_gone_after_listing(tree: Path) -> None:
-    """IMG-31: that item fails with its name."""
-    (path, _), *_ = list_images([tree])
-    path.unlink()
-    with pytest.raises(SpatialEmbedError, match="not_found"):
-        read_image(path)

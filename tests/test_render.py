@@ -379,7 +379,15 @@ def test_maps_panel_survives_wild_maps() -> None:
     assert maps_panel(image, 0 * offset, log_precision, seed, labels).dtype == np.uint8
 
 
-def test_written_pictures_are_read_back(tmp_path: Path) -> None:
-    picture = colour_labels(cells(20, 40))
+GREY = np.arange(200, dtype=np.uint8).reshape(10, 20)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [GREY, GREY * np.uint16(300), colour_labels(cells(20, 40))],
+    ids=["grey", "16-bit", "rgb"],
+)
+def test_written_pictures_are_read_back(tmp_path: Path, picture: np.ndarray) -> None:
     path = write_png(tmp_path / "new folder" / "x.png", picture)
     np.testing.assert_array_equal(io.imread(path), picture)
+    assert list(path.parent.iterdir()) == [path]

@@ -26,7 +26,8 @@ from torch import Tensor
 from spatialembed import checkpoint
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
-from spatialembed.data import images as reader
+from spatialembed.data.images import read_pixels
+from spatialembed.data.listing import list_images
 from spatialembed.engine import (
     TorchEngine,
     average_over_turns,
@@ -306,51 +307,7 @@ def _fits(item: _Item, run: list[_Item]) -> bool:
     return (len(run) + 1) * image.shape[1] * image.shape[2] <= BATCH_PIXELS
 
 
-# From whatever is given to pixels
-
-
-def read_pixels(image: Any) -> np.ndarray:
-    """Pixels of a path, PIL image or array, (H, W) or (H, W, 3), uint8, uint16 or float32.
-
-    Files and PIL images go by the rules of ``data.images``. What an array's axes mean is never
-    guessed from its numbers. Raises as ``Predictor.__call__`` does.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return reader.read_image(image)
-    if hasattr(image, "getbands"):  # a PIL image, without importing PIL
-        upright = reader._upright(
-            np.asarray(reader._plain_mode(image)), image.getexif().get(0x0112, 1)
-        )
-        return reader._plain_type(Path("PIL image"), np.ascontiguousarray(upright))
-    if isinstance(image, np.ndarray):
-        return _checked(image)
-    raise SpatialEmbedError(
-        "bad_image",
-        f"a {type(image).__name__} is no image",
-        "give a path, a PIL image or a numpy array",
-    )
-
-
-def _checked(array: np.ndarray) -> np.ndarray:
-    """An array that is an image, floats as float32."""
-    if array.ndim not in (2, 3):
-        shape = f"an array of shape {array.shape}"
-        raise SpatialEmbedError("bad_image", shape, "give (H, W) or (H, W, 3), one image a call")
-    if array.ndim == 3 and array.shape[2] != 3:
-        raise SpatialEmbedError(
-            "bad_channels",
-            f"an array of shape {array.shape} has {array.shape[2]} channels on its last axis",
-            "give (H, W) for grey or (H, W, 3) for RGB",
-        )
-    if array.size == 0:
-        raise SpatialEmbedError("empty_image", f"an array of shape {array.shape}", "give pixels")
-    if array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16):
-        raise SpatialEmbedError(
-            "bad_dtype",
-            f"an array of {array.dtype}, which has no stated range",
-            "give uint8, uint16, or floats in [0, 1]",
-        )
-    return reader._plain_type(Path("array"), np.ascontiguousarray(array))
+# What the network takes
 
 
 def _check_range(pixels: np.ndarray, how: Normalization) -> None:
@@ -407,7 +364,7 @@ def predict_folder(
     ``disk_full`` (exit 5).
     """
     out = Path(out)
-    images = reader.list_images(sources, exclude=out)
+    images = list_images(sources, exclude=out)
     _check_writable(out)
     result = FolderResult(out)
     table = ObjectTable(out / "objects.csv")

@@ -366,7 +366,7 @@ def _between(before: str, picture: np.ndarray, after: str, text: int) -> np.ndar
     return np.asarray(canvas)
 
 
-def maps_panel(  # noqa: PLR0917 - the order in which the network gives its maps
+def maps_panel(
     image: Any,
     offset: Any,
     log_precision: Any,
@@ -432,8 +432,11 @@ def _maps(
 
 
 def write_png(path: Path, picture: np.ndarray) -> Path:
-    """Write a picture (H, W, 3) uint8 as PNG. Raises SpatialEmbedError ``disk_full``."""
+    """Write (H, W, 3) uint8, or (H, W) uint8 or uint16, as PNG, making the folder.
+
+    Returns the path. Raises SpatialEmbedError ``disk_full`` (exit 5).
+    """
     with atomic_write(path) as temporary:
         # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
-        Image.fromarray(picture).save(temporary, compress_level=4)
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
     return path

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from skimage import measure
 
-from spatialembed.data.images import SUFFIXES, image_files, read_labels, read_oriented
+from spatialembed.data.images import read_labels, read_oriented
+from spatialembed.data.listing import SUFFIXES, image_files
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.types import Sample, Target
 

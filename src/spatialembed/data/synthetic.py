@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 from scipy import ndimage
 
-from spatialembed.data.images import write_png
+from spatialembed.render import write_png
 from spatialembed.types import Sample, Target
 
 Seed = int | Sequence[int]

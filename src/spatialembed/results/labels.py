@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
 
 from spatialembed.files import atomic_write
+from spatialembed.render import write_png
 
 PNG_LIMIT = 65_535
 """Highest label of a 16-bit PNG."""
@@ -25,10 +25,10 @@ def write_labels(stem: Path, labels: Any) -> Path:
     labels = np.asarray(labels)
     png, tif = (stem.with_name(f"{stem.name}_labels{suffix}") for suffix in (".png", ".tif"))
     path, other = (png, tif) if labels.max(initial=0) <= PNG_LIMIT else (tif, png)
-    with atomic_write(path) as temporary:
-        if path is png:
-            Image.fromarray(labels.astype(np.uint16)).save(temporary)
-        else:
+    if path is png:
+        write_png(png, labels.astype(np.uint16))
+    else:
+        with atomic_write(tif) as temporary:
             tifffile.imwrite(temporary, labels.astype(np.uint32), compression="zlib", metadata=None)
     other.unlink(missing_ok=True)
     return path

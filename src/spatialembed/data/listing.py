@@ -1,0 +1,110 @@
+"""Which files are meant: files, folders and globs as image paths, each with a name for outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from glob import glob, has_magic
+from pathlib import Path
+
+from spatialembed.errors import SpatialEmbedError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+"""Names that a folder is searched for; the content alone decides how a file is read."""
+
+
+def list_images(
+    sources: Sequence[str | os.PathLike[str]], exclude: str | os.PathLike[str] | None = None
+) -> list[tuple[Path, str]]:
+    """Image files of files, folders (with all below) and globs, each with its name for the outputs.
+
+    The name is the path below the folder (or below the fixed part of the glob) without suffix, with
+    "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and
+    the folder ``exclude`` (where outputs go) are passed over; folders are searched by suffix.
+
+    Raises SpatialEmbedError: not_found, no_images, name_collision, output_in_input.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    out = None if exclude is None else Path(exclude).resolve()
+    for source in map(Path, sources):
+        for path, name in _of_source(source, out):
+            found.setdefault(os.path.abspath(path), (path, name))
+    if not found:
+        raise SpatialEmbedError(
+            "no_images",
+            f"{', '.join(map(str, sources)) or 'no source'}: no image found",
+            f"looked for {' '.join(SUFFIXES)}",
+        )
+    _refuse_collisions(list(found.values()))
+    return list(found.values())
+
+
+def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
+    """Paths and output names of one file, folder or glob."""
+    if source.is_dir():
+        if out == source.resolve():
+            raise SpatialEmbedError(
+                "output_in_input",
+                f"{source}: both input and output folder",
+                "choose another output folder; one inside the input is fine",
+            )
+        return [(path, _name(path, source)) for path in image_files(source, out)]
+    if has_magic(str(source)) and not source.exists():
+        return _of_glob(source, out)
+    if not os.path.lexists(source):
+        raise SpatialEmbedError("not_found", f"{source}: no such file or folder", "check the path")
+    return [(source, source.stem)]
+
+
+def image_files(folder: Path, out: Path | None = None) -> list[Path]:
+    """Image files below a folder, by suffix, sorted by name; links to folders are not followed."""
+    paths = []
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        if out is not None and Path(parent).resolve() == out:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in files if _is_image_name(name)]
+    return sorted(paths, key=lambda path: path.parts)
+
+
+def _is_image_name(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _of_glob(pattern: Path, out: Path | None) -> list[tuple[Path, str]]:
+    """Matches of a glob; "**" is walked here, since the standard one follows links in circles."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if has_magic(part))
+    base, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
+    if "**" in parts:
+        paths = [p for p in image_files(base, out) if _matches(p.relative_to(base).parts, parts)]
+    else:
+        hits = [Path(hit) for hit in sorted(glob(str(pattern))) if _is_image_name(Path(hit).name)]
+        paths = [hit for hit in hits if out is None or out not in hit.resolve().parents]
+    return [(path, _name(path, base)) for path in paths if not path.is_dir()]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _name(path: Path, base: Path) -> str:
+    return path.relative_to(base).with_suffix("").as_posix()
+
+
+def _refuse_collisions(found: Sequence[tuple[Path, str]]) -> None:
+    """Two inputs of one name would overwrite each other's outputs: said before anything runs."""
+    first: dict[str, Path] = {}
+    for path, name in found:
+        if name in first:
+            raise SpatialEmbedError(
+                "name_collision",
+                f"{path}: its outputs would overwrite those of {first[name]}",
+                "name their common folder, or use one output folder for each",
+            )
+        first[name] = path

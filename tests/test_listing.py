@@ -1,0 +1,122 @@
+"""Files, folders and globs: which images are meant, and under which names results go out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spatialembed.data.images import read_image
+from spatialembed.data.listing import list_images
+from spatialembed.errors import SpatialEmbedError
+
+
+def made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def wrote(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """in/b.png, in/a.tif, in/deep/a.png, notes and hidden files."""
+    for name in ("b.png", "a.tif", "deep/a.PNG", "notes.txt", ".hidden.png", ".cache/c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "in"
+
+
+def test_folder_is_mirrored_in_order(tree: Path) -> None:
+    assert [(p.relative_to(tree).as_posix(), n) for p, n in list_images([tree])] == [
+        ("a.tif", "a"), ("b.png", "b"), ("deep/a.PNG", "deep/a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["b"]),
+        ("[b]*", ["b"]),
+        ("*/a.*", ["deep/a"]),
+        ("**/a.*", ["a", "deep/a"]),
+        ("**/*", ["a", "b", "deep/a"]),
+    ],
+)
+def test_globs(pattern: str, names: list[str], tree: Path) -> None:
+    assert [name for _, name in list_images([tree / pattern])] == names
+
+
+def test_files_come_as_given_and_once(tree: Path) -> None:
+    sources = [tree / "b.png", tree / "notes.txt", tree / "a.tif", tree / "b.png"]
+    assert [name for _, name in list_images(sources)] == ["b", "notes", "a"]
+
+
+def test_brackets_in_a_name_are_no_glob(tmp_path: Path) -> None:
+    path = wrote(tmp_path / "a[1].png")
+    assert list_images([path]) == [(path, "a[1]")]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.png"], ids=["IMG-27", "IMG-27-glob"])
+def test_link_loops_are_not_followed(pattern: str, tree: Path) -> None:
+    (tree / "deep" / "loop").symlink_to(tree, target_is_directory=True)
+    assert all("loop" not in name for _, name in list_images([tree / pattern]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_odd_names(tmp_path: Path) -> None:
+    """IMG-29: names that are no UTF-8, hold a newline, begin with a dash, or have 255 bytes."""
+    names = [os.fsdecode(b"\xff\xfe.png"), "a\nb.png", "-o.png", "x" * 251 + ".png"]
+    for name in names:
+        wrote(tmp_path / name)
+    found = list_images([tmp_path])
+    assert sorted(name for _, name in found) == sorted(name[:-4] for name in names)
+    assert all(path.is_file() for path, _ in found)
+
+
+def collision(tree: Path) -> list[Path]:
+    other = tree.parent / "other"
+    other.mkdir()
+    (other / "b.png").write_bytes(b"")
+    return [tree, other]
+
+
+@pytest.mark.parametrize(("code", "make"), [
+    pytest.param("name_collision", collision, id="IMG-30"),
+    pytest.param("name_collision", lambda t: [wrote(t / "b.tif").parent], id="IMG-30-suffix"),
+    pytest.param("no_images", lambda t: [made(t / "none")], id="IMG-33"),
+    pytest.param("no_images", lambda t: [t / "*.bmp"], id="IMG-33-glob"),
+    pytest.param("no_images", lambda _: [], id="IMG-33-nothing"),
+    pytest.param("not_found", lambda t: [t / "gone.png"], id="IMG-26"),
+])  # fmt: skip
+def test_listing_refused(code: str, make: Callable[[Path], list[Path]], tree: Path) -> None:
+    with pytest.raises(SpatialEmbedError) as caught:
+        list_images(make(tree))
+    assert caught.value.code == code
+    assert caught.value.remedy
+
+
+def test_own_outputs_are_not_read_again(tree: Path) -> None:
+    """IMG-33: the output folder may lie inside the input folder, but not be it."""
+    before = list_images([tree], exclude=tree / "out")
+    wrote(made(tree / "out") / "b_overlay.png")
+    assert list_images([tree], exclude=tree / "out") == before
+    assert list_images([tree / "**/*"], exclude=tree / "out") == before
+    assert len(list_images([tree])) == len(before) + 1
+    with pytest.raises(SpatialEmbedError, match="output_in_input"):
+        list_images([tree], exclude=tree)
+
+
+def test_gone_after_listing(tree: Path) -> None:
+    """IMG-31: that item fails with its name."""
+    (path, _), *_ = list_images([tree])
+    path.unlink()
+    with pytest.raises(SpatialEmbedError, match="not_found"):
+        read_image(path)
