@@ -138,29 +138,48 @@ def demo(options: DemoOptions) -> int:
     """Show what it does, on a generated field of nuclei and a photograph of coins."""
     from spatialembed.demo import demo as run
     from spatialembed.demo import train_demo
+    from spatialembed.runs import free_name
 
-    with _training_extra(options.train):
-        (train_demo if options.train else run)(Path(options.out), seed=options.seed)
+    out = Path(options.out)
+    if options.train:
+        name = free_name(out / "runs", "shapes")
+        with _resumable(out / "runs" / name):
+            train_demo(out, name, seed=options.seed)
+    else:
+        run(out, seed=options.seed)
     return 0
 
 
 def train(options: TrainOptions) -> int:
     """Train a model on a folder of images and label masks."""
-    with _training_extra():
-        from spatialembed.runs import free_name
-        from spatialembed.train import Interrupted
-        from spatialembed.train import train as run
+    from spatialembed.runs import free_name
+
     if not options.resume and options.name is None:  # named here, to be told to who interrupts
         name = free_name(Path(options.out), Path(options.data).resolve().name)
         options = replace(options, name=name)
-    folder = options.resume or Path(options.out) / str(options.name)
-    try:
+    folder = Path(options.resume or Path(options.out) / str(options.name))
+    with _resumable(folder):
+        from spatialembed.train import train as run
+
         run(options)
-    except Interrupted as stop:
-        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
-        return stop.exit_code
     _say(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
     return 0
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Training, which needs its extra, and which a signal may stop for the time being."""
+    try:
+        from spatialembed.train import Interrupted
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("spatialembed"):
+            raise
+        raise missing_extra(str(error.name), "train", "training") from error
+    try:
+        yield
+    except Interrupted as stop:
+        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -261,17 +280,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-@contextmanager
-def _training_extra(needed: bool = True) -> Iterator[None]:
-    """A missing package is told with the extra that holds it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if not needed or str(error.name).startswith("spatialembed"):
-            raise
-        raise missing_extra(str(error.name), "train", "training") from error
-
-
 def _say(line: str) -> None:
     """A line of result; of several processes that train together, one speaks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -290,6 +298,7 @@ class Verb(NamedTuple):
 
     @property
     def help(self) -> str:
+        """The first words of ``--help``."""
         return str(self.run.__doc__)
 
 
@@ -314,7 +323,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with _signals(), _plain_warnings():
         try:
-            return _dispatch(words)
+            code = _dispatch(words)
+            sys.stdout.flush()  # a reader that has gone is found here, not at exit
+            return code
         except SpatialEmbedError as error:
             return _fail(error)
         except BrokenPipeError:  # who read our output has gone, as `| head` does
