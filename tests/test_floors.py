@@ -15,7 +15,7 @@ FLOORS = {
     "data": 3, "checkpoint": 3, "engine": 3, "results": 3,
     "settings": 3, "runs": 3, "thresholds": 3,
     "predict": 4, "train": 4,
-    "evaluate": 5, "export": 5, "demo": 5, "doctor": 5, "tune": 5,
+    "evaluate": 5, "bulk": 5, "export": 5, "demo": 5, "doctor": 5, "tune": 5,
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 INSIDE = {  # order inside a package; files of one rank do not import each other

@@ -219,7 +219,8 @@ def _dataset(options: EvaluateOptions) -> FolderDataset:
 
 def predict(options: PredictOptions) -> int:
     """Find the instances in images: label images, overlays, a table and COCO JSON."""
-    from spatialembed.predict import load, predict_folder
+    from spatialembed.bulk import predict_folder
+    from spatialembed.predict import load
 
     predictor = load(
         options.model, device=options.device, precision=options.precision, threads=options.threads

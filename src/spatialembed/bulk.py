@@ -1,0 +1,145 @@
+"""Folders of images into a folder of results; a failed input is told of, and the rest goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spatialembed.cluster import ClusterOptions
+from spatialembed.data.listing import list_images
+from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
+from spatialembed.predict import Predictor
+from spatialembed.results.coco import CocoFile
+from spatialembed.results.labels import write_labels
+from spatialembed.results.overlay import write_overlay
+from spatialembed.results.table import ObjectTable
+from spatialembed.types import Instances
+
+logger = logging.getLogger("spatialembed")
+
+
+@dataclass
+class FolderResult:
+    """What ``predict_folder`` did."""
+
+    out: Path
+    images: int = 0  # with results
+    objects: int = 0
+    truncated: list[Path] = field(default_factory=list)  # stopped at max_instances
+    failed: list[tuple[Path, SpatialEmbedError]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 0, 6 if some inputs failed, the first fault's own if all did."""
+        if not self.failed:
+            return 0
+        return PARTIAL if self.images else self.failed[0][1].exit_code
+
+
+def predict_folder(
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    batch: int = 8,
+    augment: bool = False,
+    options: ClusterOptions | None = None,
+    progress: bool = True,
+) -> FolderResult:
+    """Predict files, folders and globs into the folder ``out``.
+
+    Each image gets ``<name>_labels.png`` and ``<name>_overlay.png``, folders mirrored, once it
+    is done; all share ``objects.csv`` and ``instances.json``, written every half minute and on the
+    way out, after Ctrl-C too. A failed input is logged and kept in the result; the rest goes on.
+
+    Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
+    ``disk_full`` (exit 5).
+    """
+    out = Path(out)
+    images = list_images(sources, exclude=out)
+    _check_writable(out)
+    result = FolderResult(out)
+    table = ObjectTable(out / "objects.csv")
+    coco = CocoFile(out / "instances.json", predictor.info.class_names)
+    outcomes = predictor.outcomes(
+        (path for path, _ in images), batch=batch, augment=augment, options=options
+    )
+    written = time.monotonic()
+    with table, coco, _progress(progress, len(images)) as advance:
+        for (path, name), outcome in zip(images, outcomes, strict=True):
+            if outcome.instances is None or outcome.pixels is None:
+                assert outcome.error is not None
+                result.failed.append((path, outcome.error))
+                logger.error("%s", _printable(_named(path, outcome.error)))
+            else:
+                stem = out / _short(name)
+                write_labels(stem, outcome.instances.labels)
+                write_overlay(stem, outcome.pixels, outcome.instances)
+                table.add(name + path.suffix, outcome.instances)
+                coco.add(name + path.suffix, outcome.instances)
+                _count(result, path, outcome.instances)
+            advance()
+            if time.monotonic() - written > 30:
+                table.write()
+                coco.write()
+                written = time.monotonic()
+    return result
+
+
+def _count(result: FolderResult, path: Path, instances: Instances) -> None:
+    result.images += 1
+    result.objects += len(instances)
+    if instances.truncated:
+        result.truncated.append(path)
+        logger.warning("%s: stopped at max_instances, more may be there", _printable(str(path)))
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of work: the folder can be made, and a file in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpatialEmbedError(
+            "not_writable", f"{folder}: {error.strerror}", "choose another output folder", USAGE
+        ) from error
+
+
+def _short(name: str) -> str:
+    """A name whose outputs fit the 255 bytes of file systems: a long one ends in its hash."""
+    folder, slash, last = name.rpartition("/")
+    encoded = os.fsencode(last)
+    if len(encoded) <= 255 - len("_overlay.png"):
+        return name
+    kept = encoded[:200].decode("utf-8", "ignore")
+    return f"{folder}{slash}{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+def _named(path: Path, error: SpatialEmbedError) -> str:
+    """The error's line with the path in it, once."""
+    return str(error) if str(path) in error.message else f"{path}: {error}"
+
+
+def _printable(text: str) -> str:
+    """Safe on a terminal, whatever a file is called: control and broken characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error; yields the function that counts one image."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
