@@ -17,7 +17,7 @@ from spatialembed.types import Normalization
 
 
 def gradients(world: int, folder: Path) -> dict[str, torch.Tensor]:
-    """Mean gradient of a batch of 4 crops that ``world`` processes share; dropout 0, batch-norm frozen."""
+    """Mean gradient of 4 crops shared by ``world`` processes; no dropout, batch-norm fixed."""
     if world == 1:
         return _step(0, 1)
     torch.multiprocessing.spawn(_process, (world, str(folder)), nprocs=world)

@@ -24,14 +24,11 @@ from torch import Tensor
 
 from spatialembed.geometry import coordinates, embed, precision
 from spatialembed.lovasz import jaccard_steps
+from spatialembed.near import CELL, Bins
 from spatialembed.types import UNIT, Embeddings, Target
 
 Center = Literal["centroid", "learnable", "medoid"]
 
-CELL = 8 / UNIT
-"""Side of a bin of embeddings, in units: about the margin of a small object."""
-PAIRS_AT_ONCE = 1 << 22
-"""(instance, pixel) pairs held at a time, some 50 bytes each; very wide bandwidths drop nothing."""
 FLOAT32_LIMIT = 24 * math.log(2)
 """Exponent at which phi = 2^-24 is lost beside an own phi that rounds to 1 in float32."""
 TWICE_ONE_BITS = 2 * 0x3F800000
@@ -301,7 +298,7 @@ def _batched(
     value = embedding.new_zeros(())
     gradients = tuple(torch.zeros_like(t) for t in (embedding, centers, precisions))
     own_start = truth.counts.cumsum(0) - truth.counts
-    bins = _Bins(embedding, truth.valid)
+    bins = Bins(embedding, truth.valid)
     for first, last, others in bins.near(centers, precisions, limits):
         begin, end = own_start[first], own_start[last - 1] + truth.counts[last - 1]
         pixel, instance = others
@@ -399,67 +396,3 @@ def _segment_steps(own: Tensor, instance: Tensor, truth: _Truth) -> Tensor:
     other_before = place - start - own_before
     total = truth.counts[instance].to(dtype)
     return jaccard_steps(own, own_before.to(dtype), other_before.to(dtype), total)
-
-
-class _Bins:
-    """All valid pixels, ordered by the cell of a grid that their embedding falls into."""
-
-    def __init__(self, embedding: Tensor, valid: Tensor) -> None:
-        pixels = valid.nonzero()[:, 0]
-        points = embedding[:, pixels]  # (2, V)
-        self.low = points.amin(1)
-        # Offsets stay within a unit, so that the grid is bounded by the image and two units more.
-        self.size = self._cell(points.amax(1)[:, None])[:, 0] + 1  # (2,) columns, rows
-        column, row = self._cell(points)
-        key = (row * self.size[0] + column).to(torch.int32)
-        self.key, order = key.sort(stable=True)
-        self.pixels = pixels[order]
-
-    def _cell(self, points: Tensor) -> Tensor:
-        """Column and row (2, N) int64 of positions (2, N); floor keeps order, none is missed."""
-        return ((points - self.low[:, None]) / CELL).floor().long()
-
-    def near(
-        self, centers: Tensor, precisions: Tensor, limits: Tensor
-    ) -> Iterator[tuple[int, int, tuple[Tensor, Tensor]]]:
-        """Runs of instances [first, last) and the (pixel, instance) pairs that may be near.
-
-        A superset of d < limit: the pixels of all cells that touch the box around that ellipse.
-        """
-        reach = (limits / precisions).sqrt() * (1 + 1e-5) + 1e-7  # (S, K)
-        edge = self.low[:, None] + self.size[:, None] * CELL
-        start = self._cell((centers - reach).clamp_max(edge)).clamp_min(0)  # (2, K)
-        stop = torch.minimum(self._cell((centers + reach).minimum(edge)), self.size[:, None] - 1)
-        rows = (stop[1] - start[1] + 1).clamp_min(0)  # (K,)
-        instance = torch.arange(len(rows), device=rows.device).repeat_interleave(rows)
-        row = start[1][instance] + _count_up(rows)
-        # The cells of one row of the box are neighbours in the sorted keys: one range of pixels.
-        base = row * self.size[0]
-        begin = torch.searchsorted(self.key, (base + start[0][instance]).to(self.key))
-        end = torch.searchsorted(self.key, (base + stop[0][instance]).to(self.key), right=True)
-        length = (end - begin).clamp_min(0)
-        for first, last, span in _chunks(instance, length, len(rows)):
-            pairs = length[span]
-            place = begin[span].repeat_interleave(pairs) + _count_up(pairs)
-            yield first, last, (self.pixels[place], instance[span].repeat_interleave(pairs))
-
-
-def _count_up(counts: Tensor) -> Tensor:
-    """0, 1, .., counts[0] - 1, 0, 1, .., counts[1] - 1, ..."""
-    ends = counts.cumsum(0)
-    total = torch.arange(int(ends[-1]) if len(ends) else 0, device=counts.device)
-    return total - (ends - counts).repeat_interleave(counts)
-
-
-def _chunks(instance: Tensor, length: Tensor, count: int) -> Iterator[tuple[int, int, slice]]:
-    """Runs of whole instances with at most PAIRS_AT_ONCE pairs (or one instance)."""
-    pairs = length.new_zeros(count).index_add(0, instance, length).tolist()
-    ranges = torch.bincount(instance, minlength=count).tolist()
-    first = held = begin = end = 0
-    for k in range(count):
-        if k > first and held + pairs[k] > PAIRS_AT_ONCE:
-            yield first, k, slice(begin, end)
-            first, held, begin = k, 0, end
-        held += pairs[k]
-        end += ranges[k]
-    yield first, count, slice(begin, end)
