@@ -212,7 +212,7 @@ def _initial_network(setup: _Setup) -> SpatialEmbeddingNet:
     torch.manual_seed(options.seed)
     net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical)
     if options.init:
-        source, _ = checkpoint.load(options.init)
+        source, info = checkpoint.load(options.init)
         if (source.num_classes, source.elliptical) != (net.num_classes, net.elliptical):
             raise SpatialEmbedError(
                 "model_mismatch",
@@ -221,6 +221,12 @@ def _initial_network(setup: _Setup) -> SpatialEmbeddingNet:
                 "start from a model of the same network, or set elliptical as it has it",
                 MODEL,
             )
+        for name in ("normalization", "scale"):
+            theirs, ours = getattr(info, name), getattr(options, name)
+            if theirs != ours:
+                logger.warning(
+                    "%s of %s is %s, of this training %s", name, options.init, theirs, ours
+                )
         net.load_state_dict(source.state_dict())
     return net
 
