@@ -28,7 +28,7 @@ class StageOptions:
     """Leave the batch-norm statistics as they are (the second stage of the paper)."""
 
     def __post_init__(self) -> None:
-        _check(self.crop >= 8, f"crop is {self.crop}", "give at least 8 px")
+        _check(self.crop >= 16, f"crop is {self.crop}", "give at least 16 px")
         _check(self.batch >= 1, f"batch is {self.batch}", "give at least 1")
         _check(self.epochs >= 0, f"epochs is {self.epochs}", "give at least 0")
         _check(self.crops is None or self.crops >= 1, f"crops is {self.crops}", "give at least 1")
