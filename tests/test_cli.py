@@ -1,0 +1,498 @@
+"""The command line: every verb from end to end, every fault one line and its exit code."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from docstring_parser import parse_from_object
+from PIL import Image
+
+import spatialembed
+from spatialembed import arguments, checkpoint, cli, predict
+from spatialembed.data.folder import open_folder
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.settings import TrainOptions
+
+TINY = [
+    "--stage1.crop=64",
+    "--stage1.epochs=1",
+    "--stage1.batch=2",
+    "--workers=0",
+    "--device=cpu",
+    "--precision=float32",
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scenes of 64 x 72 px in three groups."""
+    out = tmp_path_factory.mktemp("data") / "few"
+    words = [
+        "data",
+        "scenes",
+        "--kind",
+        "shapes",
+        "--images",
+        "6",
+        "--size",
+        "64x72",
+        "--seed",
+        "1",
+        "--out",
+    ]
+    assert cli.main([*words, str(out)]) == 0
+    rows = "\n".join(f"shapes_{i:05d},{'abc'[i // 2]}" for i in range(6))
+    (out / "index.csv").write_text(f"image,mosaic\n{rows}\n")
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of one epoch."""
+    out = tmp_path_factory.mktemp("runs")
+    words = ["train", "--data", str(scenes), "--out", str(out), "--group-by", "mosaic", *TINY]
+    assert cli.main(words) == 0
+    return out / "few"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model, which finds nothing."""
+    torch.manual_seed(0)
+    silent = checkpoint.ClusterOptions(start=1.0)
+    info = checkpoint.ModelInfo(("object",), True, checkpoint.Normalization(), silent)
+    return checkpoint.save(tmp_path_factory.mktemp("m") / "model", SpatialEmbeddingNet(1), info)
+
+
+def failed(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> str:
+    """What a command that fails with this exit code says: one line on standard error."""
+    capsys.readouterr()
+    assert cli.main(words) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def test_scenes(scenes: Path) -> None:
+    dataset = open_folder(scenes)
+    assert len(dataset) == 6
+    assert dataset[0].image.shape == (64, 72)
+    assert all(len(dataset[i].target.classes) for i in range(6))
+
+
+def test_train(run: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["group_by"] == "mosaic"
+    assert settings["stage1"]["crop"] == 64
+    _, info = checkpoint.load(run / "model")
+    assert info.class_names == ("object",)
+    assert (run / "curves.png").is_file()
+
+
+def test_a_run_says_where_it_lies_and_gets_a_new_name(
+    scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(scenes), "--out", str(run.parent), *TINY]
+    assert cli.main(words) == 0
+    assert str(run.parent / "few-2" / "model") in capsys.readouterr().out
+    assert (run.parent / "few-2" / "model" / "model.json").is_file()
+
+
+def test_evaluate(
+    run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--model", str(run / "model"), "--data", str(scenes), "--device", "cpu"]
+    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "AP, image mean" in said
+    assert "0.50" in said
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["images"], report["sampling"]) == (6, "seed")
+    assert (tmp_path / "worst.html").is_file()
+
+
+def test_evaluate_with_true_centres(model: Path, scenes: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--model", str(model), "--data", str(scenes), "--sampling", "truth"]
+    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["sampling"] == "truth"
+
+
+def evaluated(scenes: Path, **settings: Any) -> list[str]:
+    return cli._dataset(cli.EvaluateOptions(model="m", data=str(scenes), **settings)).names
+
+
+def test_evaluate_on_what_training_held_out(scenes: Path) -> None:
+    from spatialembed.train import open_split
+
+    options = TrainOptions(data=str(scenes), group_by="mosaic", val_fraction=0.3, seed=4)
+    train_set, val_set = open_split(options)
+    same: Any = {"group_by": "mosaic", "val_fraction": 0.3, "seed": 4}
+    assert evaluated(scenes, **same) == list(val_set.names)
+    assert evaluated(scenes, split="val", **same) == list(val_set.names)
+    assert evaluated(scenes, split="train", **same) == list(train_set.names)
+    assert len(evaluated(scenes)) == 6
+
+
+def test_evaluate_on_a_named_part(scenes: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for folder in ("images", "masks"):
+            (tmp_path / part / folder).symlink_to(scenes / folder)
+    assert len(evaluated(tmp_path, split="test")) == 6
+    with pytest.raises(SpatialEmbedError, match="name one of its parts"):
+        evaluated(tmp_path)
+    with pytest.raises(SpatialEmbedError, match="no_split"):
+        evaluated(scenes, split="test")
+
+
+def test_predict(
+    run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(scenes / "images"), "--model", str(run / "model"), "--device", "cpu"]
+    assert cli.main([*words, "--out", str(tmp_path), "--start", "0.3", "--min-pixels=4"]) == 0
+    with (tmp_path / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"{len(rows)} objects in 6 images" in capsys.readouterr().out
+    labels = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*_labels.png"))]
+    assert len(labels) == 6
+    assert sum(int(array.max()) for array in labels) == len(rows)
+
+
+def test_predict_goes_on_after_a_bad_input(
+    model: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = scenes / "images" / "shapes_00000.png"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    words = ["predict", str(bad), str(good), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 6
+    said = capsys.readouterr()
+    assert re.search(r"^error empty_file: .*bad\.png", said.err, re.MULTILINE)
+    assert "0 objects in 1 images, 1 failed" in said.out
+    assert (tmp_path / "out" / "shapes_00000_labels.png").is_file()
+    assert cli.main([*words[:2], *words[3:]]) == 3  # nothing but the bad one
+
+
+def test_a_warning_is_one_line(
+    model: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "named.tif"
+    wrong.write_bytes((scenes / "images" / "shapes_00000.png").read_bytes())
+    assert cli.main(["predict", str(wrong), "--model", str(model), "--out", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "named.tif" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning ")
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = SpatialEmbeddingNet(1, elliptical=False)
+    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / "car.pth")
+    assert cli.main(["convert", str(tmp_path / "car.pth"), str(tmp_path / "car")]) == 0
+    assert "NC" in capsys.readouterr().out
+    loaded, _ = checkpoint.load(tmp_path / "car")
+    name = "encoder.initial_block.conv.weight"
+    assert torch.equal(loaded.state_dict()[name], net.state_dict()[name])
+
+
+def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("spatialembed.demo.demo", lambda out, seed: called.append((out, seed)))
+    monkeypatch.setattr(
+        "spatialembed.demo.train_demo", lambda out, name, seed: called.append((out, name, seed))
+    )
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert cli.main(["demo", "--train", "--seed", "4", "--out", str(tmp_path)]) == 0
+    assert called == [(tmp_path, 0), (tmp_path, "shapes", 4)]
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param("train --data d --stage1.epoch 3", "nearest is stage1.epochs", id="TRN-18"),
+        pytest.param("train --data d --epochs 3", "nearest is stage1.epochs", id="last part"),
+        pytest.param("train --data d --max-tim 3", "nearest is max_time", id="dashes"),
+        pytest.param("predict a --augmnt --out o --model m", "nearest is augment", id="bare"),
+        pytest.param("trian --data d", "nearest is spatialembed train", id="verb"),
+        pytest.param("data scene --out o", "nearest is spatialembed data scenes", id="two words"),
+        pytest.param("train --data d --stage1.epochs few", "few", id="type"),
+        pytest.param("train --data d --center middle", "learnable", id="choice"),
+        pytest.param("train --data d --stage1.crop 3", "crop is 3", id="range"),
+        pytest.param("train", "--data", id="no data"),
+        pytest.param("train --data", "--data has no value", id="no value"),
+        pytest.param("train --data d more", "more", id="too many words"),
+        pytest.param("evaluate --model m", "data", id="missing"),
+        pytest.param("predict --model m --out o", "sources", id="no source"),
+        pytest.param("data scenes --out o --size big", "size is big", id="size"),
+        pytest.param("data scenes --out o --size 0x9", "size is 0x9", id="no size"),
+        pytest.param("train --data d --config nowhere", "nowhere", id="no config"),
+    ],
+)
+def test_usage_faults(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = failed(capsys, words.split(), 2)
+    assert line.startswith("error ")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("stage1: {epoch: 3}", "nearest is stage1.epochs", id="TRN-18"),
+        pytest.param("centre: learnable", "nearest is center", id="top"),
+        pytest.param("stage1: {epochs: few}", "few", id="type"),
+        pytest.param("- a\n- b", "no settings in it", id="list"),
+        pytest.param("a: [", "bad_config", id="no YAML"),
+    ],
+)
+def test_faults_in_yaml(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    line = failed(capsys, ["train", "--data", "d", "--config", str(path)], 2)
+    assert expected in line
+
+
+def test_other_faults_have_their_codes(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_model = ["evaluate", "--model", str(tmp_path / "none"), "--data", str(scenes)]
+    assert failed(capsys, no_model, 4).startswith("error no_model: ")
+    no_data = ["train", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "runs"), *TINY]
+    assert failed(capsys, no_data, 3).startswith("error not_found: ")
+    no_file = ["convert", str(tmp_path / "none"), str(tmp_path / "out")]
+    assert failed(capsys, no_file, 3).startswith("error not_found: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "expected"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 5, "error out_of_memory: "),
+        (OSError(errno.ENOSPC, "No space left on device", "f"), 5, "error disk_full: f: No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 3, "error system: f: Perm"),
+        (SpatialEmbedError("odd", "a\nb\x1b[2J", "do"), 3, "error odd: a\\nb\\x1b[2J (do)"),
+    ],
+)
+def test_faults_of_the_machine(
+    fault: BaseException,
+    code: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise fault
+
+    monkeypatch.setattr(predict, "load", fail)
+    assert failed(capsys, ["predict", "a", "--model", "m", "--out", "o"], code).startswith(expected)
+
+
+def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(predict, "load", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["predict", "a", "--model", "m", "--out", "o"])
+
+
+def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwound = []
+
+    def wait(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            unwound.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(predict, "load", wait)
+    assert cli.main(["predict", "a", "--model", "m", "--out", "o"]) == 143
+    assert unwound
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_says_how_to_go_on(
+    number: int,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from spatialembed import train
+
+    def stop(_: TrainOptions) -> NoReturn:
+        raise train.Interrupted(number)
+
+    monkeypatch.setattr(train, "train", stop)
+    line = failed(capsys, ["train", "--data", "d/cells", "--out", str(tmp_path)], code)
+    assert f"spatialembed train --resume {tmp_path / 'cells'}" in line
+    line = failed(capsys, ["train", "--resume", str(tmp_path / "old")], code)
+    assert f"spatialembed train --resume {tmp_path / 'old'}" in line
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "lightning"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "spatialembed.train", raising=False)
+    line = failed(capsys, ["train", "--data", "d"], 2)
+    assert "missing_extra" in line
+    assert "spatialembed[train]" in line
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_print_config_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "train",
+        "--data",
+        "d",
+        "--stage1.epochs",
+        "7",
+        "--augment.zoom",
+        "[0.5,2]",
+        "--group-by=mosaic",
+    ]
+    assert cli.main([*words, "--max_time", "3", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert cli.main(["train", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    settings = yaml.safe_load(printed)
+    assert settings["stage1"]["epochs"] == 7
+    assert settings["augment"]["zoom"] == [0.5, 2]
+    assert (settings["group_by"], settings["max_time"]) == ("mosaic", 3)
+
+
+def parsed(kind: type, *words: str, positional: str = "") -> Any:
+    return arguments.parse(kind, words, verb="v", help="", positional=positional)
+
+
+def test_dashes_underscores_and_bare_flags() -> None:
+    for flag in ("--max-time=3", "--max_time=3"):
+        assert parsed(TrainOptions, "--data=d", flag).max_time == 3
+    base = ("a", "b", "--out=o", "--model=m")
+    for words, expected in (
+        ((), False),
+        (("--augment",), True),
+        (("--augment", "true"), True),
+        (("--augment", "false"), False),
+        (("--augment=false",), False),
+        (("--augment", "--batch", "2"), True),
+    ):
+        options = parsed(cli.PredictOptions, *base, *words, positional="sources")
+        assert options.augment is expected
+        assert options.sources == ["a", "b"]
+
+
+def test_negative_numbers_and_names_with_a_dash() -> None:
+    with pytest.raises(SpatialEmbedError, match="seed is -3"):
+        parsed(TrainOptions, "--data=d", "--seed", "-3")
+    words = ("--out=o", "--model=m", "--", "-x.png", "--y.png")
+    assert parsed(cli.PredictOptions, *words, positional="sources").sources == ["-x.png", "--y.png"]
+
+
+def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(kind)
+    texts = {p.arg_name: p.description for p in parse_from_object(kind).params}
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from documented(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, texts[field.name]
+
+
+def bare(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_help_lists_every_setting_with_its_docstring(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*verb.split(), "--help"]) == 0
+    shown = bare(capsys.readouterr().out)
+    assert bare(cli.VERBS[verb].help) in shown
+    for name, text in documented(cli.VERBS[verb].settings()):
+        assert name in shown, name
+        assert text, name
+        assert bare(text) in shown, name
+
+
+@pytest.mark.parametrize("name", ["stage1.epochs", "val_fraction", "normalization.kind"])
+def test_nearest_to_itself_and_to_a_slip(name: str) -> None:
+    known = [key for key, _ in arguments._settings(TrainOptions)]
+    assert arguments.nearest(name, known) == name
+    assert arguments.nearest(name[:-1], known) == name
+    assert arguments.nearest(name[1:], known) == name
+
+
+# ---------------------------------------------------------------- the process
+
+
+def python(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    source = Path(spatialembed.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    return subprocess.run(
+        [sys.executable, *words], env=environment, text=True, check=False, **settings
+    )
+
+
+def test_version() -> None:
+    done = python("-m", "spatialembed", "--version", capture_output=True)
+    assert (done.returncode, done.stdout) == (0, f"spatialembed {spatialembed.__version__}\n")
+
+
+def test_usage_is_quick() -> None:
+    program = (
+        "import sys; from spatialembed.cli import main; assert main(['--help']) == 0; "
+        "print(sorted({'torch', 'jsonargparse', 'lightning'} & set(sys.modules)))"
+    )
+    done = python("-c", program, capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(verb in done.stdout for verb in cli.VERBS)
+
+
+def test_no_verb_is_a_usage_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_gone_is_no_fault() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = python("-m", "spatialembed", "--help", stdout=writing, stderr=subprocess.PIPE)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
