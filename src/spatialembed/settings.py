@@ -45,6 +45,10 @@ class TrainOptions:
     """Share held out for validation where the folder has no val/."""
     group_by: str | None = None
     """Column of index.csv whose groups are held out whole (adjoining tiles of one field, say)."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
     out: str = "runs/train"
     """Folder of runs."""
     name: str | None = None

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +123,24 @@ def train(options: TrainOptions) -> Path:
     """
     if _rank() != 0:  # a further process of --devices, started by the first one
         run = Path(os.environ[RUN_VARIABLE])
-        return _run(_settings_of(run, options), run)
+        options = _settings_of(run, options)
+        return _run(options, run, open_split(options))
     if options.resume:
         run = Path(options.resume)
         options = _settings_of(run, options)
     else:
         run = new_run(Path(options.out), options.name, Path(options.data).resolve().name)
+    images = open_split(options)  # before there is a folder, which a mistyped path would leave
     with locked(run):
         if not options.resume:
             write_settings(run, asdict(options))
         os.environ[RUN_VARIABLE] = str(run)
-        return _run(options, run)
+        return _run(options, run, images)
 
 
-def _run(options: TrainOptions, run: Path) -> Path:
+def _run(options: TrainOptions, run: Path, images: tuple[Images, Images]) -> Path:
     """Both stages, then the best model with its thresholds tuned."""
-    setup = _set_up(options, run)
+    setup = _set_up(options, run, *images)
     net = _initial_network(setup)
     module = _Module(setup, net)
     _fit(setup, module)
@@ -148,12 +151,17 @@ def _run(options: TrainOptions, run: Path) -> Path:
 
 def open_split(options: TrainOptions) -> tuple[Images, Images]:
     """Training and validation images: train/ and val/ of the folder, or a split of the whole."""
+    opened = partial(
+        open_folder,
+        options.data,
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+    )
     if {"train", "val"} <= set(splits(options.data)):
-        train_set = open_folder(options.data, split="train")
-        val_set = open_folder(options.data, split="val")
+        train_set, val_set = opened(split="train"), opened(split="val")
     else:
         train_set, val_set = split_dataset(
-            open_folder(options.data),
+            opened(),
             fraction=options.val_fraction,
             group_by=options.group_by,
             seed=options.seed,
@@ -189,9 +197,8 @@ def _settings_of(run: Path, given: TrainOptions) -> TrainOptions:
     )
 
 
-def _set_up(options: TrainOptions, run: Path) -> _Setup:
+def _set_up(options: TrainOptions, run: Path, train_set: Images, val_set: Images) -> _Setup:
     device = resolve_device(options.device)
-    train_set, val_set = open_split(options)
     smallest = options.min_pixels
     if smallest is None:
         step = -(-len(train_set) // 200)  # two hundred images tell the sizes
