@@ -17,11 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from model_files import WRITERS, Bomb, new_net, plain_pickle, same_weights
 from spatialembed import checkpoint, files
-from spatialembed.checkpoint import ModelInfo, convert, load, save
+from spatialembed.checkpoint import ModelInfo, load, save
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.predict import load as load_predictor
 from spatialembed.types import Normalization
 
@@ -33,16 +33,6 @@ INFO = ModelInfo(
     scale=1.5,
     training={"licence": "CC0", "hours": 0.5, "figure": {"ap": [0.7, 0.8]}},
 )
-
-
-def new_net(seed: int = 0, classes: int = 2, elliptical: bool = True) -> SpatialEmbeddingNet:
-    """A network whose every parameter and buffer is random."""
-    torch.manual_seed(seed)
-    net = SpatialEmbeddingNet(classes, elliptical)
-    for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.uniform_(0.01, 0.2)
-    return net
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +64,6 @@ def rehash(model: Path) -> None:
     edit(
         model, weights_sha256=hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     )
-
-
-def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 # What is saved is loaded
@@ -400,33 +385,6 @@ def test_bundled_models_load() -> None:
 # No pickle is ever executed
 
 
-class Bomb:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return os.mkdir, (str(self.canary),)
-
-
-def plain_pickle(bomb: Bomb, file: Path) -> None:
-    file.write_bytes(pickle.dumps(bomb))
-
-
-def torch_zip(bomb: Bomb, file: Path) -> None:
-    torch.save({"model_state_dict": {}, "logger_data": bomb}, file)
-
-
-def torch_legacy(bomb: Bomb, file: Path) -> None:
-    torch.save({"model_state_dict": bomb}, file, _use_new_zipfile_serialization=False)
-
-
-WRITERS = [
-    pytest.param(w, id=f"CKP-06 {w.__name__}") for w in (plain_pickle, torch_zip, torch_legacy)
-]
-
-
 @pytest.mark.parametrize("write", WRITERS)
 def test_the_bombs_are_live(tmp_path: Path, write: Callable[[Bomb, Path], None]) -> None:
     """Else the tests below would prove nothing."""
@@ -450,147 +408,3 @@ def test_no_pickle_is_executed_as_a_model(
         rehash(model)
     refused("bad_model", lambda: open_model(model / name))
     assert not canary.exists()
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("name", ["released.pth", "model.safetensors", "nuclei"])
-def test_no_pickle_is_executed_by_convert(
-    tmp_path: Path, write: Callable[[Bomb, Path], None], name: str
-) -> None:
-    write(Bomb(tmp_path / "canary"), tmp_path / name)
-    refused("bad_checkpoint", lambda: convert(tmp_path / name, tmp_path / "out"))
-    assert not (tmp_path / "canary").exists()
-    assert not (tmp_path / "out").exists()
-
-
-# The released checkpoint
-
-
-def released(net: SpatialEmbeddingNet, **more: Any) -> dict[str, Any]:
-    """The released layout: numpy scalars among the metrics, a layer that we do not have."""
-    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
-    state["module.encoder.output_conv.weight"] = torch.zeros(4, 128, 1, 1)
-    state["module.encoder.output_conv.bias"] = torch.zeros(4)
-    return {
-        "epoch": 149,
-        "best_iou": np.float64(0.7),
-        "model_state_dict": state,
-        "optim_state_dict": {"state": {}, "param_groups": [{"lr": np.float32(5e-4)}]},
-        "logger_data": {"train": [np.float64(1.0)], "iou": np.arange(3.0)},
-    } | more
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("classes", "elliptical"), [(1, False), (1, True), (8, True)])
-def test_convert(tmp_path: Path, classes: int, elliptical: bool, zipped: bool) -> None:
-    net = new_net(5, classes, elliptical)
-    torch.save(released(net), tmp_path / "car.pth", _use_new_zipfile_serialization=zipped)
-    folder = convert(tmp_path / "car.pth", tmp_path / "car")
-    loaded, info = load(folder)
-    assert same_weights(loaded, net)
-    assert info.elliptical is elliptical
-    assert info.class_names[0] == ("car" if classes == 1 else "class_1")
-    assert info.normalization == Normalization("none")
-    assert info.thresholds == ClusterOptions()
-    assert info.training["licence"].startswith("CC BY-NC 4.0")
-    assert "released checkpoint" in info.training["source"]
-
-
-def test_convert_reads_numpy_of_before_version_2(tmp_path: Path) -> None:
-    """Old files name numpy's module ``numpy.core``."""
-    old = tmp_path / "old.pth"
-    torch.save(released(new_net(0, 1)), old, _use_new_zipfile_serialization=False)
-    data = old.read_bytes()
-    assert b"numpy._core" in data
-    old.write_bytes(data.replace(b"numpy._core", b"numpy.core"))
-    convert(old, tmp_path / "car")
-
-
-def test_convert_without_batch_counters(tmp_path: Path) -> None:
-    contents = released(new_net(0, 1))
-    state = contents["model_state_dict"]
-    for name in [name for name in state if name.endswith("num_batches_tracked")]:
-        del state[name]
-    torch.save(contents, tmp_path / "car.pth")
-    convert(tmp_path / "car.pth", tmp_path / "car")
-
-
-def test_convert_knows_every_released_name(data_root: Path, tmp_path: Path) -> None:
-    """The list of names and shapes taken from the released file itself."""
-    listed = data_root.parent / "released_checkpoint_keys.txt"
-    if not listed.is_file():
-        pytest.skip(f"no {listed.name} beside the real data")
-    state: dict[str, torch.Tensor] = {}
-    for line in listed.read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, shape = line.split(" ", 1)
-            size = [int(n) for n in shape.strip("()").split(",") if n.strip()]
-            kind = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-            state[f"module.{name}"] = torch.full(size, 7).to(kind)
-    assert len(state) > 300
-    torch.save(released(new_net(0, 1), model_state_dict=state), tmp_path / "car.pth")
-    net, info = load(convert(tmp_path / "car.pth", tmp_path / "car"))
-    assert (net.num_classes, net.elliptical, info.class_names) == (1, False, ("car",))
-    assert all(bool((tensor == 7).all()) for tensor in net.state_dict().values())
-
-
-def change_state(**changes: Any) -> dict[str, Any]:
-    contents = released(new_net(0, 1))
-    for name, tensor in changes.items():
-        key = "module." + name.replace("__", ".")
-        if tensor is None:
-            del contents["model_state_dict"][key]
-        else:
-            contents["model_state_dict"][key] = tensor
-    return contents
-
-
-@pytest.mark.parametrize(
-    ("contents", "said"),
-    [
-        (lambda: [1, 2], "no model_state_dict"),
-        (lambda: {"model_state_dict": {}}, "no model_state_dict"),
-        (lambda: {"model_state_dict": {"a": 1}}, "named tensors"),
-        (lambda: {"model_state_dict": {"a": torch.ones(1)}}, "0 and 0 outputs"),
-        (lambda: change_state(stranger=torch.ones(1)), "stranger is not known"),
-        (lambda: change_state(encoder__layers__1__bn1__bias=None), "bn1.bias is missing"),
-        (lambda: change_state(encoder__layers__1__bn1__bias=torch.ones(3)), "bn1.bias is (3,)"),
-        (lambda: change_state(encoder__layers__1__bn1__bias=torch.full((64,), torch.nan)), "NaN"),
-        (lambda: change_state(decoders__0__output_conv__weight=torch.ones(16, 7, 2, 2)), "7 and 1"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_convert_refuses_other_contents(
-    tmp_path: Path, contents: Callable[[], Any], said: str
-) -> None:
-    torch.save(contents(), tmp_path / "file.pth")
-    action = lambda: convert(tmp_path / "file.pth", tmp_path / "out")  # noqa: E731
-    assert said in refused("bad_checkpoint", action)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda b: b"", id="empty"),
-        pytest.param(lambda b: b[: len(b) // 2], id="half"),
-        pytest.param(lambda b: b[:-1], id="a byte short"),
-        pytest.param(lambda b: b"hello", id="text"),
-        pytest.param(lambda b: b"PK\x03\x04" + b"\0" * 100, id="no zip"),
-    ],
-)
-@pytest.mark.parametrize("zipped", [True, False])
-def test_convert_refuses_damage(
-    tmp_path: Path, damage: Callable[[bytes], bytes], zipped: bool
-) -> None:
-    file = tmp_path / "file.pth"
-    torch.save(released(new_net(0, 1)), file, _use_new_zipfile_serialization=zipped)
-    file.write_bytes(damage(file.read_bytes()))
-    refused("bad_checkpoint", lambda: convert(file, tmp_path / "out"))
-
-
-def test_convert_without_a_file(tmp_path: Path) -> None:
-    with pytest.raises(SpatialEmbedError) as caught:
-        convert(tmp_path / "none.pth", tmp_path / "out")
-    assert (caught.value.code, caught.value.exit_code) == ("not_found", 3)

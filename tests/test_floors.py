@@ -10,11 +10,11 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
 FLOORS = {
     "types": 0, "errors": 0, "files": 0,
-    "geometry": 1, "labels": 1, "lovasz": 1, "erfnet": 1, "kernels": 1, "arguments": 1,
+    "geometry": 1, "labels": 1, "lovasz": 1, "near": 1, "erfnet": 1, "kernels": 1, "arguments": 1,
     "model": 2, "loss": 2, "cluster": 2, "tiling": 2, "metrics": 2, "transforms": 2, "render": 2,
     "data": 3, "checkpoint": 3, "engine": 3, "results": 3,
     "settings": 3, "runs": 3, "thresholds": 3,
-    "predict": 4, "train": 4,
+    "predict": 4, "train": 4, "convert": 4,
     "evaluate": 5, "bulk": 5, "export": 5, "demo": 5, "doctor": 5, "tune": 5,
     "cli": 6, "__main__": 7,
 }  # fmt: skip

@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.cluster import ClusterOptions
-from spatialembed.errors import INPUT, MODEL, SpatialEmbedError
+from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.types import Normalization
@@ -102,7 +101,7 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
     state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
     with torch.device("meta"):  # draws no random numbers and fills no memory
         net = SpatialEmbeddingNet(len(info.class_names), info.elliptical)
-    difference = _difference(net.state_dict(), state)
+    difference = state_difference(net.state_dict(), state)
     if difference:
         raise SpatialEmbedError(
             "model_mismatch",
@@ -122,36 +121,6 @@ def bundled_models() -> list[str]:
     if not root.is_dir():
         return []
     return sorted(entry.name for entry in root.iterdir() if entry.joinpath(FACTS).is_file())
-
-
-def convert(file: str | Path, out: str | Path) -> Path:
-    """Write the model folder ``out`` from the car checkpoint that the paper's authors released.
-
-    Weights-only: nothing of the file is executed, and its other contents are dropped. Every name
-    and shape must be ours, but for ``encoder.output_conv``, which no result depends on. The
-    released grid step is 1 / 1023, 0.1 % off ours, which is left as it is.
-
-    Raises SpatialEmbedError ``not_found`` (exit 3) or ``bad_checkpoint`` (exit 4).
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise SpatialEmbedError(
-            "not_found", f"{file}: there is no such file", "check the path", INPUT
-        )
-    state = _released_state(_load_weights_only(file), file)
-    net = _fitting_net(state, file)
-    net.load_state_dict(state)
-    number = net.num_classes
-    names = ("car",) if number == 1 else tuple(f"class_{i + 1}" for i in range(number))
-    training = {
-        "source": "converted from the released checkpoint",
-        "licence": "CC BY-NC 4.0, non-commercial",
-        "note": "trained with a grid step of 1/1023 unit; here it is 1/1024, 0.1 % less",
-    }
-    info = ModelInfo(
-        names, net.elliptical, Normalization("none"), ClusterOptions(), training=training
-    )
-    return save(out, net, info)
 
 
 # Writing
@@ -394,16 +363,16 @@ def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    if name := _not_finite(state):
+    if name := first_not_finite(state):
         raise _bad(where, f"{name} holds NaN or infinite weights")
 
 
-def _not_finite(state: Mapping[str, Tensor]) -> str:
+def first_not_finite(state: Mapping[str, Tensor]) -> str:
     """Name of the first tensor that holds NaN or infinity; empty if none does."""
     return next((name for name, tensor in state.items() if not tensor.isfinite().all()), "")
 
 
-def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+def state_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     """What names and shapes differ, in a line; empty if none do."""
     found = [f"{name} is missing" for name in ours if name not in theirs]
     found += [f"{name} is not known" for name in theirs if name not in ours]
@@ -418,88 +387,3 @@ def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
 def _shortened(lines: Sequence[str], most: int = 4) -> str:
     rest = len(lines) - most
     return "; ".join(lines[:most]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-# The released checkpoint
-
-
-class _Discarded:
-    """Stands in for the numpy objects among a checkpoint's metrics; keeps and calls nothing."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-_NUMPY_NAMES = (
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
-)
-
-
-def _load_weights_only(file: Path) -> Any:
-    """Contents of a file by torch's restricted unpickler, numpy objects as placeholders."""
-    stand_ins: list[Any] = [(_Discarded, name) for name in _NUMPY_NAMES]
-    try:
-        # Opened here: given a path, torch picks a reader by its suffix.
-        with file.open("rb") as stream, torch.serialization.safe_globals(stand_ins):
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError,
-        AttributeError, IndexError, AssertionError, UnicodeError, MemoryError,
-    ) as error:  # fmt: skip
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise _bad_checkpoint(file, f"not readable as weights alone: {lines[0][:200]}") from error
-
-
-def _bad_checkpoint(file: Path, what: str) -> SpatialEmbedError:
-    return SpatialEmbedError(
-        "bad_checkpoint",
-        f"{file}: {what}",
-        "give the car checkpoint as the paper's authors released it",
-        MODEL,
-    )
-
-
-def _released_state(contents: Any, file: Path) -> dict[str, Tensor]:
-    """Our names and float32 tensors of ``model_state_dict``, without what is not used."""
-    state = contents.get("model_state_dict") if isinstance(contents, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise _bad_checkpoint(file, "holds no model_state_dict")
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise _bad_checkpoint(file, "model_state_dict holds more than named tensors")
-    named = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in named.items()
-        if not name.startswith("encoder.output_conv.")
-    }
-
-
-def _fitting_net(state: dict[str, Tensor], file: Path) -> SpatialEmbeddingNet:
-    """A network of the outputs that the two decoders have; its names and shapes are the file's.
-
-    Batch counters that an old file lacks are added: they matter to no result.
-    """
-    heads = [state.get(f"decoders.{i}.output_conv.weight") for i in (0, 1)]
-    outputs = [0 if head is None or head.dim() != 4 else head.shape[1] for head in heads]
-    if outputs[0] not in (3, 4) or not 1 <= outputs[1] <= 1000:
-        raise _bad_checkpoint(
-            file,
-            f"its decoders have {outputs[0]} and {outputs[1]} outputs, expected 3 or 4 and >= 1",
-        )
-    net = SpatialEmbeddingNet(outputs[1], elliptical=outputs[0] == 4)
-    for name, tensor in net.state_dict().items():
-        if name.endswith(".num_batches_tracked"):
-            state.setdefault(name, tensor)
-    difference = _difference(net.state_dict(), state)
-    if difference:
-        raise _bad_checkpoint(file, f"names or shapes differ: {difference}")
-    if name := _not_finite(state):
-        raise _bad_checkpoint(file, f"{name} holds NaN or infinite weights")
-    return net

@@ -248,8 +248,8 @@ def predict(options: PredictOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Make a model folder of the released car checkpoint."""
-    from spatialembed.checkpoint import convert as run
     from spatialembed.checkpoint import load
+    from spatialembed.convert import convert as run
 
     folder = run(options.file, options.out)
     _, info = load(folder)
