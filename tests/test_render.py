@@ -11,21 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import color, io
 
-from spatialembed import geometry
+from drawn_labels import cells, discs
+from spatialembed.colour import instance_colours
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import (
     LARGEST_TILE_PX,
-    MAGMA,
     PAPER,
-    VIRIDIS,
-    colour_labels,
-    colour_map,
     display,
-    label_colours,
     maps_panel,
-    margin_colours,
-    margin_px,
-    offset_colours,
     outlines,
     overlay,
     panel,
@@ -34,22 +27,6 @@ from spatialembed.render import (
 )
 
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 7), (33, 17), (1, 3000), (1100, 40)]
-
-
-def cells(count: int, side: int, seed: int = 0) -> np.ndarray:
-    """Labels (side, side) int32 that fill the image: each pixel to the nearest of random points."""
-    points = np.random.default_rng(seed).uniform(0, side, (count, 2))
-    y, x = np.mgrid[:side, :side]
-    distance = (y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2
-    return distance.argmin(axis=-1).astype(np.int32) + 1
-
-
-def discs(side: int, centres: list[tuple[int, int]], radius: int) -> np.ndarray:
-    labels = np.zeros((side, side), np.int32)
-    y, x = np.mgrid[:side, :side]
-    for label, (cy, cx) in enumerate(centres, start=1):
-        labels[(y - cy) ** 2 + (x - cx) ** 2 <= radius**2] = label
-    return labels
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -104,55 +81,6 @@ def test_the_image_is_left_as_it_was() -> None:
 # --- instances ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 12, 150, 600])
-def test_touching_instances_differ_to_the_eye(count: int) -> None:
-    labels = cells(count, 128)
-    lab = color.rgb2lab(colour_labels(labels))
-    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
-        border = labels[one] != labels[other]
-        difference = np.linalg.norm(lab[one] - lab[other], axis=-1)[border]
-        assert difference.min() > 15  # 2.3 is just noticeable
-    inside = labels[:, 1:] == labels[:, :-1]
-    assert (lab[:, 1:][inside] == lab[:, :-1][inside]).all()
-
-
-def test_near_instances_differ_though_they_do_not_touch() -> None:
-    labels = discs(200, [(50, 50), (50, 80), (80, 50), (80, 80)], 12)
-    colours = {tuple(colour_labels(labels)[labels == i][0]) for i in range(1, 5)}
-    assert len(colours) == 4
-
-
-def test_background_is_black() -> None:
-    labels = discs(60, [(20, 20), (40, 40)], 8)
-    assert ((colour_labels(labels) > 0).any(axis=2) == (labels > 0)).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_ids_with_gaps_get_the_colours_of_ids_without(data: st.DataObject) -> None:
-    dense = cells(6, 24)
-    ids = data.draw(st.lists(st.integers(1, 2**31 - 1), min_size=6, max_size=6, unique=True))
-    sparse = np.array(sorted(ids))[dense - 1]
-    np.testing.assert_array_equal(colour_labels(sparse), colour_labels(dense))
-    np.testing.assert_array_equal(label_colours(sparse)[0], dense)
-
-
-def test_labels_that_are_none_are_refused() -> None:
-    for labels in (np.zeros((4, 4, 3), np.int32), np.zeros((4, 4)), -np.ones((4, 4), np.int32)):
-        with pytest.raises(SpatialEmbedError) as caught:
-            colour_labels(labels)
-        assert caught.value.code == "bad_labels"
-
-
-def test_seventy_thousand_labels() -> None:
-    labels = np.arange(90_000, dtype=np.int32).reshape(300, 300)
-    labels[labels > 70_000] = 0
-    picture = colour_labels(labels).astype(int)
-    inside = labels[:, 1:] > 0
-    same = (picture[:, 1:] == picture[:, :-1]).all(axis=2) & inside & (labels[:, :-1] > 0)
-    assert not same.any()
-
-
 def test_outlines_of_a_square_and_of_a_border() -> None:
     labels = np.zeros((9, 9), np.int32)
     labels[2:7, 2:7] = 1
@@ -181,10 +109,26 @@ def test_overlay_has_the_size_of_the_image(shape: tuple[int, int]) -> None:
 def test_overlay_fill_is_the_stated_mixture() -> None:
     labels = discs(60, [(30, 30)], 20)
     grey = np.full((60, 60), 100, np.uint8)
-    colour = colour_labels(labels)[30, 30].astype(float)
+    colour = instance_colours(labels, 1)[1].astype(float)
     for alpha in (0.0, 0.3, 1.0):
         expected = 100 * (1 - alpha) + alpha * colour
         np.testing.assert_allclose(overlay(grey, labels, alpha=alpha)[30, 30], expected, atol=0.51)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_ids_with_gaps_look_like_ids_without(data: st.DataObject) -> None:
+    dense = cells(6, 24)
+    ids = data.draw(st.lists(st.integers(1, 2**31 - 1), min_size=6, max_size=6, unique=True))
+    sparse = np.array(sorted(ids))[dense - 1]
+    black = np.zeros(dense.shape, np.uint8)
+    np.testing.assert_array_equal(overlay(black, sparse), overlay(black, dense))
+
+
+def test_labels_that_are_none_are_refused() -> None:
+    for labels in (np.zeros((4, 4)), -np.ones((4, 4), np.int32)):
+        with pytest.raises(SpatialEmbedError, match="bad_labels"):
+            overlay(np.zeros((4, 4), np.uint8), labels)
 
 
 @pytest.mark.parametrize("grey", [5, 250])
@@ -205,7 +149,7 @@ def test_overlay_without_objects_is_the_image() -> None:
 def test_zoomed_overlay_keeps_every_object_in_place() -> None:
     labels = cells(9, 16)
     picture = overlay(np.zeros((16, 16), np.uint8), labels, zoom=5, alpha=1)
-    np.testing.assert_array_equal(picture[2::5, 2::5], colour_labels(labels))
+    np.testing.assert_array_equal(picture[2::5, 2::5], instance_colours(labels, 9)[labels])
 
 
 @pytest.mark.parametrize(
@@ -230,79 +174,6 @@ def test_captions_stand_only_where_they_fit() -> None:
 def test_captions_for_other_instances_are_refused() -> None:
     with pytest.raises(ValueError, match="of 1 labels"):
         overlay(np.zeros((20, 20)), discs(20, [(9, 9)], 4), scores=[0.9, 0.8])
-
-
-# --- maps -----------------------------------------------------------------------------------
-
-
-def hue(x: float, y: float) -> float:
-    """Direction of a colour in CIELAB's (a, b) plane, degrees."""
-    _, a, b = color.rgb2lab(offset_colours(np.full((2, 1, 1), [[[x]], [[y]]]), 1.0))[0, 0]
-    return float(np.rad2deg(np.arctan2(b, a)))
-
-
-def test_hue_turns_once_with_the_direction() -> None:
-    angles = np.deg2rad(np.arange(0, 360, 15))
-    hues = np.array([hue(np.cos(t), np.sin(t)) for t in angles])
-    steps = (np.diff(np.append(hues, hues[0])) + 180) % 360 - 180
-    assert (steps > 2).all()
-    assert steps.sum() == pytest.approx(360)
-
-
-def test_depth_of_colour_grows_with_the_length() -> None:
-    lengths = np.linspace(0, 1, 9)
-    lab = color.rgb2lab(offset_colours(np.stack((lengths, 0 * lengths))[:, None], 1.0))[0]
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    assert chroma[0] < 1
-    assert (np.diff(chroma) > 0).all()
-    assert (np.diff(lab[:, 0]) < 0).all()
-
-
-def test_offset_colours_know_no_unit() -> None:
-    offset = np.random.default_rng(0).normal(size=(2, 20, 30)).astype(np.float32)
-    np.testing.assert_array_equal(offset_colours(offset), offset_colours(offset / 1024))
-    assert np.ptp(offset_colours(np.zeros((2, 3, 3)))) < 3  # no direction, no hue
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-def test_margin_is_that_of_geometry(channels: int) -> None:
-    raw = torch.linspace(-5, 5, channels * 60).reshape(channels, 6, 10)
-    expected = geometry.margin_px(raw).double().log().mean(dim=0).exp()
-    np.testing.assert_allclose(margin_px(raw), expected, rtol=1e-4)
-    assert margin_px(np.ones((channels, 1, 1)))[0, 0] == pytest.approx(5.745, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("name", "control_points"), [("viridis", VIRIDIS), ("magma", MAGMA)], ids=["viridis", "magma"]
-)
-def test_colour_maps_are_the_published_ones(name: str, control_points: str) -> None:
-    published = pytest.importorskip("matplotlib").colormaps[name](np.arange(256), bytes=True)
-    ours = colour_map(np.arange(256)[None] / 255, control_points)[0]
-    assert np.abs(ours.astype(int) - published[:, :3]).max() <= 9
-
-
-@pytest.mark.parametrize("control_points", [VIRIDIS, MAGMA], ids=["viridis", "magma"])
-def test_colour_maps_grow_brighter_evenly(control_points: str) -> None:
-    colours = colour_map(np.linspace(0, 1, 64)[None], control_points)[0]
-    first, *_, last = control_points.split()
-    assert bytes(colours[0]).hex() == first
-    assert bytes(colours[-1]).hex() == last
-    lightness = color.rgb2lab(colours)[:, 0]
-    assert (np.diff(lightness) > 0).all()
-    # A straight line, the mark of an even map.
-    assert np.abs(lightness - np.linspace(lightness[0], lightness[-1], 64)).max() < 6
-
-
-def test_colour_map_cuts_what_lies_outside() -> None:
-    values = np.array([[-1.0, np.nan, 0.0], [2.0, np.inf, 1.0]])
-    colours = colour_map(values)
-    assert (colours[0] == colours[0, 2]).all()
-    assert (colours[1] == colours[1, 2]).all()
-
-
-def test_margin_colours_are_logarithmic() -> None:
-    shown = margin_colours(np.array([[2.0, 8.0, 32.0]]), 2, 32)
-    np.testing.assert_array_equal(shown, colour_map(np.array([[0, 0.5, 1]])))
 
 
 # --- panels ---------------------------------------------------------------------------------
@@ -384,7 +255,7 @@ GREY = np.arange(200, dtype=np.uint8).reshape(10, 20)
 
 @pytest.mark.parametrize(
     "picture",
-    [GREY, GREY * np.uint16(300), colour_labels(cells(20, 40))],
+    [GREY, GREY * np.uint16(300), np.stack((GREY, GREY + 1, GREY + 2), axis=-1)],
     ids=["grey", "16-bit", "rgb"],
 )
 def test_written_pictures_are_read_back(tmp_path: Path, picture: np.ndarray) -> None:

@@ -1,0 +1,127 @@
+"""Colours: told apart where they touch, in step with what they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skimage import color
+
+from drawn_labels import cells, discs
+from spatialembed import geometry
+from spatialembed.colour import (
+    MAGMA,
+    VIRIDIS,
+    colour_map,
+    instance_colours,
+    margin_colours,
+    margin_px,
+    offset_colours,
+)
+
+
+def flat(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W), 1..N without gaps, as flat colours (H, W, 3)."""
+    return instance_colours(labels, int(labels.max()))[labels]
+
+
+@pytest.mark.parametrize("count", [2, 12, 150, 600])
+def test_touching_instances_differ_to_the_eye(count: int) -> None:
+    labels = cells(count, 128)
+    lab = color.rgb2lab(flat(labels))
+    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        border = labels[one] != labels[other]
+        difference = np.linalg.norm(lab[one] - lab[other], axis=-1)[border]
+        assert difference.min() > 15  # 2.3 is just noticeable
+    inside = labels[:, 1:] == labels[:, :-1]
+    assert (lab[:, 1:][inside] == lab[:, :-1][inside]).all()
+
+
+def test_near_instances_differ_though_they_do_not_touch() -> None:
+    labels = discs(200, [(50, 50), (50, 80), (80, 50), (80, 80)], 12)
+    colours = {tuple(flat(labels)[labels == i][0]) for i in range(1, 5)}
+    assert len(colours) == 4
+
+
+def test_background_is_black() -> None:
+    labels = discs(60, [(20, 20), (40, 40)], 8)
+    assert ((flat(labels) > 0).any(axis=2) == (labels > 0)).all()
+
+
+def test_seventy_thousand_labels() -> None:
+    labels = np.arange(90_000, dtype=np.int32).reshape(300, 300)
+    labels[labels > 70_000] = 0
+    picture = flat(labels).astype(int)
+    inside = labels[:, 1:] > 0
+    same = (picture[:, 1:] == picture[:, :-1]).all(axis=2) & inside & (labels[:, :-1] > 0)
+    assert not same.any()
+
+
+def hue(x: float, y: float) -> float:
+    """Direction of a colour in CIELAB's (a, b) plane, degrees."""
+    _, a, b = color.rgb2lab(offset_colours(np.full((2, 1, 1), [[[x]], [[y]]]), 1.0))[0, 0]
+    return float(np.rad2deg(np.arctan2(b, a)))
+
+
+def test_hue_turns_once_with_the_direction() -> None:
+    angles = np.deg2rad(np.arange(0, 360, 15))
+    hues = np.array([hue(np.cos(t), np.sin(t)) for t in angles])
+    steps = (np.diff(np.append(hues, hues[0])) + 180) % 360 - 180
+    assert (steps > 2).all()
+    assert steps.sum() == pytest.approx(360)
+
+
+def test_depth_of_colour_grows_with_the_length() -> None:
+    lengths = np.linspace(0, 1, 9)
+    lab = color.rgb2lab(offset_colours(np.stack((lengths, 0 * lengths))[:, None], 1.0))[0]
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    assert chroma[0] < 1
+    assert (np.diff(chroma) > 0).all()
+    assert (np.diff(lab[:, 0]) < 0).all()
+
+
+def test_offset_colours_know_no_unit() -> None:
+    offset = np.random.default_rng(0).normal(size=(2, 20, 30)).astype(np.float32)
+    np.testing.assert_array_equal(offset_colours(offset), offset_colours(offset / 1024))
+    assert np.ptp(offset_colours(np.zeros((2, 3, 3)))) < 3  # no direction, no hue
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_margin_is_that_of_geometry(channels: int) -> None:
+    raw = torch.linspace(-5, 5, channels * 60).reshape(channels, 6, 10)
+    expected = geometry.margin_px(raw).double().log().mean(dim=0).exp()
+    np.testing.assert_allclose(margin_px(raw), expected, rtol=1e-4)
+    assert margin_px(np.ones((channels, 1, 1)))[0, 0] == pytest.approx(5.745, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "control_points"), [("viridis", VIRIDIS), ("magma", MAGMA)], ids=["viridis", "magma"]
+)
+def test_colour_maps_are_the_published_ones(name: str, control_points: str) -> None:
+    published = pytest.importorskip("matplotlib").colormaps[name](np.arange(256), bytes=True)
+    ours = colour_map(np.arange(256)[None] / 255, control_points)[0]
+    assert np.abs(ours.astype(int) - published[:, :3]).max() <= 9
+
+
+@pytest.mark.parametrize("control_points", [VIRIDIS, MAGMA], ids=["viridis", "magma"])
+def test_colour_maps_grow_brighter_evenly(control_points: str) -> None:
+    colours = colour_map(np.linspace(0, 1, 64)[None], control_points)[0]
+    first, *_, last = control_points.split()
+    assert bytes(colours[0]).hex() == first
+    assert bytes(colours[-1]).hex() == last
+    lightness = color.rgb2lab(colours)[:, 0]
+    assert (np.diff(lightness) > 0).all()
+    # A straight line, the mark of an even map.
+    assert np.abs(lightness - np.linspace(lightness[0], lightness[-1], 64)).max() < 6
+
+
+def test_colour_map_cuts_what_lies_outside() -> None:
+    values = np.array([[-1.0, np.nan, 0.0], [2.0, np.inf, 1.0]])
+    colours = colour_map(values)
+    assert (colours[0] == colours[0, 2]).all()
+    assert (colours[1] == colours[1, 2]).all()
+
+
+def test_margin_colours_are_logarithmic() -> None:
+    shown = margin_colours(np.array([[2.0, 8.0, 32.0]]), 2, 32)
+    np.testing.assert_array_equal(shown, colour_map(np.array([[0, 0.5, 1]])))
