@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from known_predictor import known, scene
-from spatialembed import bulk
 from spatialembed.bulk import predict_folder
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.results import folder
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_what_is_done_is_not_lost(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     """Stopped at the third image, by the user or by a full disk: the two before it are there."""
-    write, calls = bulk.write_overlay, []
+    write, calls = folder.write_overlay, []
 
     def failing(*arguments: Any) -> Path:
         calls.append(arguments)
@@ -145,7 +145,7 @@ def test_what_is_done_is_not_lost(
             raise stop
         return write(*arguments)
 
-    monkeypatch.setattr(bulk, "write_overlay", failing)
+    monkeypatch.setattr(folder, "write_overlay", failing)
     with pytest.raises(type(stop)):
         predict_folder(known(), [inputs], tmp_path / "out", progress=False)
     assert len(rows(tmp_path / "out")) == 6
@@ -157,9 +157,9 @@ def test_tables_are_written_on_the_way(
 ) -> None:
     """A kill loses at most half a minute of them."""
     clock = iter(range(0, 10_000, 31))
-    monkeypatch.setattr(bulk.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(folder.time, "monotonic", lambda: next(clock))
     seen = []
-    write = bulk.write_labels
+    write = folder.write_labels
 
     def spy(stem: Path, labels: Any) -> Path:
         seen.append(
@@ -167,7 +167,7 @@ def test_tables_are_written_on_the_way(
         )
         return write(stem, labels)
 
-    monkeypatch.setattr(bulk, "write_labels", spy)
+    monkeypatch.setattr(folder, "write_labels", spy)
     predict_folder(known(), [inputs], tmp_path / "out", progress=False)
     assert seen == [0, 3, 6]
 

@@ -17,6 +17,7 @@ from skimage import io, measure
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
 from spatialembed.results.coco import CocoFile
+from spatialembed.results.folder import ResultFolder
 from spatialembed.results.labels import write_labels
 from spatialembed.results.overlay import write_overlay
 from spatialembed.results.table import COLUMNS, ObjectTable
@@ -133,9 +134,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_both(folder: Path, image: str, found: Instances) -> None:
+    """objects.csv and instances.json of one image."""
+    names = found.class_names
+    for results in (
+        ObjectTable(folder / "objects.csv"),
+        CocoFile(folder / "instances.json", names),
+    ):
+        results.add(image, found)
+        results.write()
+
+
 def test_table_of_known_objects(tmp_path: Path) -> None:
-    with ObjectTable(tmp_path / "objects.csv") as table:
-        table.add("a", found_in(TWO, ("car", "person")))
+    table = ObjectTable(tmp_path / "objects.csv")
+    table.add("a", found_in(TWO, ("car", "person")))
+    table.write()
     header, *rows = (tmp_path / "objects.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
     assert rows == [
@@ -146,8 +159,9 @@ def test_table_of_known_objects(tmp_path: Path) -> None:
 
 def test_table_agrees_with_regionprops(tmp_path: Path) -> None:
     labels = scattered(300, 80, 70)
-    with ObjectTable(tmp_path / "objects.csv") as table:
-        table.add("x", found_in(labels))
+    table = ObjectTable(tmp_path / "objects.csv")
+    table.add("x", found_in(labels))
+    table.write()
     rows, regions = read_table(tmp_path / "objects.csv"), measure.regionprops(labels)
     assert len(rows) == len(regions) == 300
     for row, region in zip(rows, regions, strict=True):
@@ -173,12 +187,7 @@ def test_table_agrees_with_regionprops(tmp_path: Path) -> None:
     ],
 )
 def test_names_come_back_as_they_were(tmp_path: Path, name: str) -> None:
-    with (
-        ObjectTable(tmp_path / "objects.csv") as table,
-        CocoFile(tmp_path / "instances.json", [name]) as coco,
-    ):
-        for results in (table, coco):
-            results.add(name, found_in(TWO, (name,)))
+    write_both(tmp_path, name, found_in(TWO, (name,)))
     for row in read_table(tmp_path / "objects.csv"):
         assert (row["image"], row["class"]) == (name, name)
     written = json.loads((tmp_path / "instances.json").read_text())
@@ -187,12 +196,7 @@ def test_names_come_back_as_they_were(tmp_path: Path, name: str) -> None:
 
 def test_images_without_objects(tmp_path: Path) -> None:
     nothing = found_in(np.zeros((5, 6), np.int32))
-    with (
-        ObjectTable(tmp_path / "objects.csv") as table,
-        CocoFile(tmp_path / "instances.json", ["nucleus"]) as coco,
-    ):
-        for results in (table, coco):
-            results.add("empty", nothing)
+    write_both(tmp_path, "empty", nothing)
     assert (tmp_path / "objects.csv").read_text() == ",".join(COLUMNS) + "\n"
     written = json.loads((tmp_path / "instances.json").read_text())
     assert written["annotations"] == []
@@ -207,9 +211,10 @@ def test_coco_file_is_read_by_pycocotools(
 ) -> None:
     images = {"a": scattered(300, 40, 90), "b/c": TWO, "none": np.zeros((4, 4), np.int32)}
     names = ("car", "person")
-    with CocoFile(tmp_path / "instances.json", names) as file:
-        for name, labels in images.items():
-            file.add(name, found_in(labels, names))
+    file = CocoFile(tmp_path / "instances.json", names)
+    for name, labels in images.items():
+        file.add(name, found_in(labels, names))
+    file.write()
     coco = COCO(tmp_path / "instances.json")
     assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(names)
     for image in coco.dataset["images"]:
@@ -233,60 +238,67 @@ def test_coco_file_is_read_by_pycocotools(
 def test_truncated_images_are_marked(tmp_path: Path) -> None:
     whole = found_in(TWO)
     cut = Instances(TWO, whole.scores, whole.classes, whole.class_names, truncated=True)
-    with CocoFile(tmp_path / "instances.json", ["nucleus"]) as file:
-        file.add("whole", whole)
-        file.add("cut", cut)
+    file = CocoFile(tmp_path / "instances.json", ["nucleus"])
+    file.add("whole", whole)
+    file.add("cut", cut)
+    file.write()
     images = json.loads((tmp_path / "instances.json").read_text())["images"]
     assert [image["truncated"] for image in images] == [False, True]
 
 
 def test_seventy_thousand_instances_keep_distinct_ids(tmp_path: Path) -> None:
     labels = scattered(70_000, 300, 300)
-    with (
-        ObjectTable(tmp_path / "objects.csv") as table,
-        CocoFile(tmp_path / "instances.json", ["nucleus"]) as coco,
-    ):
-        for results in (table, coco):
-            results.add("x", found_in(labels))
+    write_both(tmp_path, "x", found_in(labels))
     expected = list(range(1, 70_001))
     assert [int(row["id"]) for row in read_table(tmp_path / "objects.csv")] == expected
     annotations = json.loads((tmp_path / "instances.json").read_text())["annotations"]
     assert [a["label"] for a in annotations] == [a["id"] for a in annotations] == expected
 
 
-# --- interruption ---------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------
+
+
+def test_folder_of_two_images(tmp_path: Path) -> None:
+    with ResultFolder(tmp_path, ["nucleus"]) as results:
+        for image, stem in (("deep/a.tif", "deep/a"), ("b", None)):
+            path = results.add(image, TWO * 50, found_in(TWO), stem=stem)
+            assert path == tmp_path / f"{stem or image}_overlay.png"
+            labels = io.imread(tmp_path / f"{stem or image}_labels.png")
+            np.testing.assert_array_equal(labels, TWO)
+    names = [row["image"] for row in read_table(tmp_path / "objects.csv")]
+    assert names == ["deep/a.tif"] * 2 + ["b"] * 2
+    images = json.loads((tmp_path / "instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["deep/a.tif", "b"]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])
 def test_what_was_added_outlives_an_interruption(
     tmp_path: Path, interruption: type[BaseException]
 ) -> None:
-    with (  # noqa: PT012
-        pytest.raises(interruption),
-        ObjectTable(tmp_path / "objects.csv") as table,
-        CocoFile(tmp_path / "instances.json", ["nucleus"]) as coco,
-    ):
-        for results in (table, coco):
-            results.add("done", found_in(TWO))
+    with pytest.raises(interruption), ResultFolder(tmp_path, ["nucleus"]) as results:  # noqa: PT012
+        results.add("done", TWO * 50, found_in(TWO))
         raise interruption
     assert [row["image"] for row in read_table(tmp_path / "objects.csv")] == ["done", "done"]
     assert len(json.loads((tmp_path / "instances.json").read_text())["annotations"]) == 2
 
 
+def test_a_table_that_cannot_be_written_does_not_take_the_other_along(tmp_path: Path) -> None:
+    (tmp_path / "objects.csv").mkdir()
+    with pytest.raises(IsADirectoryError), ResultFolder(tmp_path, ["nucleus"]) as results:
+        results.add("done", TWO * 50, found_in(TWO))
+    assert len(json.loads((tmp_path / "instances.json").read_text())["annotations"]) == 2
+
+
 def test_writing_in_between_changes_nothing(tmp_path: Path) -> None:
     for name, early in (("early", True), ("late", False)):
-        with (
-            ObjectTable(tmp_path / f"{name}.csv") as table,
-            CocoFile(tmp_path / f"{name}.json", ["nucleus"]) as coco,
-        ):
+        with ResultFolder(tmp_path / name, ["nucleus"]) as results:
             for image in ("a", "b", "c"):
-                for results in (table, coco):
-                    results.add(image, found_in(TWO))
-                    if early:
-                        results.write()
-    assert len(read_table(tmp_path / "early.csv")) == 6
-    for suffix in (".csv", ".json"):
-        early, late = ((tmp_path / (name + suffix)).read_bytes() for name in ("early", "late"))
+                results.add(image, TWO * 50, found_in(TWO))
+                if early:
+                    results.write()
+    assert len(read_table(tmp_path / "early" / "objects.csv")) == 6
+    for file in ("objects.csv", "instances.json"):
+        early, late = ((tmp_path / name / file).read_bytes() for name in ("early", "late"))
         assert early == late
 
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +15,7 @@ from spatialembed.cluster import ClusterOptions
 from spatialembed.data.listing import list_images
 from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.predict import Predictor
-from spatialembed.results.coco import CocoFile
-from spatialembed.results.labels import write_labels
-from spatialembed.results.overlay import write_overlay
-from spatialembed.results.table import ObjectTable
+from spatialembed.results.folder import ResultFolder
 from spatialembed.types import Instances
 
 logger = logging.getLogger("spatialembed")
@@ -66,30 +62,21 @@ def predict_folder(
     images = list_images(sources, exclude=out)
     _check_writable(out)
     result = FolderResult(out)
-    table = ObjectTable(out / "objects.csv")
-    coco = CocoFile(out / "instances.json", predictor.info.class_names)
     outcomes = predictor.outcomes(
         (path for path, _ in images), batch=batch, augment=augment, options=options
     )
-    written = time.monotonic()
-    with table, coco, _progress(progress, len(images)) as advance:
+    results = ResultFolder(out, predictor.info.class_names)
+    with results, _progress(progress, len(images)) as advance:
         for (path, name), outcome in zip(images, outcomes, strict=True):
             if outcome.instances is None or outcome.pixels is None:
                 assert outcome.error is not None
                 result.failed.append((path, outcome.error))
                 logger.error("%s", _printable(_named(path, outcome.error)))
             else:
-                stem = out / _short(name)
-                write_labels(stem, outcome.instances.labels)
-                write_overlay(stem, outcome.pixels, outcome.instances)
-                table.add(name + path.suffix, outcome.instances)
-                coco.add(name + path.suffix, outcome.instances)
+                file_name = name + path.suffix
+                results.add(file_name, outcome.pixels, outcome.instances, stem=_short(name))
                 _count(result, path, outcome.instances)
             advance()
-            if time.monotonic() - written > 30:
-                table.write()
-                coco.write()
-                written = time.monotonic()
     return result
 
 

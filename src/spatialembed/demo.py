@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from scipy import ndimage
@@ -18,10 +17,7 @@ from scipy import ndimage
 from spatialembed.data.synthetic import SyntheticDataset, nuclei_field, shapes_scene, write_folder
 from spatialembed.metrics import counts, label_ap, overlaps
 from spatialembed.predict import Predictor, load
-from spatialembed.results.coco import CocoFile
-from spatialembed.results.labels import write_labels
-from spatialembed.results.overlay import write_overlay
-from spatialembed.results.table import ObjectTable
+from spatialembed.results.folder import ResultFolder
 from spatialembed.settings import StageOptions, TrainOptions
 from spatialembed.transforms import AugmentOptions
 from spatialembed.types import Instances, Sample
@@ -48,12 +44,12 @@ def demo(
     nuclei, shapes: the models, as ``load`` takes them. Raises SpatialEmbedError as ``load`` does.
     """
     of_nuclei, of_shapes = load(nuclei), load(shapes)
-    with _Results(out, of_nuclei) as results:
+    with ResultFolder(out, of_nuclei.info.class_names) as results:
         _show_nuclei(of_nuclei, results, seed)
         _show_coins(of_shapes, results)
 
 
-def _show_nuclei(predictor: Predictor, results: _Results, seed: int) -> None:
+def _show_nuclei(predictor: Predictor, results: ResultFolder, seed: int) -> None:
     field = nuclei_field(384, 512, seed=seed)
     found, seconds = _timed(predictor, field.image)
     truth = field.target.labels.numpy()
@@ -64,7 +60,7 @@ def _show_nuclei(predictor: Predictor, results: _Results, seed: int) -> None:
     print(f"  {results.add('nuclei', field.image, found)}")
 
 
-def _show_coins(predictor: Predictor, results: _Results) -> None:
+def _show_coins(predictor: Predictor, results: ResultFolder) -> None:
     from skimage import data
 
     photograph = data.coins()  # (303, 384) uint8
@@ -101,34 +97,6 @@ def _timed(predictor: Predictor, image: np.ndarray) -> tuple[Instances, float]:
     return predictor(image), time.perf_counter() - began
 
 
-class _Results:
-    """The result files of several pictures in one folder, as ``spatialembed predict`` has them."""
-
-    def __init__(self, out: Path, predictor: Predictor) -> None:
-        self.out = out
-        self.table = ObjectTable(out / "objects.csv")
-        self.coco = CocoFile(out / "instances.json", predictor.info.class_names)
-
-    def add(self, name: str, image: np.ndarray, found: Instances) -> Path:
-        """Write the label image and the overlay of one picture; returns the path of the latter."""
-        write_labels(self.out / name, found.labels)
-        self.table.add(name, found)
-        self.coco.add(name, found)
-        return write_overlay(self.out / name, image, found)
-
-    def __enter__(self) -> _Results:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.table.write()
-        self.coco.write()
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -163,7 +131,7 @@ def train_demo(out: Path, name: str, *, seed: int = 0, scenes: int = 480) -> flo
     run = train(training_options(out / "scenes", out / "runs", name, seed))
     predictor = load(run / "model")
     scores = []
-    with _Results(out, predictor) as results:
+    with ResultFolder(out, predictor.info.class_names) as results:
         for i, scene in enumerate(fresh_scenes(FRESH_SCENES, seed)):
             found = predictor(scene.image)
             results.add(f"fresh_{i:02d}", scene.image, found)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from spatialembed.files import atomic_write
@@ -20,8 +19,7 @@ from spatialembed.types import Instances
 class CocoFile:
     """Collects the objects of many images and writes them as one COCO JSON file.
 
-    As a context it writes on the way out, after an error or Ctrl-C too: nothing that was added is
-    lost. ``write`` may be called at any time in between.
+    ``write`` may be called at any time, and again when more was added.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
@@ -92,17 +90,6 @@ class CocoFile:
                 yield f"{',' if j else ''}\n{entry}"
             yield "\n]"
         yield "\n}\n"
-
-    def __enter__(self) -> CocoFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.write()
 
 
 def _line(entry: dict[str, Any]) -> str:

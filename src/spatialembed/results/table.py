@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -28,8 +27,7 @@ COLUMNS = (
 class ObjectTable:
     """Collects the objects of many images and writes them as one CSV file.
 
-    As a context it writes on the way out, after an error or Ctrl-C too: nothing that was added is
-    lost. ``write`` may be called at any time in between.
+    ``write`` may be called at any time, and again when more was added.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,17 +60,6 @@ class ObjectTable:
         ):
             file.write(self._text.getvalue())
         return self.path
-
-    def __enter__(self) -> ObjectTable:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.write()
 
 
 def _centroids(labels: np.ndarray, count: int) -> np.ndarray:
