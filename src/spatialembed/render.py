@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -300,12 +301,19 @@ def _maps(
     ]
 
 
-def write_png(path: Path, picture: np.ndarray) -> Path:
-    """Write (H, W, 3) uint8, or (H, W) uint8 or uint16, as PNG, making the folder.
+def png_bytes(picture: np.ndarray) -> bytes:
+    """The PNG of (H, W, 3) uint8, or (H, W) uint8 or uint16."""
+    stream = BytesIO()
+    # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
+    Image.fromarray(picture).save(stream, format="PNG", compress_level=4)
+    return stream.getvalue()
 
-    Returns the path. Raises SpatialEmbedError ``disk_full`` (exit 5).
+
+def write_png(path: Path, picture: np.ndarray) -> Path:
+    """Write a picture as ``png_bytes`` makes it, and the folder if need be; returns the path.
+
+    Raises SpatialEmbedError ``disk_full`` (exit 5).
     """
     with atomic_write(path) as temporary:
-        # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
-        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
+        temporary.write_bytes(png_bytes(picture))
     return path

@@ -11,8 +11,6 @@ import base64
 import html
 import json
 import math
-import struct
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +23,7 @@ from rich.table import Table
 
 from spatialembed.files import atomic_write
 from spatialembed.metrics import Counts
-from spatialembed.render import overlay
+from spatialembed.render import overlay, png_bytes
 
 Sampling = Literal["seed", "truth"]
 RESAMPLES = 1000
@@ -326,16 +324,4 @@ def _section(worst: WorstImage) -> str:
 
 def _data_uri(picture: np.ndarray) -> str:
     """Picture (H, W, 3) uint8 as a PNG inside an address."""
-    height, width = picture.shape[:2]
-    # Each row is led by its filter, 0: none. See the PNG specification, sections 5 and 9.
-    rows = np.concatenate((np.zeros((height, 1), np.uint8), picture.reshape(height, -1)), axis=1)
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bit, RGB
-        (b"IDAT", zlib.compress(rows.tobytes())),
-        (b"IEND", b""),
-    )
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode("ascii")
