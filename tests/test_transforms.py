@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.transforms import AugmentOptions, normalize, to_tensor, training_crop
+from spatialembed.transforms import (
+    AugmentOptions,
+    network_input,
+    normalize,
+    to_tensor,
+    training_crop,
+)
 from spatialembed.types import Normalization, Sample, Target
 
 NONE = Normalization("none")
@@ -24,13 +32,13 @@ STILL = AugmentOptions(
 
 
 def sample(labels: np.ndarray, ignore: np.ndarray | None = None) -> Sample:
-    """An image whose grey value is the label, so that image and truth can be compared."""
+    """An image of 256ths of the label, so that image and truth can be compared."""
     truth = Target(
         torch.from_numpy(labels.astype(np.int32)),
         torch.arange(labels.max()) % 3,
         torch.from_numpy(np.zeros(labels.shape, bool) if ignore is None else ignore),
     )
-    return Sample(labels.astype(np.float32), truth, "a")
+    return Sample(labels.astype(np.float32) / 256, truth, "a")
 
 
 def crop_of(s: Sample, size: int, augment: AugmentOptions, seed: int, scale: float = 1.0):
@@ -68,6 +76,16 @@ def test_constant_image_stays_finite(kind: str) -> None:
     assert normalize(to_tensor(image), Normalization(kind)).isfinite().all()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["none", "fixed"])
+@pytest.mark.parametrize("value", [-0.5, 1.5, 255.0])
+def test_floats_without_a_range_are_refused(kind: Any, value: float) -> None:
+    image = np.array([[0.0, value]], np.float32)
+    with pytest.raises(SpatialEmbedError, match=rf"value_range.*{value:g}") as caught:
+        network_input(image, Normalization(kind))
+    assert caught.value.exit_code == 3
+    assert network_input(image, Normalization("percentile")).isfinite().all()
+
+
 def test_fixed_normalisation() -> None:
     how = Normalization("fixed", mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     image = normalize(to_tensor(np.ones((1, 1), np.float32)), how)
@@ -79,7 +97,7 @@ def test_turned_crops_keep_image_and_truth_together(seed: int) -> None:
     labels = np.kron(np.arange(16).reshape(4, 4), np.ones((12, 12), int))
     augment = AugmentOptions(brightness=0, contrast=0, noise=0, blur=0, zoom=(1, 1))
     image, target = crop_of(sample(labels), 30, augment, seed)
-    ids = image[0].round().int()
+    ids = (256 * image[0]).round().int()
     # Each new id is one old grey value, and the background is the grey value 0.
     for k in target.labels.unique().tolist():
         old = ids[target.labels == k].unique()

@@ -28,8 +28,8 @@ from spatialembed.engine import (
     resolve_precision,
 )
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
-from spatialembed.transforms import normalize, to_tensor
-from spatialembed.types import Embeddings, Instances, Normalization
+from spatialembed.transforms import network_input
+from spatialembed.types import Embeddings, Instances
 
 ENGINES = ("auto", "torch")
 BATCH_PIXELS = 1 << 24
@@ -229,8 +229,7 @@ class Predictor:
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""
-        _check_range(pixels, self.info.normalization)
-        return normalize(to_tensor(pixels), self.info.normalization)
+        return network_input(pixels, self.info.normalization)
 
     def _maps(self, images: Tensor, augment: bool) -> Embeddings:
         """images (B, 3, H, W) float32 -> Embeddings (B, ., H, W)."""
@@ -292,19 +291,3 @@ def _fits(item: _Item, run: list[_Item]) -> bool:
     if image is None or other is None or image.shape != other.shape:
         return False
     return (len(run) + 1) * image.shape[1] * image.shape[2] <= BATCH_PIXELS
-
-
-# What the network takes
-
-
-def _check_range(pixels: np.ndarray, how: Normalization) -> None:
-    """Floats have no range of their own: without percentiles they must come in [0, 1]."""
-    if pixels.dtype.kind != "f" or how.kind == "percentile":
-        return
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        raise SpatialEmbedError(
-            "value_range",
-            f"float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
-            "divide them by their largest possible value",
-        )

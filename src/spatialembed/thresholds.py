@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.metrics import Overlaps, counts_by_class, overlaps
-from spatialembed.transforms import normalize, to_tensor
+from spatialembed.transforms import network_input
 from spatialembed.types import Embeddings, Instances, Normalization, Sample
 
 Engine = Callable[[Tensor], Embeddings]
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 def embeddings_of(engine: Engine, how: Normalization, sample: Sample) -> Embeddings:
     """Maps (1, ., H, W) of one image."""
-    return engine(normalize(to_tensor(sample.image), how)[None])
+    return engine(network_input(sample.image, how)[None])
 
 
 def find_all(

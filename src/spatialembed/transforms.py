@@ -44,6 +44,23 @@ def normalize(image: Tensor, how: Normalization) -> Tensor:
     return scaled.expand(image.shape)
 
 
+def network_input(image: np.ndarray, how: Normalization) -> Tensor:
+    """One whole image, (H, W) or (H, W, 3), as the network sees it: (3, H, W) float32.
+
+    Raises SpatialEmbedError ``value_range``: floats have no range of their own, and without
+    percentiles they must come in [0, 1].
+    """
+    if image.dtype.kind == "f" and how.kind != "percentile":
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 1:
+            raise SpatialEmbedError(
+                "value_range",
+                f"float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
+                "divide them by their largest possible value, or train with percentiles",
+            )
+    return normalize(to_tensor(image), how)
+
+
 @dataclass(frozen=True)
 class AugmentOptions:
     """Random changes of a training crop."""
@@ -90,7 +107,7 @@ def training_crop(
     the image. What lies outside the image is ignored. Instances that the crop lost are gone from
     the target. Depends on ``sample`` and ``rng`` alone.
     """
-    image = normalize(to_tensor(sample.image), how)  # (3, H, W)
+    image = network_input(sample.image, how)  # (3, H, W)
     if sample.image.ndim == 2 and how.kind != "fixed":
         image = image[:1]  # grey: three equal channels cost three times one
     zoom = scale * np.exp(rng.uniform(*np.log(augment.zoom)))
