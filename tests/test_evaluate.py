@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluate import WORST, evaluate
 from spatialembed.geometry import coordinates
@@ -85,6 +86,7 @@ class FakePredictor:
 
     def __init__(self, answers: Sequence[Instances], class_names: tuple[str, ...] = ONE) -> None:
         self.info = SimpleNamespace(class_names=class_names)
+        self.settings = ClusterOptions()
         self.answers = answers
 
     def __call__(self, image: np.ndarray) -> Instances:

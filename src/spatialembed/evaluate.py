@@ -62,6 +62,7 @@ def evaluate(
     _check_choice("sampling", sampling, get_args(Sampling))
     _check_classes(predictor.info.class_names, dataset)
     rows: list[ImageScore] = []
+    scores: list[float] = []
     worst: list[WorstImage] = []
     with _progress(enabled=progress) as bar:
         task = bar.add_task("evaluate", total=len(dataset), ap="")
@@ -69,8 +70,9 @@ def evaluate(
             sample = dataset[i]
             found, seconds = _predict(predictor, sample, sampling)
             rows.append(_score(sample, found, seconds, len(dataset.class_names)))
+            scores.append(rows[-1].mean_ap)
             worst = _with_worst(worst, rows[-1], sample, found)
-            ap = mean(np.array([row.mean_ap for row in rows]), axis=0)
+            ap = mean(np.array(scores), axis=0)
             bar.update(task, advance=1, ap="" if math.isnan(ap) else f"AP {ap:.3f}")
     return Report(tuple(rows), tuple(dataset.class_names), sampling, AP_THRESHOLDS, tuple(worst))
 
@@ -117,8 +119,9 @@ def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[
         found = predictor(sample.image)
     else:
         maps = predictor.embeddings(sample.image)
-        names = tuple(predictor.info.class_names)
-        found = cluster_with_truth(maps, [sample.target], class_names=names)[0]
+        found = cluster_with_truth(
+            maps, [sample.target], predictor.settings.membership, predictor.info.class_names
+        )[0]
     return found.numpy(), time.perf_counter() - began
 
 
