@@ -39,6 +39,11 @@ DOORS = {
     "tifffile": {"data.decode", "results.labels"},
     "PIL": {"data.decode", "data.images", "render"},
 }
+LONGEST = 400  # lines of a file
+OVERLONG = {  # why they are longer
+    "cli": "a dataclass of settings for each verb, whose docstrings are its --help",
+    "train": "the Lightning module and what it calls at each turn of the loop, read together",
+}
 TORCH_FREE = {"__init__", "types", "errors", "files", "kernels.jit", "kernels.cpu", "kernels.hinge"}
 
 
@@ -48,8 +53,12 @@ def modules() -> list[str]:
     return [name for name in names if not name.endswith("__init__")]
 
 
+def path_of(module: str) -> Path:
+    return SOURCE / (module.replace(".", "/") + ".py")
+
+
 def tree_of(module: str) -> ast.Module:
-    return ast.parse((SOURCE / (module.replace(".", "/") + ".py")).read_text())
+    return ast.parse(path_of(module).read_text())
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -100,6 +109,12 @@ def test_doors(module: str) -> None:
     for name in imports(module):
         door = DOORS.get(name.split(".")[0])
         assert door is None or module in door, f"{module} imports {name}; its door is {door}"
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - set(OVERLONG)))
+def test_files_are_short(module: str) -> None:
+    lines = path_of(module).read_text().count("\n")
+    assert lines <= LONGEST, f"{module} has {lines} lines: part it along a seam"
 
 
 @pytest.mark.parametrize("module", sorted(TORCH_FREE - {"__init__"}))
