@@ -48,30 +48,17 @@ class ClusterOptions:
     """Stop after so many instances, the best ones, and report it as truncated; none: no limit."""
 
     def __post_init__(self) -> None:
-        _check(
-            "foreground",
-            self.foreground,
-            "at least 0 and below 1",
-            0 <= _number(self.foreground) < 1,
-        )
-        _check("start", self.start, "from 0 to 1", 0 <= _number(self.start) <= 1)
-        _check(
-            "membership", self.membership, "above 0 and below 1", 0 < _number(self.membership) < 1
-        )
-        _check("min_free", self.min_free, "at least 0 and below 1", 0 <= _number(self.min_free) < 1)
-        _check(
-            "min_pixels",
-            self.min_pixels,
-            "a whole number, at least 0",
-            _is_count(self.min_pixels, 0),
-        )
-        limit = self.max_instances
-        _check(
-            "max_instances",
-            limit,
-            "a whole number, at least 1, or none",
-            limit is None or _is_count(limit, 1),
-        )
+        below_one = "at least 0 and below 1"
+        limited = self.max_instances is None or _is_count(self.max_instances, 1)
+        for name, wanted, fine in (
+            ("foreground", below_one, 0 <= _number(self.foreground) < 1),
+            ("start", "from 0 to 1", 0 <= _number(self.start) <= 1),
+            ("membership", "above 0 and below 1", 0 < _number(self.membership) < 1),
+            ("min_pixels", "a whole number, at least 0", _is_count(self.min_pixels, 0)),
+            ("min_free", below_one, 0 <= _number(self.min_free) < 1),
+            ("max_instances", "a whole number above 0, or none", limited),
+        ):
+            _check(name, getattr(self, name), wanted, fine)
 
 
 def _number(value: object) -> float:
@@ -99,12 +86,12 @@ def cluster(
 
     prediction: maps of B images, any float type, on any device. class_names: of the C seed maps; by
     default "object" for one, else "class 0", "class 1"...
-    Returns B results, torch tensors on the
-    device of the maps; labels 1..N by descending score (ties: lower class, then order found). With
-    ``max_instances`` a class stops after that many while free seeds remain, and the best of all
-    classes are kept: either is reported as ``truncated``.
-    Raises ``non_finite_output`` for NaN or
-    infinity in the maps, ``bad_setting`` for a wrong number of names.
+    Returns B results, torch tensors on the device of the maps; labels 1..N by descending score
+    (ties: lower class, then order found). With ``max_instances`` a class stops after that many
+    while free seeds remain, and the best of all classes are kept: either is reported as
+    ``truncated``.
+    Raises SpatialEmbedError ``non_finite_output`` (exit 4) for NaN or infinity in the maps,
+    ``bad_setting`` (exit 2) for a wrong number of names.
     """
     from spatialembed.kernels import cpu  # numba: 0.4 s, and not needed to import the package
 

@@ -100,9 +100,7 @@ def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings
     )  # (B, 2, H, W), (B, S, H, W)
     by_axis = torch.tensor((s_x, s_y)).to(offset).view(1, 2, 1, 1)
     gain = 2 * by_axis.log() / LOG_SCALE
-    if (
-        log_precision.shape[1] == 1
-    ):  # one bandwidth for both axes: the geometric mean of their scales
+    if log_precision.shape[1] == 1:  # for both axes: the geometric mean of their scales
         gain = gain.mean(dim=1, keepdim=True)
     return Embeddings(
         offset / by_axis, log_precision + gain, resize(maps.seed, (height, width)).clamp(0, 1)
