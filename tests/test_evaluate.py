@@ -84,9 +84,10 @@ class Scenes:
 class FakePredictor:
     """Answers image ``i`` with the i-th of the instances it was given."""
 
+    settings = ClusterOptions()
+
     def __init__(self, answers: Sequence[Instances], class_names: tuple[str, ...] = ONE) -> None:
         self.info = SimpleNamespace(class_names=class_names)
-        self.settings = ClusterOptions()
         self.answers = answers
 
     def __call__(self, image: np.ndarray) -> Instances:
@@ -284,6 +285,20 @@ def test_truth_sampling_needs_no_seeds() -> None:
     # Background pixels within the margin of a centre join it: recall of true pixels is full.
     assert report.pooled[0].tp[0] + report.pooled[0].fp[0] == 9
     assert report.ap[0] == 1
+
+
+def test_truth_sampling_takes_the_membership_of_the_model() -> None:
+    """At 0.1 a disk of radius 6 px takes what lies up to 10 px from it: too much to match."""
+    truth = disks(9)
+
+    class Wide(FakePredictor):
+        settings = ClusterOptions(membership=0.1)
+
+        def embeddings(self, image: np.ndarray) -> Embeddings:
+            return exact_embeddings(truth)
+
+    report = evaluate(Wide([NOTHING]), Scenes([truth]), sampling="truth", progress=False)  # type: ignore[arg-type]
+    assert (report.pooled[0].tp[0], report.pooled[0].fp[0]) == (0, 9)
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
