@@ -231,6 +231,16 @@ def test_maps_panel_of_any_size(shape: tuple[int, int], axes: int, classes: int)
     assert max(picture.shape) < 4 * LARGEST_TILE_PX
 
 
+def test_maps_panel_shows_offsets_without_their_shared_part() -> None:
+    """A shift of all offsets, which a learnable centre leaves free, changes the caption alone."""
+    image, offset, log_precision, seed, labels = arrays = maps((60, 80), 2, 1)
+    shifted = maps_panel(image, offset + 0.25, log_precision, seed, labels)
+    plain = maps_panel(*arrays)
+    differs = np.abs(shifted.astype(int) - plain).max(axis=2) > 8
+    assert differs.any()
+    assert len(np.flatnonzero(differs.any(axis=1))) < 60  # rows: those of one caption
+
+
 def test_maps_panel_takes_tensors() -> None:
     arrays = maps((48, 64), 2, 1)
     tensors = [torch.from_numpy(array) for array in arrays]

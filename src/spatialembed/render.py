@@ -279,10 +279,17 @@ def _count(labels: np.ndarray) -> int:
 def _maps(
     offset: np.ndarray, log_precision: np.ndarray, seeds: np.ndarray, covered: np.ndarray
 ) -> tuple[list[tuple[str, np.ndarray]], list[np.ndarray | None]]:
-    """Tiles of offsets, bandwidth and seeds, and their legends."""
+    """Tiles of offsets, bandwidth and seeds, and their legends.
+
+    Offsets are shown less their median: a learnable centre moves along with a shift that all share,
+    so nothing holds it at zero, and it would drown what tells the objects apart.
+    """
     text = max(13, covered.shape[1] // 24)
     margin = margin_px(log_precision)
     any_covered = bool(covered.any())
+    shared = np.median(offset[:, covered], axis=1) if any_covered else np.zeros(2)
+    offset = offset - shared[:, None, None]
+    x, y = np.rint(shared * UNIT)
     longest = float(np.percentile(np.hypot(*offset)[covered], 99)) if any_covered else 0.0
     low, high = np.percentile(margin[covered], (2, 98)) if any_covered else MARGIN_RANGE_PX
     low, high = np.clip((low, high), *MARGIN_RANGE_PX)
@@ -290,7 +297,7 @@ def _maps(
     for tile in (directions, widths):
         tile[~covered] = VOID
     tiles = [
-        ("offset", directions),
+        (f"offset less ({x:.0f}, {y:.0f}) px" if x or y else "offset", directions),
         ("bandwidth", widths),
         ("seed", colour_map(seeds, MAGMA)),
     ]
