@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,14 @@ from torch.utils.data import get_worker_info
 import multiprocess_gradients
 from spatialembed import checkpoint, runs, train
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.module import CropPlan, Crops, Share
+from spatialembed.data.folder import open_folder
+from spatialembed.data.module import Crops
 from spatialembed.data.synthetic import SyntheticDataset, write_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.loss import LossTerms
+from spatialembed.predict import load
+from spatialembed.render import write_png
 from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.transforms import AugmentOptions
-from spatialembed.types import Normalization
 
 SMALL = StageOptions(crop=32, epochs=2, batch=2)
 
@@ -88,6 +91,15 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     rows = runs.History(trained).rows
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["total"]) and 0 <= row["val_ap"] <= 1 for row in rows)
+
+
+def test_tensorboard_counts_epochs(trained: Path) -> None:
+    """Lightning's own counting, in steps, would put two axes under one curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    for name in ("total", "instance", "seed", "lr", "val_ap"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2], name
 
 
 @pytest.mark.parametrize("fault", ["TRN-19"])
@@ -168,6 +180,57 @@ def test_signals_save_and_leave(number: int, code: int, scenes: Path, tmp_path: 
     assert runs.last_good_checkpoint(run).name >= "epoch-0001.ckpt"
 
 
+def test_sigterm_in_validation_is_heard_after_it(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.mean_ap
+
+    def score(*args: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(train, "mean_ap", score)
+    with pytest.raises(train.Interrupted) as caught:
+        train.train(options(scenes, tmp_path))
+    assert caught.value.exit_code == 143
+    assert runs.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
+
+
+def test_a_signal_that_kills_the_loaders_too_is_no_fault(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `timeout` sends it, to the whole group."""
+    real = Crops.__getitem__
+
+    def die(self: Crops, i: int) -> Any:
+        if get_worker_info() is not None:
+            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, i)
+
+    monkeypatch.setattr(Crops, "__getitem__", die)
+    with pytest.raises(train.Interrupted):
+        train.train(options(scenes, tmp_path, workers=1))
+
+
+class _Strategy:
+    """Of two processes, the other says yes."""
+
+    def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
+        return decision if all else True
+
+
+def test_processes_stop_together() -> None:
+    """One whose own time is not up, or that heard no signal, would wait for the others for ever."""
+    trainer: Any = SimpleNamespace(strategy=_Strategy(), should_stop=False)
+    limits = train._Limits(None, [])
+    with pytest.raises(train.Interrupted):
+        limits.on_train_epoch_end(trainer, None)
+    limits._leave_after_signal = lambda _: None  # type: ignore[method-assign]
+    limits.on_train_batch_end(trainer)
+    assert trainer.should_stop
+
+
 def broken_loss(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The loss is NaN at the steps whose numbers are in ``bad``."""
     real, step = train.spatial_embedding_loss, iter(range(1000))
@@ -197,6 +260,23 @@ def test_one_nan_is_skipped_and_named(
     assert all(torch.isfinite(w).all() for w in weights(run, 2).values())
 
 
+@pytest.mark.parametrize("fault", ["TRN-01"])
+def test_nan_in_the_network_does_not_stay_in_it(
+    fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass of a skipped step must leave no NaN in the batch-norm statistics."""
+    real, crop = Crops.__getitem__, iter(range(1000))
+
+    def spoiled(self: Crops, i: int) -> Any:
+        image, *rest = real(self, i)
+        return (image * float("nan") if next(crop) == 0 else image, *rest)
+
+    monkeypatch.setattr(Crops, "__getitem__", spoiled)
+    run = train.train(options(scenes, tmp_path, stage1=StageOptions(32, 1, 2)))
+    assert runs.History(run).rows[0]["skipped"] == 1
+    assert all(torch.isfinite(w).all() for w in weights(run, 1).values())
+
+
 @pytest.mark.parametrize("fault", ["TRN-02"])
 def test_five_nans_stop_the_run(
     fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +299,73 @@ def test_too_few_images_are_refused(fault: str, tmp_path: Path) -> None:
     write_folder(SyntheticDataset("shapes", (32, 32), 1), tmp_path / "one", progress=False)
     with pytest.raises(SpatialEmbedError, match="bad_split"):
         train.train(options(tmp_path / "one", tmp_path))
+
+
+def test_what_only_the_data_show_is_refused_before_the_first_step(
+    scenes: Path, tmp_path: Path
+) -> None:
+    few = StageOptions(32, 1, 2, crops=1)
+    for changes, said in (
+        ({"foreground_weight": [1.0, 2.0, 3.0]}, "3 values of foreground_weight for 1 classes"),
+        ({"stage1": few, "devices": 2}, "1 crops an epoch for 2 devices"),
+    ):
+        with pytest.raises(SpatialEmbedError, match=said) as caught:
+            train.train(options(scenes, tmp_path / said[:1], **changes))
+        assert caught.value.exit_code == 2
+
+
+def in_parts(scenes: Path, folder: Path) -> Path:
+    """The scenes as train/ and val/."""
+    for part in ("train", "val"):
+        shutil.copytree(scenes, folder / part)
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["LBL-03"])
+def test_a_bad_validation_image_is_found_first(fault: str, scenes: Path, tmp_path: Path) -> None:
+    data = in_parts(scenes, tmp_path / "data")
+    mask = sorted((data / "val" / "masks").iterdir())[-1]
+    write_png(mask, np.ones((48, 47), np.uint16))
+    with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*val"):
+        train.train(options(data, tmp_path))
+    assert not runs.has_checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("fault", ["LBL-13"])
+def test_validation_without_objects_keeps_the_last_model(
+    fault: str, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = in_parts(scenes, tmp_path / "data")
+    for mask in (data / "val" / "masks").iterdir():
+        write_png(mask, np.zeros((48, 48), np.uint16))
+    run = train.train(options(data, tmp_path))
+    assert "no object in the validation images" in caplog.text
+    _, info = checkpoint.load(run / "model")
+    assert info.training["epochs"] == 2
+    assert info.training["validation_ap"] is None
+    assert info.training["validation_ap_tuned"] is None
+    assert not any("val_ap" in row for row in runs.History(run).rows)
+
+
+def test_two_classes_from_table_to_table(scenes: Path, tmp_path: Path) -> None:
+    """classes.csv -> network with two seed maps -> model file -> instances with class names."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    lines = ["image,id,class"]
+    dataset = open_folder(data)
+    for name, sample in zip(dataset.names, (dataset[i] for i in range(len(dataset))), strict=True):
+        ids = range(1, len(sample.target.classes) + 1)
+        lines += [f"{name},{k},{('round', 'angular')[k % 2]}" for k in ids]
+    (data / "classes.csv").write_text("\n".join(lines))
+    one = StageOptions(32, 1, 2)
+    run = train.train(options(data, tmp_path, stage1=one, foreground_weight=[10.0, 5.0]))
+    assert weights(run, 1)["net.decoders.1.output_conv.weight"].shape[1] == 2
+    predictor = load(run / "model", device="cpu")
+    assert predictor.info.class_names == ("angular", "round")
+    found = predictor(dataset[0].image, foreground=0.05, start=0.05, min_pixels=1)
+    assert len(found) > 0
+    assert found.class_names == ("angular", "round")
+    assert set(found.classes) <= {0, 1}
 
 
 @pytest.mark.parametrize("fault", ["TRN-10"])
@@ -304,28 +451,47 @@ def test_damaged_checkpoint_falls_back_loudly(
         assert same(weights(run, 2), weights(trained, 2))
 
 
-class _Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+@pytest.mark.parametrize("fault", ["TRN-07"])
+def test_killed_before_the_first_checkpoint_begins_again(
+    fault: str, scenes: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    runs.write_settings(run, asdict(options(scenes, tmp_path)))
+    train.train(TrainOptions(resume=str(run), workers=0))
+    assert same(weights(run, 2), weights(trained, 2))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
+
+def test_resuming_a_finished_run_changes_nothing(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    train.train(TrainOptions(resume=str(run), workers=0))
+    assert (run / "metrics.csv").read_text() == (trained / "metrics.csv").read_text()
+    for name in ("model.safetensors", "model.json"):
+        assert (run / "model" / name).read_bytes() == (trained / "model" / name).read_bytes()
 
 
-@pytest.mark.parametrize("fault", ["CKP-06"])
-def test_checkpoint_is_never_executed(fault: str, scenes: Path, tmp_path: Path) -> None:
-    import hashlib
+def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
+    """That of an epoch cut short by --max-time, which no checkpoint knows of."""
+    net, info = checkpoint.load(trained / "model")
+    facts = info.training | {"validation_ap": 0.75}
+    checkpoint.save(tmp_path / "model", net, replace(info, training=facts))
+    setup: Any = SimpleNamespace(run=tmp_path)
+    module = train._Module(setup, net)
+    module.on_load_checkpoint({"best_ap": 0.5, "seconds": 0.0})
+    assert module.best_ap == 0.75
+    module.on_load_checkpoint({"best_ap": 0.8, "seconds": 0.0})
+    assert module.best_ap == 0.8
 
-    run = train.train(options(scenes, tmp_path))
-    canary = tmp_path / "canary"
-    content = pickle.dumps(_Canary(canary))
-    for epoch in (1, 2):
-        path = runs.checkpoint_path(run, epoch)
-        path.write_bytes(content)
-        path.with_suffix(".sha256").write_text(hashlib.sha256(content).hexdigest())
-    with pytest.raises(SpatialEmbedError):
-        train.train(TrainOptions(resume=str(run), workers=0))
-    assert not canary.exists()
+
+def test_devices_from_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert train._devices(torch.device("cpu"), 3) == 3
+    assert train._devices(torch.device("cuda"), 2) == [0, 1]
+    assert train._devices(torch.device("cuda:1"), 1) == [1]
+    for device, count in (("cuda:1", 2), ("cuda", 3), ("mps", 2)):
+        with pytest.raises(SpatialEmbedError, match="no_device"):
+            train._devices(torch.device(device), count)
 
 
 def test_max_time_ends_with_a_model(scenes: Path, tmp_path: Path) -> None:
@@ -378,31 +544,6 @@ def test_learning_rate_falls_in_each_stage() -> None:
     assert rates[9] == pytest.approx(0.1**0.9)
     assert rates[10] == pytest.approx(0.1)
     assert rates[14] == pytest.approx(0.1 * 0.2**0.9)
-
-
-def test_crops_depend_on_seed_epoch_and_number_alone() -> None:
-    images = SyntheticDataset("shapes", (40, 40), 3, seed=0)
-
-    def crops(seed: int, epoch: int) -> Crops:
-        plan = CropPlan(24, 1.0, 7, 2, seed, epoch)
-        return Crops(images, Normalization(), AugmentOptions(), plan)
-
-    one = [crops(0, 4)[i][0] for i in (5, 0, 3)]
-    two = [crops(0, 4)[i][0] for i in (5, 0, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(crops(0, 5)[5][0], one[0])
-    assert not torch.equal(crops(1, 4)[5][0], one[0])
-    assert sorted(crops(0, 4).order[:3]) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("count", "batch", "world"), [(12, 4, 2), (13, 4, 3), (3, 8, 2), (9, 1, 1)]
-)
-def test_shares_make_up_the_batches(count: int, batch: int, world: int) -> None:
-    shares = [list(Share(count, batch, rank, world)) for rank in range(world)]
-    whole = list(Share(count, batch, 0, 1))
-    for number, together in enumerate(whole):
-        assert [i for share in shares for i in share[number]] == together
 
 
 @pytest.mark.slow

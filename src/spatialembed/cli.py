@@ -152,7 +152,7 @@ def demo(options: DemoOptions) -> int:
 
 def train(options: TrainOptions) -> int:
     """Train a model on a folder of images and label masks."""
-    from spatialembed.runs import free_name
+    from spatialembed.runs import free_name, rank
 
     if not options.resume and options.name is None:  # named here, to be told to who interrupts
         name = free_name(Path(options.out), Path(options.data).resolve().name)
@@ -162,7 +162,8 @@ def train(options: TrainOptions) -> int:
         from spatialembed.train import train as run
 
         run(options)
-    _say(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
+    if rank() == 0:  # of several processes that train together, one speaks
+        print(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
     return 0
 
 
@@ -194,7 +195,7 @@ def evaluate(options: EvaluateOptions) -> int:
     report = run(predictor, dataset, sampling=options.sampling)
     report.write(options.out)
     Console().print(report.table())
-    _say(f"{options.out}: report.json, worst.html")
+    print(f"{options.out}: report.json, worst.html")
     return 0
 
 
@@ -242,7 +243,7 @@ def predict(options: PredictOptions) -> int:
         options=thresholds,
     )
     failed = f", {len(result.failed)} failed" if result.failed else ""
-    _say(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
+    print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
     return result.exit_code
 
 
@@ -253,7 +254,7 @@ def convert(options: ConvertOptions) -> int:
 
     folder = run(options.file, options.out)
     _, info = load(folder)
-    _say(
+    print(
         f"{folder}: {', '.join(info.class_names)}; licence of the weights: "
         f"{info.training['licence']}"
     )
@@ -266,7 +267,7 @@ def scenes(options: ScenesOptions) -> int:
 
     dataset = SyntheticDataset(options.kind, _size(options.size), options.images, options.seed)
     write_folder(dataset, options.out)
-    _say(f"{options.out}: {len(dataset)} images and masks")
+    print(f"{options.out}: {len(dataset)} images and masks")
     return 0
 
 
@@ -279,12 +280,6 @@ def _size(text: str) -> tuple[int, int]:
             "bad_setting", f"size is {text}", "give px as 256 or, height first, 520x696", USAGE
         )
     return int(sides[0]), int(sides[1])
-
-
-def _say(line: str) -> None:
-    """A line of result; of several processes that train together, one speaks."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line)
 
 
 # ---------------------------------------------------------------- which verb

@@ -16,8 +16,10 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,10 @@ logger = logging.getLogger("spatialembed")
 
 KEPT_CHECKPOINTS = 2
 """The last one, and one to fall back on where that is damaged."""
+RUN_VARIABLE = "SPATIALEMBED_RUN"
+"""Tells the further processes of a training which folder the first one has opened."""
+LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What Lightning tells them by."""
 
 
 @contextmanager
@@ -94,9 +100,14 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         temporary.write_text(hashlib.sha256(content).hexdigest() + "\n")
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    for old in sorted(path.parent.glob("epoch-*.ckpt"))[:-KEPT_CHECKPOINTS]:
+    for old in _checkpoints(path.parent)[:-KEPT_CHECKPOINTS]:
         old.unlink()
         _hash_path(old).unlink(missing_ok=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order of their epochs; as text, epoch 10000 would stand before 9999."""
+    return sorted(folder.glob("epoch-*.ckpt"), key=lambda path: (len(path.name), path.name))
 
 
 def _hash_path(path: Path) -> Path:
@@ -120,7 +131,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "remove it; --resume takes the one before",
             MODEL,
         )
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise SpatialEmbedError(
+            "bad_checkpoint",
+            f"{path}: not written by a training: {str(error).partition('. ')[0]}",
+            "remove it; --resume takes the one before",
+            MODEL,
+        ) from error
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has come to save one, damaged or not."""
+    return bool(_checkpoints(folder / "checkpoints"))
 
 
 def last_good_checkpoint(folder: Path) -> Path:
@@ -128,7 +152,7 @@ def last_good_checkpoint(folder: Path) -> Path:
 
     Raises SpatialEmbedError ``no_checkpoint`` (exit 4).
     """
-    for path in sorted((folder / "checkpoints").glob("epoch-*.ckpt"), reverse=True):
+    for path in reversed(_checkpoints(folder / "checkpoints")):
         try:
             read_checkpoint(path)
         except SpatialEmbedError as error:
@@ -229,15 +253,19 @@ def write_settings(run: Path, settings: Mapping[str, Any]) -> None:
 
 def read_settings(run: Path) -> dict[str, Any]:
     """What ``write_settings`` wrote. Raises SpatialEmbedError ``no_run`` (exit 4)."""
+    fault = SpatialEmbedError(
+        "no_run",
+        f"{run}: no settings of a run in it",
+        "give the folder of a run, runs/train/NAME",
+        MODEL,
+    )
     try:
-        return yaml.safe_load((run / "config.yaml").read_text())
+        settings = yaml.safe_load((run / "config.yaml").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpatialEmbedError(
-            "no_run",
-            f"{run}: no settings of a run in it",
-            "give the folder of a run, runs/train/NAME",
-            MODEL,
-        ) from error
+        raise fault from error
+    if not isinstance(settings, dict):
+        raise fault
+    return settings
 
 
 def _plain(value: Any) -> Any:
@@ -251,16 +279,59 @@ def _plain(value: Any) -> Any:
 def noted_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM only leave their number in the list, to be read between two steps."""
     seen: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = note_signals(seen)
     try:
         yield seen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def note_signals(seen: list[int]) -> dict[int, Any]:
+    """Let SIGINT and SIGTERM leave their number in ``seen``; returns the handlers before.
+
+    Python hears signals in its main thread only; in any other this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+
+    return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def rank() -> int:
+    """Number of this process among those that train together; 0 is the one that was called."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if RUN_VARIABLE in os.environ else 0
+
+
+@contextmanager
+def announced(run: Path) -> Iterator[None]:
+    """Tell the further processes of --devices, started as this one was, which run they belong to.
+
+    Raises SpatialEmbedError ``foreign_launcher`` (exit 2): a launcher's processes each train alone.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        raise SpatialEmbedError(
+            "foreign_launcher",
+            f"LOCAL_RANK is {os.environ['LOCAL_RANK']}: a launcher has started several processes",
+            "start one, and give --devices N; it starts the others",
+            USAGE,
+        )
+    before = {name: os.environ.pop(name, None) for name in LAUNCHER_VARIABLES}
+    os.environ[RUN_VARIABLE] = str(run)
+    try:
+        yield
+    finally:
+        del os.environ[RUN_VARIABLE]
+        for name, value in before.items():  # or a second run would not start its processes
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def memory_fault(error: BaseException) -> SpatialEmbedError | None:

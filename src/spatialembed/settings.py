@@ -54,7 +54,8 @@ class TrainOptions:
     name: str | None = None
     """Name of the run; none: the name of the data folder, numbered."""
     resume: str | None = None
-    """Folder of a run to go on with; its own settings hold, but for max_time and workers."""
+    """Folder of a run to go on with, as it began; data, device, devices, workers, max_time may
+    change."""
     init: str | None = None
     """Model whose weights to start from: bundled name or model folder."""
     elliptical: bool = True
@@ -88,7 +89,7 @@ class TrainOptions:
     min_pixels: int | None = None
     """Smallest instance, before tuning; none: from the sizes of the training objects."""
     max_time: float | None = None
-    """Minutes after which the run ends with the best model so far."""
+    """Minutes of training, after which a last validation and the tuning of thresholds follow."""
     seed: int = 0
     """Of all randomness, the split included."""
     device: str = "auto"
@@ -111,6 +112,16 @@ class TrainOptions:
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}", "give 0 or more")
         _check(self.epochs > 0, "no epochs", "set stage1.epochs or stage2.epochs above 0")
+        for stage in (self.stage1, self.stage2):
+            whole = stage.epochs == 0 or stage.batch % self.devices == 0
+            message = f"batch is {stage.batch} for {self.devices} devices"
+            _check(whole, message, "give a multiple of the devices")
+        low, high = self.normalization.low, self.normalization.high
+        _check(
+            0 <= low < high <= 100, f"percentiles {low} to {high}", "give 0 <= low < high <= 100"
+        )
+        std = self.normalization.std
+        _check(min(std) > 0, f"normalization.std is {std}", "give positive numbers")
 
     @property
     def epochs(self) -> int:

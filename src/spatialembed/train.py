@@ -9,14 +9,16 @@ from its last epoch with the same bits as one that was not.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import platform
+import signal
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,18 +40,23 @@ from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
 from spatialembed.data.module import Batch, CropModule, CropPlan, Images
 from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
-from spatialembed.errors import INPUT, MODEL, SpatialEmbedError
+from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
 from spatialembed.loss import LossTerms, spatial_embedding_loss
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.render import maps_panel, write_png
 from spatialembed.runs import (
+    RUN_VARIABLE,
     History,
+    announced,
     checkpoint_path,
+    has_checkpoints,
     last_good_checkpoint,
     locked,
     memory_fault,
     new_run,
+    note_signals,
     noted_signals,
+    rank,
     read_checkpoint,
     read_settings,
     save_checkpoint,
@@ -62,8 +70,8 @@ logger = logging.getLogger("spatialembed")
 
 MAX_BAD_STEPS = 5
 """Steps in a row with a loss that is not finite, after which the run stops."""
-RUN_VARIABLE = "SPATIALEMBED_RUN"
-"""Tells the further processes of a training which folder the first one has opened."""
+MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
+"""Settings that a run may go on with otherwise than it began: where and how long, not what."""
 SAMPLES_SHOWN = 3
 """Validation images of which pictures are drawn."""
 
@@ -87,6 +95,7 @@ class _Setup:
     device: torch.device
     precision: Precision
     base: ClusterOptions  # thresholds of validation, before tuning
+    start: Path | None  # checkpoint to go on from
 
     @property
     def normalization(self) -> Normalization:
@@ -121,30 +130,35 @@ def train(options: TrainOptions) -> Path:
     Raises SpatialEmbedError for bad settings, data or checkpoints, and ``Interrupted`` after a
     signal; then the run folder holds all but the unfinished epoch, for ``resume``.
     """
-    if _rank() != 0:  # a further process of --devices, started by the first one
+    go_on = bool(options.resume)
+    if rank() != 0:  # a further process of --devices, started by the first one
         run = Path(os.environ[RUN_VARIABLE])
-        options = _settings_of(run, options)
-        return _run(options, run, open_split(options))
+        stored = _settings_to_go_on(run, replace(options, name=None))
+        try:
+            return _run(stored, run, open_split(stored), go_on=go_on)
+        except Interrupted:
+            return run  # the first process says so; an exit code here would have it killed
     if options.resume:
         run = Path(options.resume)
-        options = _settings_of(run, options)
+        options = _settings_to_go_on(run, options)
     else:
         run = new_run(Path(options.out), options.name, Path(options.data).resolve().name)
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
-    with locked(run):
-        if not options.resume:
+    with locked(run), announced(run):
+        if not go_on:
             write_settings(run, asdict(options))
-        os.environ[RUN_VARIABLE] = str(run)
-        return _run(options, run, images)
+        return _run(options, run, images, go_on=go_on)
 
 
-def _run(options: TrainOptions, run: Path, images: tuple[Images, Images]) -> Path:
+def _run(options: TrainOptions, run: Path, images: tuple[Images, Images], *, go_on: bool) -> Path:
     """Both stages, then the best model with its thresholds tuned."""
-    setup = _set_up(options, run, *images)
+    # A run that was killed before its first checkpoint goes on from the beginning.
+    start = last_good_checkpoint(run) if go_on and has_checkpoints(run) else None
+    setup = _set_up(options, run, *images, start)
     net = _initial_network(setup)
     module = _Module(setup, net)
     _fit(setup, module)
-    if _rank() == 0:
+    if rank() == 0:
         _tune_best(setup)
     return run
 
@@ -179,30 +193,57 @@ def open_split(options: TrainOptions) -> tuple[Images, Images]:
     return train_set, val_set
 
 
-def _settings_of(run: Path, given: TrainOptions) -> TrainOptions:
-    """The settings of a run to go on with; how long and with how many loaders may be new."""
-    from jsonargparse import ArgumentParser
+def _settings_to_go_on(run: Path, given: TrainOptions) -> TrainOptions:
+    """The settings of a run, with those that may change as they are given now.
+
+    Raises SpatialEmbedError: ``no_run``, ``bad_config`` (both exit 4); ``bad_setting`` (exit 2)
+    for one that is given and is not the run's.
+    """
+    stored, default = _stored_settings(run), TrainOptions(resume=str(run))
+    names = [f.name for f in fields(TrainOptions) if f.name != "resume"]
+    given_now = [n for n in names if getattr(given, n) != getattr(default, n)]
+    other = [n for n in given_now if getattr(given, n) != getattr(stored, n)]
+    if refused := [n for n in other if n not in MAY_CHANGE]:
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{run}: this run has another {', '.join(refused)}",
+            f"leave it out, or start a new run from its model with --init {run}/model",
+            USAGE,
+        )
+    renewed = {n: getattr(given, n) for n in given_now if n in MAY_CHANGE}
+    return replace(stored, **(renewed | {"max_time": given.max_time, "workers": given.workers}))
+
+
+def _stored_settings(run: Path) -> TrainOptions:
+    from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainOptions, "run")
-    settings = parser.parse_object({"run": read_settings(run)})
-    stored: TrainOptions = parser.instantiate(settings).run
-    return replace(
-        stored,
-        data=given.data or stored.data,
-        resume=given.resume,
-        init=None if given.resume else stored.init,
-        max_time=given.max_time,
-        workers=given.workers,
-    )
+    settings = read_settings(run)
+    try:
+        stored: TrainOptions = parser.instantiate(parser.parse_object({"run": settings})).run
+    except (ArgumentError, argparse.ArgumentError, SpatialEmbedError) as error:
+        raise SpatialEmbedError(
+            "bad_config",
+            f"{run / 'config.yaml'}: {' '.join(str(error).split())}",
+            "take back what was changed in it",
+            MODEL,
+        ) from error
+    return stored
 
 
-def _set_up(options: TrainOptions, run: Path, train_set: Images, val_set: Images) -> _Setup:
+def _set_up(
+    options: TrainOptions, run: Path, train_set: Images, val_set: Images, start: Path | None
+) -> _Setup:
     device = resolve_device(options.device)
+    _check_against_data(options, train_set)
     smallest = options.min_pixels
     if smallest is None:
         step = -(-len(train_set) // 200)  # two hundred images tell the sizes
         smallest = usual_min_pixels(train_set[i] for i in range(0, len(train_set), step))
+    # A fault of a training image shows in the first epoch; one of these would after hours.
+    if sum(len(sample.target.classes) for sample in _each(val_set)) == 0:
+        logger.warning("no object in the validation images: the last model is kept, not the best")
     return _Setup(
         options,
         run,
@@ -211,14 +252,36 @@ def _set_up(options: TrainOptions, run: Path, train_set: Images, val_set: Images
         device,
         resolve_precision(options.precision, device),
         ClusterOptions(min_pixels=smallest),
+        start,
     )
+
+
+def _check_against_data(options: TrainOptions, train_set: Images) -> None:
+    """Refuse, before the first step, what the settings alone did not show."""
+    weights, classes = options.foreground_weight, train_set.class_names
+    if not isinstance(weights, (int, float)) and len(weights) != len(classes):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{len(weights)} values of foreground_weight for {len(classes)} classes",
+            f"give one, or one each for {', '.join(classes)}",
+            USAGE,
+        )
+    for stage in (options.stage1, options.stage2):
+        crops = stage.crops or len(train_set)
+        if stage.epochs and crops < options.devices:
+            raise SpatialEmbedError(
+                "bad_setting",
+                f"{crops} crops an epoch for {options.devices} devices",
+                "give fewer devices, or more crops",
+                USAGE,
+            )
 
 
 def _initial_network(setup: _Setup) -> SpatialEmbeddingNet:
     options = setup.options
     torch.manual_seed(options.seed)
     net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical)
-    if options.init:
+    if options.init and setup.start is None:
         source, info = checkpoint.load(options.init)
         if (source.num_classes, source.elliptical) != (net.num_classes, net.elliptical):
             raise SpatialEmbedError(
@@ -245,7 +308,7 @@ class _Module(pl.LightningModule):
         super().__init__()
         self.setup_of_run = setup
         self.net = net.to(memory_format=torch.channels_last)
-        self.best_ap = -1.0
+        self.best_ap = -1.0  # below every AP: none yet
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in this epoch
         self.started = time.monotonic()
@@ -257,6 +320,7 @@ class _Module(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         options = self.setup_of_run.options
+        statistics = [buffer.clone() for buffer in self.net.buffers()]
         prediction = self.net(batch.images.contiguous(memory_format=torch.channels_last))
         terms = spatial_embedding_loss(
             prediction,
@@ -266,6 +330,9 @@ class _Module(pl.LightningModule):
         )
         loss = terms.total()
         if not self._is_finite(loss, batch):
+            # The forward pass has moved the batch-norm statistics, maybe to NaN for ever.
+            for buffer, before in zip(self.net.buffers(), statistics, strict=True):
+                buffer.copy_(before)
             return None
         weighted = LossTerms(terms.instance, 10 * terms.smoothness, terms.seed)
         values = {"total": loss, **weighted._asdict()}
@@ -273,6 +340,7 @@ class _Module(pl.LightningModule):
             {k: v.detach() for k, v in values.items()},
             on_step=False,
             on_epoch=True,
+            logger=False,  # Lightning counts in steps; ``_EpochEnd`` logs by epoch
             batch_size=len(batch.names),
         )
         return loss
@@ -332,8 +400,19 @@ class _Module(pl.LightningModule):
         state["seconds"] = self.seconds
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
-        self.best_ap = state["best_ap"]
+        # After an epoch that was cut short the model may be better than the checkpoint knows.
+        self.best_ap = max(state["best_ap"], _ap_of_model(self.setup_of_run.run))
         self.started = time.monotonic() - state["seconds"]
+
+
+def _ap_of_model(run: Path) -> float:
+    """Validation AP of the best model so far, below 0 where there is none."""
+    try:
+        _, info = checkpoint.load(run / "model")
+    except SpatialEmbedError:
+        return -1.0
+    ap = info.training.get("validation_ap")
+    return -1.0 if ap is None else float(ap)
 
 
 class _CheckpointIO(TorchCheckpointIO):
@@ -364,7 +443,7 @@ class _Bar(Callback):
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not self.live or _rank() != 0,
+            disable=not self.live or rank() != 0,
         )
 
     def note(self, text: str) -> None:
@@ -423,16 +502,20 @@ class _EpochEnd(Callback):
         row |= {"epoch": done, "lr": setup.options.lr(done - 1), "skipped": module.skipped}
         if trainer.is_global_zero:
             if last or done % setup.options.validate_every == 0:
-                row["val_ap"] = self._validate(module, done)
+                row |= self._validate(module, done)
             self.history.add(row)
             self.history.draw()
             for logger_ in trainer.loggers:
                 logger_.log_metrics({k: v for k, v in row.items() if k != "epoch"}, done)
-        if not trainer.should_stop:  # an epoch that was cut short is not one to go on from
+        if trainer.is_last_batch:  # an epoch that was cut short is not one to go on from
             trainer.save_checkpoint(checkpoint_path(setup.run, done))
 
-    def _validate(self, module: Any, done: int) -> float:
-        """Mean AP over the validation images; the model is kept if it is the best so far."""
+    def _validate(self, module: Any, done: int) -> dict[str, float]:
+        """``val_ap``, the mean AP of the validation images, or nothing where none is defined.
+
+        The model is kept if it is the best so far. Of equal ones the later is, which has learned
+        more where AP is still 0; so is the last where there is no AP to tell by.
+        """
         setup = self.setup_of_run
         scores = []
         engine = setup.engine(module.net)
@@ -445,26 +528,41 @@ class _EpochEnd(Callback):
                 _draw_sample(setup.run, found, done)
         module.net.train()
         defined = [s for s in scores if not np.isnan(s)]
-        ap = float(np.mean(defined)) if defined else 0.0
-        if ap > module.best_ap:
-            module.best_ap = ap
+        ap = float(np.mean(defined)) if defined else None
+        if ap is None or ap >= module.best_ap:
+            module.best_ap = module.best_ap if ap is None else ap
             facts = _facts(setup, ap, done, module.seconds)
             checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
-        return ap
+        return {} if ap is None else {"val_ap": ap}
 
 
 class _Limits(Callback):
-    """Ends the run between two steps: after a signal, or when its time is up."""
+    """Ends the run between two steps: after a signal, or when its time is up.
+
+    All processes agree on it at each step: one that left alone would leave the others waiting.
+    """
 
     def __init__(self, minutes: float | None, signals: list[int]) -> None:
         self.deadline = time.monotonic() + 60 * minutes if minutes is not None else None
         self.signals = signals
 
+    def on_train_start(self, *_: Any) -> None:
+        # Lightning has put a handler of its own before ours; after a SIGTERM in validation that
+        # one ends the run with exit code 0.
+        note_signals(self.signals)
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.signals:
-            raise Interrupted(self.signals[0])
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        self._leave_after_signal(trainer)
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        if trainer.strategy.reduce_boolean_decision(late, all=False):
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._leave_after_signal(trainer)
+
+    def _leave_after_signal(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(bool(self.signals), all=False):
+            raise Interrupted(self.signals[0] if self.signals else signal.SIGTERM)
 
 
 def _fit(setup: _Setup, module: _Module) -> None:
@@ -476,7 +574,7 @@ def _fit(setup: _Setup, module: _Module) -> None:
     with noted_signals() as signals, _quiet():
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
-            devices=options.devices,
+            devices=_devices(setup.device, options.devices),
             strategy="ddp" if options.devices > 1 else "auto",
             precision="bf16-mixed" if setup.precision == "bfloat16" else "32-true",
             max_epochs=options.epochs,
@@ -485,28 +583,48 @@ def _fit(setup: _Setup, module: _Module) -> None:
             use_distributed_sampler=False,
             limit_val_batches=0,
             logger=TensorBoardLogger(setup.run, name=None, version="tensorboard"),
-            plugins=[_CheckpointIO()],
-            callbacks=[_Limits(options.max_time, signals), _EpochEnd(setup, bar), bar],
+            # Always our own processes: under SLURM Lightning would wait for some from outside.
+            plugins=[_CheckpointIO(), LightningEnvironment()],
+            # Last the one that may leave, when all is saved.
+            callbacks=[_EpochEnd(setup, bar), bar, _Limits(options.max_time, signals)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        start = last_good_checkpoint(setup.run) if options.resume else None
         try:
-            trainer.fit(module, data, ckpt_path=start, weights_only=True)
+            trainer.fit(module, data, ckpt_path=setup.start, weights_only=True)
         except (RuntimeError, MemoryError) as error:
+            if signals:  # `timeout` and others signal the loaders too, which die of it
+                raise Interrupted(signals[0]) from error
             fault = memory_fault(error)
             if fault is None:
                 raise
             raise fault from error
 
 
+def _devices(device: torch.device, count: int) -> int | list[int]:
+    """What Lightning calls ``count`` devices from this one on.
+
+    Raises SpatialEmbedError ``no_device`` (exit 2) where there are not so many.
+    """
+    if device.type == "cpu":
+        return count
+    first = device.index or 0
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if first + count > there:
+        raise SpatialEmbedError(
+            "no_device",
+            f"{count} devices from {device} on, of {there}",
+            "give fewer devices, or device cpu",
+            USAGE,
+        )
+    return list(range(first, first + count))
+
+
 def _tune_best(setup: _Setup) -> None:
     """Choose the thresholds of the best model on the validation images and write them into it."""
     net, info = checkpoint.load(setup.run / "model")
-    if len(setup.val) == 0:
-        return
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("tuning thresholds", total=len(setup.val))
         thresholds, table = tune_thresholds(
@@ -519,10 +637,7 @@ def _tune_best(setup: _Setup) -> None:
         )
     figure = max((v for v in table.values() if not np.isnan(v)), default=None)
     facts = info.training | {"validation_ap_tuned": figure}
-    source, _ = checkpoint.load(setup.run / "model")
-    checkpoint.save(
-        setup.run / "model", source, replace(info, thresholds=thresholds, training=facts)
-    )
+    checkpoint.save(setup.run / "model", net, replace(info, thresholds=thresholds, training=facts))
 
 
 def _each(images: Images) -> Iterator[Any]:
@@ -544,7 +659,7 @@ def _draw_sample(run: Path, found: Any, done: int) -> None:
     write_png(run / "samples" / f"{stem}_epoch{done:04d}.png", picture)
 
 
-def _facts(setup: _Setup, ap: float, done: int, seconds: float) -> dict[str, Any]:
+def _facts(setup: _Setup, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
     """What the model file says of its training; no path, no name of a person or machine."""
     return {
         "data": Path(setup.options.data).resolve().name,
@@ -570,7 +685,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         loud.setLevel(level)
-
-
-def _rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
