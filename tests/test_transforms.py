@@ -63,6 +63,20 @@ def test_percentiles_by_channel() -> None:
         np.testing.assert_allclose(scaled[c], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_small_object_on_a_clean_ground_is_not_lost(clean: bool) -> None:
+    """It covers less than 0.2 % of the image, so that both percentiles are the ground."""
+    image = np.full((100, 100), 10, np.uint8)
+    image[4:7, 4:7] = 210
+    image[50, 50] = 110
+    image[9, 9] = 10 if clean else 0
+    scaled = normalize(to_tensor(image), Normalization())
+    least = 10 if clean else 0
+    for y, x in ((5, 5), (50, 50), (0, 0)):
+        expected = (int(image[y, x]) - least) / (210 - least)
+        assert float(scaled[0, y, x]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_grey_and_its_repetition_agree() -> None:
     grey = np.random.default_rng(0).integers(0, 255, (20, 20), np.uint8)
     one = normalize(to_tensor(grey), Normalization())

@@ -28,7 +28,8 @@ def normalize(image: Tensor, how: Normalization) -> Tensor:
     """Normalise one whole image (3, H, W) float32 as the model wants it; same shape.
 
     Percentiles are taken channel by channel over the whole image, so a crop is to be cut after
-    this. A constant channel becomes 0.
+    this. A channel whose percentiles coincide (a few small objects on a clean ground) goes from its
+    minimum to its maximum instead; a constant one becomes 0.
     """
     if how.kind == "none":
         return image
@@ -37,7 +38,10 @@ def normalize(image: Tensor, how: Normalization) -> Tensor:
         return (image - mean[:, None, None]) / std[:, None, None]
     channels = image[:1] if image.stride(0) == 0 else image  # grey is one channel, repeated
     # torch.quantile refuses more than 16 million values.
-    low, high = np.percentile(channels.flatten(1).numpy(), (how.low, how.high), axis=1)
+    values = channels.flatten(1).numpy()  # (1 or 3, H W)
+    low, high = np.percentile(values, (how.low, how.high), axis=1)
+    apart = high > low
+    low, high = np.where(apart, low, values.min(1)), np.where(apart, high, values.max(1))
     low, high = (torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (low, high))
     spread = high - low
     scaled = torch.where(spread > 0, (channels - low) / spread.clamp_min(1e-20), 0.0)
