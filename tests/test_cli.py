@@ -99,6 +99,14 @@ def test_scenes(scenes: Path) -> None:
     assert all(len(dataset[i].target.classes) for i in range(6))
 
 
+def test_a_foreign_launcher_silences_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.main(["data", "scenes", "--images=1", "--size=32", "--out", str(tmp_path)]) == 0
+    assert "1 images and masks" in capsys.readouterr().out
+
+
 def test_train(run: Path) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["group_by"] == "mosaic"
@@ -240,6 +248,9 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d --stage1.epochs few", "few", id="type"),
         pytest.param("train --data d --center middle", "learnable", id="choice"),
         pytest.param("train --data d --stage1.crop 3", "crop is 3", id="range"),
+        pytest.param("train --data d --stage1.batch 3 --devices 2", "batch is 3", id="TRN-04"),
+        pytest.param("train --data d --normalization.low 99.9", "percentiles 99.9", id="percents"),
+        pytest.param("train --data d --normalization.std [1,0,1]", "std is (1", id="std"),
         pytest.param("train", "--data", id="no data"),
         pytest.param("train --data", "--data has no value", id="no value"),
         pytest.param("train --data d more", "more", id="too many words"),
