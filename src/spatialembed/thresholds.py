@@ -80,7 +80,8 @@ def tune_thresholds(
     """The ``start``, ``foreground`` and ``min_pixels`` of the highest mean AP, and the whole table.
 
     The table holds mean AP by (foreground, start, min_pixels). Equal APs: the first in the order of
-    the lists above, so that the result is stable.
+    the lists above, so that the result is stable. Where none is above 0 there is nothing to choose
+    by: ``base``.
     """
     sizes = sorted({round(base.min_pixels * factor) for factor in MIN_PIXEL_FACTORS})
     scores: dict[tuple[float, float, int], list[float]] = {}
@@ -94,7 +95,7 @@ def tune_thresholds(
                 scores.setdefault((foreground, start, min_pixels), []).append(ap)
         progress()
     table = {key: _mean(values) for key, values in scores.items()}
-    if not table or np.isnan(list(table.values())).all():
+    if not any(ap > 0 for ap in table.values()):
         return base, table
     foreground, start, min_pixels = max(table, key=lambda key: np.nan_to_num(table[key], nan=-1))
     return replace(base, foreground=foreground, start=start, min_pixels=min_pixels), table
