@@ -62,6 +62,28 @@ def test_a_pickle_with_the_right_hash_is_refused(fault: str, tmp_path: Path) -> 
     assert not canary.exists()
 
 
+# ---------------------------------------------------------------- metrics
+
+
+def test_rows_of_repeated_epochs_go_and_columns_grow(tmp_path: Path) -> None:
+    history = runs.History(tmp_path)
+    history.add({"epoch": 1, "total": 2.5})
+    history.add({"epoch": 2, "total": 1.5, "val_ap": 0.25})
+    again = runs.History(tmp_path)
+    assert again.rows == history.rows
+    again.keep_until(1)
+    again.add({"epoch": 2, "total": 1.25})
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,total\n1,2.5\n2,1.25\n"
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_before_the_first_validation(tmp_path: Path) -> None:
+    history = runs.History(tmp_path)
+    history.add({"epoch": 1, "total": 2.5, "lr": 1e-3})
+    history.draw()
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 # ---------------------------------------------------------------- settings
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -19,7 +20,8 @@ from spatialembed.data.synthetic import (
     shapes_scene,
     write_folder,
 )
-from spatialembed.types import Sample
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.types import Sample, Target
 
 DRAW: list[Callable[..., Sample]] = [nuclei_field, shapes_scene]
 KINDS: list[Kind] = ["nuclei", "shapes"]
@@ -45,6 +47,15 @@ def check(sample: Sample, height: int, width: int) -> np.ndarray:
 def test_any_size_and_seed(height: int, width: int, seed: int, nuclei: bool) -> None:
     """Ids without gaps, every one seen and in one piece, down to a picture of one pixel."""
     check((nuclei_field if nuclei else shapes_scene)(height, width, seed=seed), height, width)
+
+
+@pytest.mark.parametrize("fault", ["LBL-01"])
+def test_ids_that_would_wrap_are_refused(fault: str, tmp_path: Path) -> None:
+    labels = torch.arange(1, 65537, dtype=torch.int32).reshape(256, 256)
+    truth = Target(labels, torch.zeros(65536, dtype=torch.int64), torch.zeros(256, 256).bool())
+    many = [Sample(np.zeros((256, 256), np.uint8), truth, "many")]
+    with pytest.raises(SpatialEmbedError, match=r"too_many_objects.*65536"):
+        write_folder(many, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("draw", DRAW)

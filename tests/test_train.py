@@ -342,9 +342,8 @@ def test_validation_without_objects_keeps_the_last_model(
     assert "no object in the validation images" in caplog.text
     _, info = checkpoint.load(run / "model")
     assert info.training["epochs"] == 2
-    assert info.training["validation_ap"] is None
-    assert info.training["validation_ap_tuned"] is None
-    assert not any("val_ap" in row for row in runs.History(run).rows)
+    assert not info.training["validation_ap"]  # 0 with false finds, else none
+    assert (info.thresholds.start, info.thresholds.foreground) == (0.9, 0.5)  # not tuned
 
 
 def test_two_classes_from_table_to_table(scenes: Path, tmp_path: Path) -> None:
@@ -482,6 +481,15 @@ def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
     assert module.best_ap == 0.75
     module.on_load_checkpoint({"best_ap": 0.8, "seconds": 0.0})
     assert module.best_ap == 0.8
+
+
+def test_the_bar_counts_the_steps_of_both_stages() -> None:
+    """A second stage of smaller batches has more steps an epoch."""
+    bar = train._Bar([2, 2, 8])
+    bar.on_train_start(SimpleNamespace(current_epoch=2), None)  # type: ignore[arg-type]
+    bar.on_train_end()
+    (task,) = bar.progress.tasks
+    assert (task.completed, task.total) == (4, 12)
 
 
 def test_devices_from_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

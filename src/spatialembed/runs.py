@@ -18,6 +18,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -70,11 +71,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _lock(descriptor: int) -> bool:
     try:
-        import fcntl
-    except ImportError:  # Windows: an open file cannot be opened again for writing there anyway
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -177,7 +181,8 @@ class History:
         if path.exists():
             with path.open(newline="") as file:
                 self.rows = [
-                    {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)
+                    {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+                    for row in csv.DictReader(file)
                 ]
 
     def keep_until(self, epochs_done: int) -> None:
@@ -208,7 +213,8 @@ class History:
         right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
         for axes in (left, middle, right):
             axes.grid(alpha=0.3)
-            axes.legend(frameon=False)
+            if axes.lines:  # no AP before the first validation
+                axes.legend(frameon=False)
         with atomic_write(self.folder / "curves.png") as path:
             figure.savefig(path, dpi=110)
 

@@ -16,7 +16,7 @@ import platform
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -38,7 +38,7 @@ from spatialembed import checkpoint
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
-from spatialembed.data.module import Batch, CropModule, CropPlan, Images
+from spatialembed.data.module import Batch, CropModule, CropPlan, Images, Share
 from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
 from spatialembed.loss import LossTerms, spatial_embedding_loss
@@ -432,12 +432,12 @@ class _CheckpointIO(TorchCheckpointIO):
 class _Bar(Callback):
     """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, steps: Sequence[int]) -> None:
         console = Console()
-        self.epochs = epochs
+        self.steps = steps  # of each epoch
         self.live = console.is_terminal
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            TextColumn(f"epoch {{task.fields[epoch]}}/{len(steps)}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[losses]}"),
@@ -451,11 +451,10 @@ class _Bar(Callback):
         self.progress.update(self.task, losses=text)
 
     def on_train_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
-        total = trainer.num_training_batches
         self.task = self.progress.add_task(
             "",
-            total=self.epochs * total,
-            completed=trainer.current_epoch * total,
+            total=sum(self.steps),
+            completed=sum(self.steps[: trainer.current_epoch]),
             epoch=trainer.current_epoch,
             losses="",
         )
@@ -471,7 +470,8 @@ class _Bar(Callback):
         best = f" best AP {module.best_ap:.3f}" if module.best_ap >= 0 else ""
         self.progress.update(self.task, losses=losses + best)
         if not self.live and trainer.is_global_zero:
-            print(f"epoch {trainer.current_epoch + 1}/{self.epochs} {losses}{best}", flush=True)
+            done = f"epoch {trainer.current_epoch + 1}/{len(self.steps)}"
+            print(f"{done} {losses}{best}", flush=True)
 
     def on_exception(self, *_: Any) -> None:
         self.progress.stop()
@@ -570,7 +570,8 @@ def _fit(setup: _Setup, module: _Module) -> None:
     data = CropModule(
         setup.train, setup.normalization, options.augment, setup.plan, options.workers
     )
-    bar = _Bar(options.epochs)
+    plans = [setup.plan(epoch) for epoch in range(options.epochs)]
+    bar = _Bar([len(Share(plan.count, plan.batch, 0, options.devices)) for plan in plans])
     with noted_signals() as signals, _quiet():
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),

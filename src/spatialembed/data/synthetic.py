@@ -18,6 +18,7 @@ import torch
 from rich.progress import track
 from scipy import ndimage
 
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import write_png
 from spatialembed.types import Sample, Target
 
@@ -355,11 +356,18 @@ class Images(Protocol):
 def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> None:
     """Write ``out``/images/NAME.png and masks/NAME.png (16-bit ids), as ``open_folder`` reads them.
 
-    Raises SpatialEmbedError: disk_full (exit 5).
+    Raises SpatialEmbedError: disk_full (exit 5); too_many_objects where ids would wrap.
     """
     out = Path(out)
     for i in track(range(len(dataset)), "generating", disable=not progress):
         sample = dataset[i]
+        objects = len(sample.target.classes)
+        if objects > np.iinfo(np.uint16).max:
+            raise SpatialEmbedError(
+                "too_many_objects",
+                f"{sample.name}: {objects} objects, 16-bit ids tell 65535",
+                "make smaller pictures",
+            )
         write_png(out / "images" / f"{sample.name}.png", sample.image)
         write_png(
             out / "masks" / f"{sample.name}.png", sample.target.labels.numpy().astype(np.uint16)
