@@ -249,6 +249,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d --center middle", "learnable", id="choice"),
         pytest.param("train --data d --stage1.crop 3", "crop is 3", id="range"),
         pytest.param("train --data d --stage1.batch 3 --devices 2", "batch is 3", id="TRN-04"),
+        pytest.param("train --data d --augment.blur 90", "blur is 90", id="blur"),
         pytest.param("train --data d --normalization.low 99.9", "percentiles 99.9", id="percents"),
         pytest.param("train --data d --normalization.std [1,0,1]", "std is (1", id="std"),
         pytest.param("train", "--data", id="no data"),

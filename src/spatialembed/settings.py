@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -116,6 +117,8 @@ class TrainOptions:
             whole = stage.epochs == 0 or stage.batch % self.devices == 0
             message = f"batch is {stage.batch} for {self.devices} devices"
             _check(whole, message, "give a multiple of the devices")
+            blurred = 0 <= math.ceil(3 * self.augment.blur) < stage.crop  # as wide as its kernel
+            _check(blurred, f"blur is {self.augment.blur}", "give 0 to a third of the crop")
         low, high = self.normalization.low, self.normalization.high
         _check(
             0 <= low < high <= 100, f"percentiles {low} to {high}", "give 0 <= low < high <= 100"
