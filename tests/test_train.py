@@ -568,3 +568,19 @@ def test_devices_2_trains(scenes: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert checkpoint.load(tmp_path / "run" / "model")[1].thresholds != ClusterOptions()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "code"), [("time", 0), ("SIGTERM", 143)])
+def test_two_processes_stop_together(stop: str, code: int, scenes: Path, tmp_path: Path) -> None:
+    limit = ["--max-time", "0.1"] if stop == "time" else []
+    process = start(command(scenes, tmp_path, "--devices=2", "--stage1.epochs=999", *limit))
+    run = tmp_path / "run"
+    if stop == "SIGTERM":
+        wait_for(runs.checkpoint_path(run, 1), process)
+        process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert runs.has_checkpoints(run)
+    assert (run / "model").is_dir() == (stop == "time")
