@@ -18,9 +18,9 @@ from spatialembed.types import Embeddings, Instances, Normalization, Sample
 Engine = Callable[[Tensor], Embeddings]
 """A network ready to run: normalised images (B, 3, H, W) of any size to their maps."""
 
-STARTS = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+STARTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 FOREGROUNDS = (0.3, 0.4, 0.5, 0.6)
-MIN_PIXEL_FACTORS = (0.25, 0.5, 1.0, 1.5)
+MIN_PIXEL_FACTORS = (0.5, 1.0, 1.5, 2.0)
 """Tried values of ``min_pixels``, as multiples of the one that the sizes of the objects suggest."""
 
 
