@@ -529,8 +529,9 @@ def test_init_starts_from_a_model(
     changes = {"init": str(trained / "model"), "stage1": still, "scale": 1.5}
     run = train.train(options(scenes, tmp_path, **changes))
     assert "scale of" in caplog.text  # it was trained at another
+    after = weights(run, 1)
     for name, tensor in given.state_dict().items():
-        torch.testing.assert_close(weights(run, 1)["net." + name], tensor, atol=1e-6, rtol=0)
+        torch.testing.assert_close(after["net." + name], tensor, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("fault", ["CKP-04"])
