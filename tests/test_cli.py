@@ -256,7 +256,12 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data", "--data has no value", id="no value"),
         pytest.param("train --data d more", "more", id="too many words"),
         pytest.param("evaluate --model m", "data", id="missing"),
-        pytest.param("predict --model m --out o", "sources", id="no source"),
+        pytest.param("predict --model m --out o", "not given: SOURCES", id="no source"),
+        pytest.param("predict --model m a.png", "not given: --out", id="no out"),
+        pytest.param(
+            "train --stage1.epochs many", "stage1.epochs: many is not of type int", id="type"
+        ),
+        pytest.param("train --center middle", "middle is none of centroid", id="choice"),
         pytest.param("data scenes --out o --size big", "size is big", id="size"),
         pytest.param("data scenes --out o --size 0x9", "size is 0x9", id="no size"),
         pytest.param("train --data d --config nowhere", "nowhere", id="no config"),

@@ -356,6 +356,7 @@ def test_split_is_the_same_everywhere(many: FolderDataset) -> None:
     ({"fraction": 1.0}, "bad_split"),
     ({"fraction": 0.999}, "bad_split"),
     ({"group_by": "groop"}, "did you mean 'group'"),
+    ({"group_by": "patient"}, "it has "),
 ])  # fmt: skip
 def test_split_refused(settings: dict, says: str, many: FolderDataset) -> None:
     with pytest.raises(SpatialEmbedError, match=says) as caught:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from docstring_parser import parse_from_object
@@ -41,10 +42,28 @@ def parse(
     try:
         values = parser.instantiate(parser.parse_args(given))
     except (ArgumentError, argparse.ArgumentError) as error:
-        message = " ".join(str(error).split())
+        message = _in_words(" ".join(str(error).split()), types, (positional or "").split())
         remedy = f"see spatialembed {verb} --help"
         raise SpatialEmbedError("bad_setting", message, remedy, USAGE) from error
     return kind(**{f.name: getattr(values, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def _in_words(message: str, types: Mapping[str, Any], positional: Sequence[str]) -> str:
+    """What the parser says against the words, without its own terms where it can be."""
+    wrong = re.search(r'Parser key "([^"]+)": .*(?:Got value|Given value): (.*)', message)
+    if wrong and wrong[1] in types:
+        kind = types[wrong[1]]
+        if get_origin(kind) is Literal:
+            return f"{wrong[1]}: {wrong[2]} is none of {', '.join(map(str, get_args(kind)))}"
+        name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+        return f"{wrong[1]}: {wrong[2]} is not of type {name}"
+    missing = re.search(r"arguments are required: (.*)", message)
+    if missing:
+        names = [
+            name.upper() if name in positional else f"--{name}" for name in missing[1].split(", ")
+        ]
+        return f"not given: {', '.join(names)}"
+    return message
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

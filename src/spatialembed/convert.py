@@ -81,7 +81,9 @@ def _load_weights_only(file: Path) -> Any:
         AttributeError, IndexError, AssertionError, UnicodeError, MemoryError,
     ) as error:  # fmt: skip
         lines = str(error).splitlines() or [type(error).__name__]
-        raise _bad_checkpoint(file, f"not readable as weights alone: {lines[0][:200]}") from error
+        reason = lines[0].partition("Weights only load failed")[0][:200]  # torch advises to run it
+        what = "not readable as weights alone" + (f": {reason}" if reason else "")
+        raise _bad_checkpoint(file, what) from error
 
 
 def _bad_checkpoint(file: Path, what: str) -> SpatialEmbedError:

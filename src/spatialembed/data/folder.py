@@ -354,11 +354,12 @@ def _group_keys(dataset: FolderDataset, column: str) -> list[str]:
     rows = [dataset.index_row(i) for i in range(len(dataset))]
     columns = sorted({name for row in rows for name in row})
     if column not in columns:
-        near = difflib.get_close_matches(column, columns, 1) or columns
+        near = difflib.get_close_matches(column, columns, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns)}"
         raise SpatialEmbedError(
             "no_column",
             f"index.csv has no column {column!r}" if columns else "no index.csv to group by",
-            f"did you mean {near[0]!r}?" if columns else "put it beside images/ and masks/",
+            known if columns else "put it beside images/ and masks/",
             USAGE,
         )
     missing = [dataset.names[i] for i, row in enumerate(rows) if not row.get(column)]
