@@ -2,7 +2,8 @@
 
     python examples/train_and_predict.py [FOLDER]
 
-Without a folder it makes one of generated nuclei, which takes a couple of minutes on two cores.
+Without a folder it makes one of generated nuclei and trains for 16 epochs, a couple of minutes
+on two cores. On a folder it trains for 200.
 """
 
 from __future__ import annotations
