@@ -94,6 +94,7 @@ def collision(tree: Path) -> list[Path]:
     pytest.param("no_images", lambda t: [made(t / "none")], id="IMG-33"),
     pytest.param("no_images", lambda t: [t / "*.bmp"], id="IMG-33-glob"),
     pytest.param("no_images", lambda _: [], id="IMG-33-nothing"),
+    pytest.param("no_images", lambda t: [t, t / "*.bmp"], id="IMG-33-one-of-two"),
     pytest.param("not_found", lambda t: [t / "gone.png"], id="IMG-26"),
 ])  # fmt: skip
 def test_listing_refused(code: str, make: Callable[[Path], list[Path]], tree: Path) -> None:

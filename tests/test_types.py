@@ -102,3 +102,8 @@ def test_numpy_of_numpy_is_itself_and_of_torch_is_equal() -> None:
 def test_an_empty_image() -> None:
     none = Instances(np.zeros((4, 5), np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert len(none) == len(none.boxes) == len(none.areas) == 0
+
+
+def test_repr_is_a_line() -> None:
+    found = Instances(np.zeros((3, 5), np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    assert repr(found) == "Instances(0 objects, 5 x 3 px)"

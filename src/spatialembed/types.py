@@ -69,7 +69,7 @@ class Normalization:
     """Percentile that becomes 1, of kind "percentile" (EmbedSeg: 99.8)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Instances:
     """What was found in one image: torch on the embeddings' device, numpy from ``Predictor``."""
 
@@ -81,6 +81,11 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        more = ", truncated" if self.truncated else ""
+        return f"Instances({len(self)} objects, {width} x {height} px{more})"
 
     def __getitem__(self, which: Any) -> Instances:
         """Select by boolean mask (N,) or index array; order is kept, labels are numbered anew."""

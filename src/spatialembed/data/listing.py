@@ -27,15 +27,16 @@ def list_images(
     """
     found: dict[str, tuple[Path, str]] = {}
     out = None if exclude is None else Path(exclude).resolve()
+    if not sources:
+        raise SpatialEmbedError("no_images", "no source", "name files, folders or globs")
     for source in map(Path, sources):
-        for path, name in _of_source(source, out):
+        matches = _of_source(source, out)
+        if not matches:  # a mistyped one among good ones would drop its images unseen
+            raise SpatialEmbedError(
+                "no_images", f"{source}: no image found", f"looked for {' '.join(SUFFIXES)}"
+            )
+        for path, name in matches:
             found.setdefault(os.path.abspath(path), (path, name))
-    if not found:
-        raise SpatialEmbedError(
-            "no_images",
-            f"{', '.join(map(str, sources)) or 'no source'}: no image found",
-            f"looked for {' '.join(SUFFIXES)}",
-        )
     _refuse_collisions(list(found.values()))
     return list(found.values())
 
