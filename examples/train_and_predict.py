@@ -2,7 +2,7 @@
 
     python examples/train_and_predict.py [FOLDER]
 
-Without a folder it makes one of generated nuclei and trains for 16 epochs, a couple of minutes
+Without a folder it makes one of generated nuclei and trains for 16 epochs, a few minutes
 on two cores. On a folder it trains for 200.
 """
 
