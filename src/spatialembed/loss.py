@@ -31,7 +31,7 @@ Center = Literal["centroid", "learnable", "medoid"]
 
 FLOAT32_LIMIT = 24 * math.log(2)
 """Exponent at which phi = 2^-24 is lost beside an own phi that rounds to 1 in float32."""
-SMOOTHNESS_WEIGHT = 10.0
+SMOOTHNESS = 10.0
 """Published weight of the smoothness term; the other two have weight 1."""
 TWICE_ONE_BITS = 2 * 0x3F800000
 """Twice the bits of the float32 1.0: what the keys of an error e and of 2 - e add up to."""
@@ -44,9 +44,7 @@ class LossTerms(NamedTuple):
     smoothness: Tensor
     seed: Tensor
 
-    def total(
-        self, instance: float = 1.0, smoothness: float = SMOOTHNESS_WEIGHT, seed: float = 1.0
-    ) -> Tensor:
+    def total(self, instance: float = 1, smoothness: float = SMOOTHNESS, seed: float = 1) -> Tensor:
         """The weighted sum, by default with the published weights."""
         return instance * self.instance + smoothness * self.smoothness + seed * self.seed
 

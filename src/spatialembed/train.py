@@ -41,7 +41,7 @@ from spatialembed.data.folder import duplicates, open_folder, split_dataset, spl
 from spatialembed.data.module import Batch, CropModule, CropPlan, Images, Share
 from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
-from spatialembed.loss import SMOOTHNESS_WEIGHT, spatial_embedding_loss
+from spatialembed.loss import SMOOTHNESS, spatial_embedding_loss
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.render import maps_panel, write_png
 from spatialembed.runs import (
@@ -334,7 +334,7 @@ class _Module(pl.LightningModule):
             for buffer, before in zip(self.net.buffers(), statistics, strict=True):
                 buffer.copy_(before)
             return None
-        weighted = terms._replace(smoothness=SMOOTHNESS_WEIGHT * terms.smoothness)
+        weighted = terms._replace(smoothness=SMOOTHNESS * terms.smoothness)
         values = {"total": loss, **weighted._asdict()}
         self.log_dict(
             {k: v.detach() for k, v in values.items()},
