@@ -1,0 +1,112 @@
+"""The settings of each verb of the command line: a dataclass, whose docstrings are its --help.
+
+Those of training, which other floors read too, are in ``settings``. This file imports no torch, so
+that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Settings of ``spatialembed demo``."""
+
+    out: str = "demo"
+    """Folder of the results."""
+    train: bool = False
+    """Train a small model of shapes from nothing instead; about five minutes on two cores."""
+    seed: int = 0
+    """Of the generated pictures and of the training."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Settings of ``spatialembed evaluate``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
+    val_fraction: float = 0.2
+    """Share that training held out of a flat folder."""
+    group_by: str | None = None
+    """Column of index.csv whose groups training held out whole; alone it means --split val."""
+    seed: int = 0
+    """Of that split."""
+    sampling: Literal["seed", "truth"] = "seed"
+    """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
+    out: str = "runs/evaluate"
+    """Folder of report.json and worst.html."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
+
+    sources: list[str]
+    """Image files, folders, and globs in quotes."""
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    out: str
+    """Folder of the results: labels and overlay of each image, objects.csv, instances.json."""
+    augment: bool = False
+    """Average over the eight turns and flips, at eight times the cost."""
+    batch: int = 8
+    """Images of one size that go through the network together."""
+    foreground: float | None = None
+    """A pixel takes part if its seed is above this."""
+    start: float | None = None
+    """A pixel can start an instance if its seed is at least this."""
+    membership: float | None = None
+    """A pixel belongs to a seed if its phi is above this."""
+    min_pixels: int | None = None
+    """An instance has more pixels than this."""
+    min_free: float | None = None
+    """More than this share of an instance's pixels must not belong to a better one."""
+    max_instances: int | None = None
+    """Stop after so many instances in an image."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+    threads: int | None = None
+    """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Settings of ``spatialembed convert``."""
+
+    file: str
+    """Car checkpoint that the authors of the paper released; nothing in it is executed."""
+    out: str
+    """Model folder to write."""
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """Settings of ``spatialembed data scenes``."""
+
+    out: str
+    """Folder of images/ and masks/ to write."""
+    kind: Literal["nuclei", "shapes"] = "nuclei"
+    """Fluorescence fields of nuclei, or grey photographs of plain shapes."""
+    images: int = 100
+    """How many."""
+    size: str = "256"
+    """Height x width in px, as 520x696, or one side of squares."""
+    seed: int = 0
+    """Image i follows from (seed, i)."""
