@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_numpy_of_numpy_is_itself_and_of_torch_is_equal() -> None:
     host = found("torch").numpy()
     assert np.array_equal(host.labels, LABELS)
     assert (host.scores.dtype, host.class_names, host.truncated) == (np.float32, NAMES, True)
+
+
+@both
+def test_the_expected_iou_goes_along(kind: str) -> None:
+    values: Any = np.array([0.9, 0.5, 0.7], np.float32)
+    calibrated = replace(
+        found(kind), expected_iou=values if kind == "numpy" else torch.from_numpy(values)
+    )
+    chosen = calibrated[[0, 2]]
+    assert type(chosen.expected_iou) is type(chosen.labels)
+    assert np.asarray(chosen.expected_iou).tolist() == pytest.approx([0.9, 0.7])
+    assert np.array_equal(calibrated.numpy().expected_iou, values)
+    assert found(kind)[[0]].expected_iou is None
+    assert found(kind).numpy().expected_iou is None
 
 
 def test_an_empty_image() -> None:

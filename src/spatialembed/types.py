@@ -78,6 +78,7 @@ class Instances:
     classes: Any  # (N,) int64
     class_names: tuple[str, ...] = field(default=())
     truncated: bool = False  # stopped at max_instances
+    expected_iou: Any = None  # (N,) float32 in [0, 1]; None: the model is not calibrated
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -106,6 +107,7 @@ class Instances:
             host.classes[kept],
             self.class_names,
             self.truncated,
+            None if host.expected_iou is None else host.expected_iou[kept],
         )
         return chosen if isinstance(self.labels, np.ndarray) else chosen._like(self)
 
@@ -148,6 +150,7 @@ class Instances:
             labels=_as_numpy(self.labels),
             scores=_as_numpy(self.scores),
             classes=_as_numpy(self.classes),
+            expected_iou=None if self.expected_iou is None else _as_numpy(self.expected_iou),
         )
 
     def _like(self, other: Instances) -> Instances:
@@ -161,6 +164,9 @@ class Instances:
             labels=to(self.labels, other.labels),
             scores=to(self.scores, other.scores),
             classes=to(self.classes, other.classes),
+            expected_iou=None
+            if self.expected_iou is None
+            else to(self.expected_iou, other.expected_iou),
         )
 
 
