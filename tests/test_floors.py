@@ -20,7 +20,7 @@ FLOORS = {
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 INSIDE = {  # order inside a package; files of one rank do not import each other
-    "kernels": {"jit": 0, "cpu": 1, "hinge": 1},
+    "kernels": {"jit": 0, "cpu": 1, "hinge": 1, "pixels": 1},
     "data": {"decode": 0, "listing": 0, "images": 1, "folder": 2, "synthetic": 2, "module": 3},
     "results": {"coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "folder": 1},
 }
@@ -43,7 +43,10 @@ LONGEST = 400  # lines of a file
 OVERLONG = {  # why they are longer
     "train": "the Lightning module and what it calls at each turn of the loop, read together",
 }
-TORCH_FREE = {"__init__", "types", "errors", "files", "kernels.jit", "kernels.cpu", "kernels.hinge"}
+TORCH_FREE = {
+    "__init__", "types", "errors", "files",
+    "kernels.jit", "kernels.cpu", "kernels.hinge", "kernels.pixels",
+}  # fmt: skip
 
 
 def modules() -> list[str]:

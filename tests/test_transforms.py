@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.transforms import (
@@ -104,6 +107,34 @@ def test_fixed_normalisation() -> None:
     how = Normalization("fixed", mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     image = normalize(to_tensor(np.ones((1, 1), np.float32)), how)
     assert image.flatten().tolist() == [1.0, 3.0, 0.5]
+
+
+IMAGES = st.one_of(
+    arrays(dtype, (*size, *channels), elements=st.integers(0, top))
+    for dtype, top in ((np.uint8, 255), (np.uint8, 3), (np.uint16, 65535), (np.uint16, 4095))
+    for size in ((1, 1), (3, 5), (16, 17))
+    for channels in ((), (3,))
+)
+
+
+@given(
+    IMAGES,
+    st.sampled_from(("none", "fixed", "percentile")),
+    st.tuples(st.floats(0, 100), st.floats(0, 100)).map(sorted),
+)
+@settings(deadline=None)
+def test_levels_give_the_bits_of_pixels(image: np.ndarray, kind: Any, ends: list[float]) -> None:
+    """Integers go by a table of their levels; one by one, as floats, they give the same."""
+    how = Normalization(kind, low=ends[0], high=ends[1])
+    assert torch.equal(network_input(image, how), normalize(to_tensor(image), how))
+
+
+@pytest.mark.parametrize("kind", ["none", "fixed", "percentile"])
+def test_levels_of_any_memory_order(kind: Any) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    how = Normalization(kind)
+    for view in (image[::-1, ::2], np.asfortranarray(image), image.transpose(1, 0, 2)):
+        assert torch.equal(network_input(view, how), network_input(view.copy(), how))
 
 
 @pytest.mark.parametrize("seed", range(20))
