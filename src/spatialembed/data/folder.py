@@ -9,7 +9,6 @@ The name (key) of an image is its path below images/ without suffix.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import math
@@ -25,7 +24,8 @@ import torch
 from skimage import measure
 
 from spatialembed.data.images import read_labels, read_oriented
-from spatialembed.data.listing import SUFFIXES, image_files
+from spatialembed.data.listing import image_files
+from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.types import Sample, Target
 
@@ -187,8 +187,8 @@ def open_folder(
         raise SpatialEmbedError(
             "missing_pairs", f"{root}: no image has a mask of its name", "give pairs one name"
         )
-    classes = _read_classes(_table(top, root, "classes.csv"))
-    rows = _read_index(_table(top, root, "index.csv"))
+    classes = read_classes(find_table(top, root, "classes.csv"))
+    rows = read_index(find_table(top, root, "index.csv"))
     pairs = [
         _Pair(
             name,
@@ -255,68 +255,6 @@ def _refuse_missing(root: Path, images: Mapping[str, Path], masks: Mapping[str, 
             f"{root}: {len(lines)} without partner: {'; '.join(lines)}",
             "add them, or leave these out with --allow-missing",
         )
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _table(top: Path, root: Path, name: str) -> Path | None:
-    """A table beside images/, or beside train/ val/ test/."""
-    return next((at / name for at in (root, top) if (at / name).is_file()), None)
-
-
-def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV file whose header has a name column (``one_of``) and the columns ``also``."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = [
-                {key: (value or "").strip() for key, value in row.items() if key} for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpatialEmbedError("bad_table", f"{path}: {error}", "save it as UTF-8 CSV") from error
-    if not set(one_of) & set(columns) or set(also) - set(columns):
-        wanted = ",".join((" or ".join(one_of), *also))
-        raise SpatialEmbedError(
-            "bad_table", f"{path}: columns {','.join(columns)}", f"its header must have {wanted}"
-        )
-    return rows
-
-
-def _key(name: str) -> str:
-    """Name of an image as written in a table, with or without its suffix."""
-    return str(Path(name).with_suffix("").as_posix()) if name.lower().endswith(SUFFIXES) else name
-
-
-def _read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
-    """Class name by image name and id."""
-    if path is None:
-        return None
-    found: dict[str, dict[int, str]] = defaultdict(dict)
-    for line, row in enumerate(_rows(path, ["image"], ["id", "class"]), start=2):
-        number, name = row["id"], row["class"]
-        if not number.isdecimal() or int(number) == 0 or not name:
-            raise SpatialEmbedError(
-                "bad_table",
-                f"{path}, line {line}: id {number!r}, class {name!r}",
-                "ids are whole numbers above 0, classes have a name",
-            )
-        if found[_key(row["image"])].setdefault(int(number), name) != name:
-            raise SpatialEmbedError(
-                "bad_table",
-                f"{path}, line {line}: a second class for id {number} of {row['image']}",
-                "keep one",
-            )
-    return dict(found)
-
-
-def _read_index(path: Path | None) -> dict[str, dict[str, str]]:
-    """Rows by image name; the name column is ``image``, or ``id`` where there is none."""
-    if path is None:
-        return {}
-    rows = _rows(path, ["image", "id"])
-    return {_key(row["image"] if "image" in row else row["id"]): row for row in rows}
 
 
 # ---------------------------------------------------------------- splitting

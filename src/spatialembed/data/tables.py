@@ -1,0 +1,70 @@
+"""The tables beside images/ and masks/: classes.csv (image,id,class) and index.csv (any columns)."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from spatialembed.data.listing import SUFFIXES
+from spatialembed.errors import SpatialEmbedError
+
+
+def find_table(top: Path, root: Path, name: str) -> Path | None:
+    """A table beside images/, or beside train/ val/ test/."""
+    return next((at / name for at in (root, top) if (at / name).is_file()), None)
+
+
+def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file whose header has a name column (``one_of``) and the columns ``also``."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [
+                {key: (value or "").strip() for key, value in row.items() if key} for row in reader
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpatialEmbedError("bad_table", f"{path}: {error}", "save it as UTF-8 CSV") from error
+    if not set(one_of) & set(columns) or set(also) - set(columns):
+        wanted = ",".join((" or ".join(one_of), *also))
+        raise SpatialEmbedError(
+            "bad_table", f"{path}: columns {','.join(columns)}", f"its header must have {wanted}"
+        )
+    return rows
+
+
+def _key(name: str) -> str:
+    """Name of an image as written in a table, with or without its suffix."""
+    return str(Path(name).with_suffix("").as_posix()) if name.lower().endswith(SUFFIXES) else name
+
+
+def read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
+    """Class name by image name and id."""
+    if path is None:
+        return None
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    for line, row in enumerate(_rows(path, ["image"], ["id", "class"]), start=2):
+        number, name = row["id"], row["class"]
+        if not number.isdecimal() or int(number) == 0 or not name:
+            raise SpatialEmbedError(
+                "bad_table",
+                f"{path}, line {line}: id {number!r}, class {name!r}",
+                "ids are whole numbers above 0, classes have a name",
+            )
+        if found[_key(row["image"])].setdefault(int(number), name) != name:
+            raise SpatialEmbedError(
+                "bad_table",
+                f"{path}, line {line}: a second class for id {number} of {row['image']}",
+                "keep one",
+            )
+    return dict(found)
+
+
+def read_index(path: Path | None) -> dict[str, dict[str, str]]:
+    """Rows by image name; the name column is ``image``, or ``id`` where there is none."""
+    if path is None:
+        return {}
+    rows = _rows(path, ["image", "id"])
+    return {_key(row["image"] if "image" in row else row["id"]): row for row in rows}
