@@ -20,8 +20,20 @@ FLOORS = {
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 INSIDE = {  # order inside a package; files of one rank do not import each other
-    "kernels": {"jit": 0, "cpu": 1, "hinge": 1, "pixels": 1},
-    "data": {"decode": 0, "listing": 0, "images": 1, "folder": 2, "synthetic": 2, "module": 3},
+    "kernels": {"jit": 0, "cpu": 1, "gpu": 1, "hinge": 1, "pixels": 1},
+    "data": {
+        "decode": 0,
+        "listing": 0,
+        "images": 1,
+        "tables": 1,
+        "folder": 2,
+        "synthetic": 2,
+        "module": 3,
+        "objects": 0,
+        "probe": 2,
+        "twins": 3,
+        "survey": 4,
+    },
     "results": {"coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "folder": 1},
 }
 ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception

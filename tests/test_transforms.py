@@ -129,6 +129,13 @@ def test_levels_give_the_bits_of_pixels(image: np.ndarray, kind: Any, ends: list
     assert torch.equal(network_input(image, how), normalize(to_tensor(image), how))
 
 
+def test_every_percentile_of_levels() -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    for percent in np.linspace(0, 100, 111):
+        how = Normalization("percentile", low=float(percent) / 3, high=float(percent))
+        assert torch.equal(network_input(image, how), normalize(to_tensor(image), how))
+
+
 @pytest.mark.parametrize("kind", ["none", "fixed", "percentile"])
 def test_levels_of_any_memory_order(kind: Any) -> None:
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)

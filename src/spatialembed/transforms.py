@@ -104,7 +104,7 @@ def _first_and_last(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _percentiles_of_counts(
     counts: np.ndarray, levels: np.ndarray, percents: tuple[float, float]
 ) -> np.ndarray:
-    """``np.percentile`` (Q, C), linear, of values that are given as counts (C, L) of levels (L,)."""
+    """``np.percentile`` (Q, C), linear, of values given as counts (C, L) of levels (L,)."""
     up_to = counts.cumsum(axis=1)
     last = up_to[0, -1] - 1  # rank of the highest value
     rank = last * np.true_divide(percents, 100)  # (Q,)
