@@ -17,6 +17,7 @@ from torch import Tensor
 import spatialembed
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed import predict
+from spatialembed.ahead import helpers
 from spatialembed.checkpoint import ModelInfo, save
 from spatialembed.cluster import ClusterOptions
 from spatialembed.engine import TorchEngine
@@ -261,7 +262,8 @@ def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(predict, "read_pixels", spy)
     results = known().map(endless(), batch=2)
     assert len(list(islice(results, 5))) == 5
-    assert len(drawn) <= 5 + 2 * 2 + 2
+    # a batch is clustered, one is collected, and readers are a batch and their number ahead
+    assert len(drawn) <= 5 + 3 * 2 + helpers() + 1
     results.close()  # type: ignore[attr-defined]
     assert threading.main_thread() not in threads
     assert not any(thread.is_alive() for thread in threads)

@@ -1,14 +1,15 @@
 """Any image to instances: ``load`` a model and call it, on one image or on many.
 
 source -> read_pixels -> normalised -> network -> maps -> cluster -> Instances
-          \\____ reading thread ____/   \\___ a batch of one size ____/
+          \\___ reading threads ___/   \\_ caller _/      \\_ a thread _/
+
+Of many images, those of one size share a batch, and while the network works on it the next ones are
+read and the ones before are clustered.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spatialembed import checkpoint
+from spatialembed.ahead import ahead, helpers
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.data.images import read_pixels
@@ -34,6 +36,8 @@ from spatialembed.types import Embeddings, Instances
 ENGINES = ("auto", "torch")
 BATCH_PIXELS = 1 << 24
 """A batch holds no more pixels than this (eight Cityscapes images), whatever was asked for."""
+AHEAD_PIXELS = 1 << 26
+"""No more pixels than this are read ahead: about a gigabyte as the network sees them."""
 
 
 class Outcome(NamedTuple):
@@ -193,11 +197,22 @@ class Predictor:
     def _outcomes(
         self, images: Iterable[Any], batch: int, augment: bool, options: ClusterOptions
     ) -> Iterator[Outcome]:
-        for items in _batches(_read_ahead(self._item, images, batch + 1), batch):
-            yield from self._solve(items, augment, options)
+        readers = helpers()
+
+        def room(item: _Item) -> int:
+            pixels = 1 if item.image is None else item.image[0].numel()
+            return min(batch + readers, AHEAD_PIXELS // pixels)
+
+        def found(mapped: _Mapped) -> list[Outcome]:
+            return self._found(mapped, options)
+
+        read = ahead(self._item, images, threads=readers, room=room)
+        mapped = self._all_mapped(_batches(read, batch), augment)
+        for outcomes in ahead(found, mapped, threads=1, room=lambda _: 1):
+            yield from outcomes
 
     def _item(self, source: Any) -> _Item:
-        """Read and normalise one image; runs in the reading thread."""
+        """Read and normalise one image; runs in a reading thread."""
         pixels = None
         try:
             pixels = read_pixels(source)
@@ -207,25 +222,41 @@ class Predictor:
         except MemoryError:
             return _Item(source, None, None, _out_of_memory())
 
-    def _solve(self, items: list[_Item], augment: bool, options: ClusterOptions) -> list[Outcome]:
-        """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
-        first = items[0]
-        if first.error is not None:
-            return [Outcome(first.source, first.pixels, None, first.error)]
+    def _all_mapped(self, batches: Iterable[list[_Item]], augment: bool) -> Iterator[_Mapped]:
+        """Batches through the network; if one fails, each of its images is tried alone."""
+        for items in batches:
+            mapped = self._mapped(items, augment)
+            if mapped.error is not None and len(items) > 1:
+                yield from (self._mapped([item], augment) for item in items)
+            else:
+                yield mapped
+
+    def _mapped(self, items: list[_Item], augment: bool) -> _Mapped:
+        images = [item.image for item in items if item.image is not None]
+        if not images:
+            return _Mapped(items, None, items[0].error)
         try:
-            maps = self._maps(
-                torch.stack([item.image for item in items if item.image is not None]), augment
-            )
-            found = cluster(maps, options, self.info.class_names)
+            return _Mapped(items, self._maps(torch.stack(images), augment), None)
         except (SpatialEmbedError, MemoryError) as caught:
-            if len(items) > 1:
-                return [self._solve([item], augment, options)[0] for item in items]
-            error = caught if isinstance(caught, SpatialEmbedError) else _out_of_memory()
-            return [Outcome(first.source, first.pixels, None, error)]
-        return [
-            Outcome(item.source, item.pixels, instances.numpy(), None)
-            for item, instances in zip(items, found, strict=True)
-        ]
+            return _Mapped(items, None, _named(caught))
+
+    def _found(self, mapped: _Mapped, options: ClusterOptions) -> list[Outcome]:
+        """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
+        items, maps, error = mapped
+        if maps is not None:
+            try:
+                found = cluster(maps, options, self.info.class_names)
+                return [
+                    Outcome(item.source, item.pixels, instances.numpy(), None)
+                    for item, instances in zip(items, found, strict=True)
+                ]
+            except (SpatialEmbedError, MemoryError) as caught:
+                error = _named(caught)
+                if len(items) > 1:
+                    alone = (Embeddings(*(m[b : b + 1] for m in maps)) for b in range(len(items)))
+                    each = zip(items, alone, strict=True)
+                    return [self._found(_Mapped([i], m, None), options)[0] for i, m in each]
+        return [Outcome(item.source, item.pixels, None, error) for item in items]
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""
@@ -245,6 +276,18 @@ class _Item(NamedTuple):
     error: SpatialEmbedError | None
 
 
+class _Mapped(NamedTuple):
+    """A batch that has been through the network, or the error it met there or before."""
+
+    items: list[_Item]
+    maps: Embeddings | None  # (B, ., H, W)
+    error: SpatialEmbedError | None
+
+
+def _named(error: SpatialEmbedError | MemoryError) -> SpatialEmbedError:
+    return error if isinstance(error, SpatialEmbedError) else _out_of_memory()
+
+
 def _out_of_memory() -> SpatialEmbedError:
     what, remedy = "no memory left for an image", "use a smaller image or batch"
     return SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
@@ -256,22 +299,6 @@ def _raising(outcomes: Iterator[Outcome]) -> Iterator[Instances]:
             raise outcome.error
         assert outcome.instances is not None
         yield outcome.instances
-
-
-def _read_ahead(read: Callable[[Any], _Item], images: Iterable[Any], most: int) -> Iterator[_Item]:
-    """``read(image)`` of each image in order, up to ``most`` of them ahead, in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        pending: deque[Future[_Item]] = deque()
-        try:
-            for image in images:
-                pending.append(pool.submit(read, image))
-                if len(pending) > most:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # the caller may have stopped early
-            for future in pending:
-                future.cancel()
 
 
 def _batches(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
