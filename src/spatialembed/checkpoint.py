@@ -17,20 +17,22 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from spatialembed.calibration import Calibration
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.typed_json import bad_model, check_keys, parse_fields, parse_json, typed
 from spatialembed.types import Normalization
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ _KEYS = {
     "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
     "weights_sha256",
 }  # fmt: skip
-_T = TypeVar("_T", Normalization, ClusterOptions)
+_OPTIONAL_KEYS = {"calibration"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class ModelInfo:
     thresholds: ClusterOptions
     scale: float = 1.0  # images are resized by this before the network, and the maps back
     training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
+    calibration: Calibration | None = None  # how good objects are expected to be
 
 
 def save(
@@ -147,8 +150,12 @@ def _facts(net: SpatialEmbeddingNet, info: ModelInfo, sha256: str) -> dict[str, 
         "training": info.training,
         "weights_sha256": sha256,
     }
+    if info.calibration is not None:
+        facts["calibration"] = asdict(info.calibration)
     if info.elliptical != net.elliptical:
-        raise _bad("ModelInfo", f"elliptical is {info.elliptical}, the network's {net.elliptical}")
+        raise bad_model(
+            "ModelInfo", f"elliptical is {info.elliptical}, the network's {net.elliptical}"
+        )
     return _plain(facts)
 
 
@@ -172,12 +179,6 @@ def _finish_interrupted(folder: Path) -> None:
 
 
 # Reading: every byte is untrusted
-
-
-def _bad(where: str, what: str) -> SpatialEmbedError:
-    return SpatialEmbedError(
-        "bad_model", f"{where}: {what}", "fetch or save the model again", MODEL
-    )
 
 
 def _find(path: str | Path) -> Traversable:
@@ -212,16 +213,16 @@ def _find(path: str | Path) -> Traversable:
 def _read(file: Traversable, limit: int) -> bytes:
     """Contents of a regular file of at most ``limit`` bytes."""
     if not file.is_file():
-        raise _bad(str(file), "not a regular file, or missing")
+        raise bad_model(str(file), "not a regular file, or missing")
     try:
         with file.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        raise _bad(str(file), f"cannot be read: {error.strerror}") from error
+        raise bad_model(str(file), f"cannot be read: {error.strerror}") from error
     if not data:
-        raise _bad(str(file), "empty")
+        raise bad_model(str(file), "empty")
     if len(data) > limit:
-        raise _bad(str(file), f"longer than {limit} bytes")
+        raise bad_model(str(file), f"longer than {limit} bytes")
     return data
 
 
@@ -232,37 +233,24 @@ def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:
         file = folder.joinpath(name)
         if not file.is_file():
             continue
-        facts = _parse_json(_read(file, _MAX_FACTS), str(file))
+        facts = parse_json(_read(file, _MAX_FACTS), str(file))
         _check_version(facts, str(file))
         if facts.get("weights_sha256") == sha256:
             return facts
         found.append(name)
     if not found:
-        raise _bad(str(folder), f"{FACTS} is missing")
-    raise _bad(
+        raise bad_model(str(folder), f"{FACTS} is missing")
+    raise bad_model(
         f"{folder}/{WEIGHTS}",
         f"damaged, or of another save: its SHA-256 is {sha256[:12]}..., not what {found[0]} says",
     )
-
-
-def _parse_json(data: bytes, where: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number of JSON")
-
-    try:
-        facts = json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise _bad(where, f"not valid JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise _bad(where, "not a JSON object")
-    return facts
 
 
 def _check_version(facts: dict[str, Any], where: str) -> None:
     """Before all else, since a newer file may be laid out in another way."""
     version = facts.get("format_version")
     if type(version) is not int or version < 1:
-        raise _bad(where, f"format_version is {version!r}, not a positive integer")
+        raise bad_model(where, f"format_version is {version!r}, not a positive integer")
     if version > FORMAT_VERSION:
         raise SpatialEmbedError(
             "model_version",
@@ -274,76 +262,41 @@ def _check_version(facts: dict[str, Any], where: str) -> None:
 
 def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     """Facts of model.json, every key and type checked."""
-    _check_keys(facts, _KEYS, where)
+    check_keys(facts, _KEYS, where, optional=_OPTIONAL_KEYS)
     network = facts["network"]
-    _check_keys(network, {"num_classes", "elliptical"}, f"{where}: network")
+    check_keys(network, {"num_classes", "elliptical"}, f"{where}: network")
     names, training, elliptical = facts["class_names"], facts["training"], network["elliptical"]
     _check_names(names, network["num_classes"], where)
     if type(elliptical) is not bool:
-        raise _bad(where, f"elliptical is {elliptical!r}, not true or false")
+        raise bad_model(where, f"elliptical is {elliptical!r}, not true or false")
     if not isinstance(training, dict):
-        raise _bad(where, "training is not an object")
-    scale = _typed(facts["scale"], float, f"{where}: scale")
+        raise bad_model(where, "training is not an object")
+    scale = typed(facts["scale"], float, f"{where}: scale")
     if not 1 / 16 <= scale <= 16:
-        raise _bad(where, f"scale is {scale}, not between 1/16 and 16")
-    normalization = _parse_fields(Normalization, facts["normalization"], f"{where}: normalization")
-    thresholds = _parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
-    return ModelInfo(tuple(names), elliptical, normalization, thresholds, scale, training)
-
-
-def _check_keys(value: Any, expected: set[str], where: str) -> None:
-    """Exactly these keys; a missing default would change results without a word."""
-    if not isinstance(value, dict):
-        raise _bad(where, "not an object")
-    for what, keys in (("unknown", set(value) - expected), ("missing", expected - set(value))):
-        if keys:
-            raise _bad(where, f"{what} key {', '.join(map(repr, sorted(keys)))}")
+        raise bad_model(where, f"scale is {scale}, not between 1/16 and 16")
+    normalization = parse_fields(Normalization, facts["normalization"], f"{where}: normalization")
+    thresholds = parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
+    calibration = facts.get("calibration")
+    if calibration is not None:
+        calibration = parse_fields(Calibration, calibration, f"{where}: calibration")
+    return ModelInfo(
+        tuple(names), elliptical, normalization, thresholds, scale, training, calibration
+    )
 
 
 def _check_names(names: Any, number: Any, where: str) -> None:
     """Class names are printed: no control characters, which a terminal would obey."""
     if not isinstance(names, list) or not names:
-        raise _bad(where, "class_names is not a list of at least one name")
+        raise bad_model(where, "class_names is not a list of at least one name")
     for name in names:
         if not (isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()):
-            raise _bad(where, f"class name {str(name)[:100]!r} is not a line of printable text")
+            raise bad_model(
+                where, f"class name {str(name)[:100]!r} is not a line of printable text"
+            )
     if len(set(names)) != len(names):
-        raise _bad(where, "a class name stands twice")
+        raise bad_model(where, "a class name stands twice")
     if type(number) is not int or number != len(names):
-        raise _bad(where, f"num_classes is {number!r}, but there are {len(names)} class names")
-
-
-def _parse_fields(kind: type[_T], value: Any, where: str) -> _T:
-    """One of our flat dataclasses from a JSON object that names each of its fields."""
-    _check_keys(value, {f.name for f in fields(kind)}, where)
-    hints = get_type_hints(kind)
-    typed = {name: _typed(value[name], hints[name], f"{where}: {name}") for name in value}
-    try:
-        return kind(**typed)
-    except (ValueError, SpatialEmbedError) as error:
-        raise _bad(where, str(error)) from error
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """``value`` if it is of the annotated type (float, int, optional, literal, tuple of those)."""
-    arguments = get_args(hint)
-    if get_origin(hint) is Literal:
-        fits = isinstance(value, str) and value in arguments
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list) and len(value) == len(arguments):
-            return tuple(_typed(v, h, where) for v, h in zip(value, arguments, strict=True))
-        fits = False
-    elif arguments:  # int | None
-        return None if value is None else _typed(value, arguments[0], where)
-    elif hint is float:
-        if type(value) in (int, float) and abs(value) < 1e30:
-            return float(value)
-        fits = False
-    else:
-        fits = type(value) is hint and abs(value) < 1 << 62
-    if not fits:
-        raise _bad(where, f"{str(value)[:100]!r} does not fit {hint}")
-    return value
+        raise bad_model(where, f"num_classes is {number!r}, but there are {len(names)} class names")
 
 
 def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
@@ -351,10 +304,10 @@ def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise _bad(where, f"not a safetensors file: {error}") from error
+        raise bad_model(where, f"not a safetensors file: {error}") from error
     for name, tensor in state.items():
         if not tensor.is_floating_point() and tensor.dtype != torch.int64:
-            raise _bad(where, f"{name} holds {tensor.dtype}")
+            raise bad_model(where, f"{name} holds {tensor.dtype}")
     # Copied: what safetensors returns shares the memory of the bytes.
     return {
         name: tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64, copy=True)
@@ -364,7 +317,7 @@ def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
     if name := first_not_finite(state):
-        raise _bad(where, f"{name} holds NaN or infinite weights")
+        raise bad_model(where, f"{name} holds NaN or infinite weights")
 
 
 def first_not_finite(state: Mapping[str, Tensor]) -> str:

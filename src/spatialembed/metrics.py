@@ -227,6 +227,20 @@ def counts(pairs: Overlaps, thresholds: Sequence[float] = AP_THRESHOLDS) -> Coun
     )
 
 
+def best_ious(pairs: Overlaps, found_classes: np.ndarray, truth_classes: np.ndarray) -> np.ndarray:
+    """Largest IoU of each of ``pairs.found_ids`` with a true instance of its class, 0 if with none.
+
+    found_classes (N,), truth_classes (K,): of label k at index k - 1. Returns (M,) float64. Not a
+    matching: two found instances may share a true one.
+    """
+    best = np.zeros(len(pairs.found_ids))
+    found = _classes_of(pairs.found_ids, found_classes, "found")
+    truth = _classes_of(pairs.truth_ids, truth_classes, "truth")
+    same = found[pairs.found] == truth[pairs.truth]
+    np.maximum.at(best, pairs.found[same], pairs.iou[same])
+    return best
+
+
 def counts_by_class(
     pairs: Overlaps,
     found_classes: np.ndarray,
