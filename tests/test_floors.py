@@ -24,6 +24,8 @@ FLOORS = {
 INSIDE = {  # order inside a package; files of one rank do not import each other
     "kernels": {"jit": 0, "cpu": 1, "gpu": 1, "hinge": 1, "pixels": 1},
     "data": {
+        "checks": -2,
+        "tiff": -1,
         "decode": 0,
         "listing": 0,
         "images": 1,
@@ -51,7 +53,7 @@ DOORS = {
     "cityscapesscripts": {"evaluate"},
     "faster_coco_eval": {"evaluate"},
     "pycocotools": set(),
-    "tifffile": {"data.decode", "results.labels"},
+    "tifffile": {"data.tiff", "data.large", "results.labels"},
     "PIL": {"data.decode", "data.images", "render"},
 }
 LONGEST = 400  # lines of a file

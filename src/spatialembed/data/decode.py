@@ -6,18 +6,15 @@ checked on its header. What the pixels then mean is settled in ``data.images``.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import tifffile
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -29,18 +26,23 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.data.checks import (
+    ImageWarning,
+    check_size,
+    plain_png,
+    refuse_codec,
+    refuse_damaged,
+    refuse_size,
+    stretched_jpeg,
+    warn,
+    whole_webp,
+)
+from spatialembed.data.tiff import DAMAGED, read_tiff, valid_orientation
+from spatialembed.errors import SpatialEmbedError
+
+__all__ = ["Decoded", "ImageWarning", "decode", "from_pillow", "opened"]
 
 _ORIENTATION_TAG = 0x0112
-_DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
-    ArithmeticError, zlib.error, struct.error, tifffile.TiffFileError,
-)  # fmt: skip
-"""What the decoders raise on broken bytes."""
-
-
-class ImageWarning(UserWarning):
-    """An image was read, but not the whole of it or not as it lay."""
 
 
 class Decoded(NamedTuple):
@@ -49,6 +51,7 @@ class Decoded(NamedTuple):
     pixels: np.ndarray  # (H, W) or (H, W, C), any type, upright
     orientation: int  # EXIF, 1 to 8, that was undone
     mode: str = ""  # Pillow's, "" where tifffile read it
+    bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
 
 
 # ---------------------------------------------------------------- which format a file has
@@ -89,7 +92,12 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     with file:
         if status.st_size == 0:
             raise SpatialEmbedError("empty_file", f"{path}: zero bytes", "copy the file again")
-        head = file.read(16)
+        try:
+            head = file.read(16)
+        except OSError as error:
+            raise SpatialEmbedError(
+                "unreadable", f"{path}: {error}", "copy the file again"
+            ) from error
         file.seek(0)
         if (form := _sniff(head)) is None:
             raise SpatialEmbedError(
@@ -107,42 +115,10 @@ def _check_suffix(path: Path, form: str) -> None:
     family |= {".png": "PNG", ".bmp": "BMP", ".gif": "GIF"}
     named = family.get(path.suffix.lower(), form)
     if named != form:
-        _warn(f"{path}: named like {named}, read as {form}, which it is")
+        warn(f"{path}: named like {named}, read as {form}, which it is")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ImageWarning, stacklevel=2)
-
-
-def _refuse_damaged(where: object, form: str, detail: object) -> NoReturn:
-    raise SpatialEmbedError(
-        "truncated", f"{where}: {form} cut short or damaged: {detail}", "copy or export it again"
-    )
-
-
-def _check_size(path: Path, width: int, height: int, pixel_bytes: int, max_pixels: int) -> None:
-    """Refuse by the header alone: too many pixels, or more bytes than 8-bit RGB of as many."""
-    if width < 1 or height < 1:
-        raise SpatialEmbedError("empty_image", f"{path}: {width}x{height} px", "export it again")
-    if width * height > max_pixels or width * height * pixel_bytes > 3 * max_pixels:
-        _refuse_size(path, f"{width}x{height} px of {pixel_bytes} bytes", max_pixels)
-
-
-def _refuse_size(path: Path, size: str, max_pixels: int) -> NoReturn:
-    raise SpatialEmbedError(
-        "too_large",
-        f"{path}: {size}, the limit is {max_pixels} px of 3 bytes",
-        "cut it into tiles, or raise max_pixels",
-        RESOURCE,
-    )
-
-
-def _valid(orientation: object) -> int:
-    """An EXIF orientation as 1 to 8; 1 for what is none."""
-    return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 axes swapped."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)  # (H, W, ...) -> (W, H, ...)
@@ -155,7 +131,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- Pillow: all formats but most TIFF
 
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
@@ -163,46 +139,75 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+_DEEP = ("RGB;16B", "RGBA;16B", "LA;16B")
 
 
-def _read_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> Decoded:
-    """Read with the one plugin of this format.
+def _read_pillow(
+    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int = 0, bits: int = 8
+) -> Decoded:
+    """Read with the one plugin of this format; page and bits are those of a TIFF.
 
     It is called as ``Image.open(file, formats=[form])`` would call it; that itself only warns from
     89 to 179 million pixels, and takes more only where a global of Pillow is changed.
     """
-    try:
-        image = _PLUGINS[form](file)
-    except Image.DecompressionBombError as error:
-        _refuse_size(path, str(error), max_pixels)
-    except _DAMAGED as error:
-        _refuse_damaged(path, form, error)
-    raw = str(image.tile[0][3]) if image.tile else ""
-    deep = form == "PNG" and raw in ("RGB;16B", "RGBA;16B", "LA;16B")
+    moves = False
+    if form == "PNG":
+        file, moves = plain_png(path, file, max_pixels)
+    elif form == "WebP":
+        file = whole_webp(path, file, os.fstat(file.fileno()).st_size, max_pixels)
+    image = _open_pillow(path, file, form, page, max_pixels)
+    raw = str(image.tile[0].args) if form == "PNG" and image.tile else ""
+    deep = raw in _DEEP
     item = 2 if deep or image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
-    _check_size(path, *image.size, len(image.getbands()) * item, max_pixels)
+    check_size(path, *image.size, len(image.getbands()) * item, max_pixels)
+    if moves or (form != "TIFF" and getattr(image, "is_animated", False)):
+        warn(f"{path}: the first of several frames was read")
     try:
-        if getattr(image, "is_animated", False):
-            _warn(f"{path}: the first of several frames was read")
         image.load()
-        orientation = _valid(image.getexif().get(_ORIENTATION_TAG))  # none left in a TIFF
-        pixels = _deep_png(file, raw) if deep else np.asarray(_plain_mode(image))
+        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))  # none in a TIFF
+        pixels = _deep_png(file, raw) if deep else _plain_array(image)
+        if form == "JPEG":
+            _refuse_grey_end(path, file, image)
     except Image.DecompressionBombError as error:  # a GIF frame larger than its header says
-        _refuse_size(path, str(error), max_pixels)
-    except _DAMAGED as error:
-        _refuse_damaged(path, form, error)
-    return Decoded(_upright(pixels, orientation), orientation, image.mode)
+        refuse_size(path, str(error), max_pixels)
+    except DAMAGED as error:
+        refuse_damaged(path, form, error)
+    bits = {"L;2": 2, "L;4": 4}.get(raw, bits)
+    return Decoded(upright(pixels, orientation), orientation, image.mode, bits)
 
 
-def _plain_mode(image: Image.Image) -> Image.Image:
-    """The image in a mode whose array is what the rules of ``data.images`` say."""
-    if image.mode in ("L", "RGB", "F") or image.mode.startswith("I"):
-        return image
+def _open_pillow(
+    path: Path, file: BinaryIO, form: str, page: int, max_pixels: int
+) -> ImageFile.ImageFile:
+    try:
+        image = PLUGINS[form](file)
+        if page:
+            image.seek(page)
+    except Image.DecompressionBombError as error:
+        refuse_size(path, str(error), max_pixels)
+    except DAMAGED as error:
+        if "annot handle" in str(error) or "nsupported" in str(error):
+            refuse_codec(path, f"{form}: {error}")
+        refuse_damaged(path, form, error)
+    if form == "TIFF" and image.tile and image.tile[0].args[0] == "RGBa":
+        # Pillow would divide the colours by their alpha; the rule is that they stand as stored.
+        image.tile = [tile._replace(args=("RGBA", *tile.args[1:])) for tile in image.tile]
+    return image
+
+
+def _plain_array(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W) or (H, W, 3) of an image of any mode, by the rules of ``data.images``."""
+    mode = image.mode
+    if mode in ("L", "RGB", "F") or mode.startswith("I"):
+        return np.asarray(image)
+    if mode in ("LA", "La"):
+        return np.asarray(image)[..., 0]
+    if mode in ("RGBA", "RGBa", "RGBX"):  # the stored colours
+        return np.asarray(image)[..., :3]
     if "transparency" in image.info:  # convert() would mix it in, or warn
         image = image.copy()
         del image.info["transparency"]
-    # RGBA becomes RGB too: it keeps the stored colours.
-    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    return np.asarray(image.convert("L" if mode == "1" else "RGB"))
 
 
 def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
@@ -230,87 +235,75 @@ def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageF
     return image
 
 
-# ---------------------------------------------------------------- TIFF
-
-
-def _read_tiff(path: Path, file: BinaryIO, max_pixels: int) -> Decoded:
-    """Read with tifffile, which keeps every level, or Pillow, which has more codecs and colours."""
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages.first
-            # ImageJ writes stacks beyond 4 GB as one page that names the number of images.
-            count = max(len(tiff.pages), int((tiff.imagej_metadata or {}).get("images", 1)))
-            item = max(1, page.bitspersample // 8)
-            pixel_bytes = page.samplesperpixel * item
-            _check_size(path, page.imagewidth, page.imagelength, pixel_bytes, max_pixels)
-            _check_segments(path, page, os.fstat(file.fileno()).st_size)
-            if count > 1 or page.imagedepth > 1:
-                _warn(f"{path}: the first of {max(count, page.imagedepth)} pages was read")
-            orientation = _valid(page.tags.valueof(_ORIENTATION_TAG))
-            wide = page.bitspersample > 8 or page.samplesperpixel > 4
-            pixels = _page_pixels(path, page) if wide or page.photometric in (1, 2) else None
-    except _DAMAGED as error:
-        _refuse_damaged(path, "TIFF", error)
-    if pixels is not None:
-        return Decoded(_upright(pixels, orientation), orientation)
+def _refuse_grey_end(path: Path, file: BinaryIO, image: Image.Image) -> None:
+    """Refuse a JPEG that was cut and closed again: libjpeg makes its missing blocks mid-grey."""
+    width, height = image.size
+    corner = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    if not np.isin(corner[-1, -1], (127, 128)).all() or (corner != corner[-1, -1]).any():
+        return
     file.seek(0)
-    # Pillow turns TIFF upright by itself, and forgets that it did.
-    return _read_pillow(path, file, "TIFF", max_pixels)._replace(orientation=orientation)
-
-
-def _check_segments(path: Path, page: tifffile.TiffPage, size: int) -> None:
-    """Every strip and tile must lie inside the file: tifffile would make a missing one zeros."""
-    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if count == 0 or start + count > size:
-            _refuse_damaged(path, "TIFF", f"pixels up to byte {start + count}, the file has {size}")
-
-
-def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
-    """Pixels (H, W) or (H, W, C) of a page; None where only Pillow knows the codec."""
-    try:
-        pixels = page.asarray()
-    except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error):
-            raise
-        if page.bitspersample > 8 and (page.samplesperpixel > 1 or page.bitspersample % 16):
-            raise SpatialEmbedError(
-                "unsupported_codec",
-                f"{path}: TIFF samples of {page.bitspersample} bits as {page.compression.name}",
-                "save 8 or 16 bits with deflate or uncompressed, or pip install imagecodecs",
-            ) from error
-        return None
-    if page.planarconfig == 2 and page.samplesperpixel > 1:
-        pixels = np.moveaxis(pixels, 0, -1)  # (C, H, W) -> (H, W, C)
-    pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if page.photometric == 0 and pixels.dtype.kind == "u":  # white is zero
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    colours = 3 if page.photometric == 2 else 1
-    # Alpha is what is declared so (1, 2), or a fourth sample beside RGB that nothing is said of.
-    alpha = page.extrasamples[0] in (1, 2) if page.extrasamples else colours == 3
-    if pixels.shape[-1] == colours + 1 and alpha:
-        pixels = pixels[..., :colours]
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    if (data := stretched_jpeg(file.read())) is None:
+        return
+    other = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    if not np.array_equal(np.asarray(other), np.asarray(image)):
+        refuse_damaged(path, "JPEG", "its end is missing")
 
 
 # ---------------------------------------------------------------- what callers use
 
 
-def decode(path: Path, file: BinaryIO, form: str, max_pixels: int) -> Decoded:
-    """Pixels of what ``opened(path)`` gave, upright.
+def decode(
+    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int | None = None
+) -> Decoded:
+    """Pixels of what ``opened(path)`` gave, upright; of a TIFF the page of that index.
 
-    Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec.
+    Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec,
+    bad_channels.
     """
-    if form == "TIFF":
-        return _read_tiff(path, file, max_pixels)
-    return _read_pillow(path, file, form, max_pixels)
+    if form != "TIFF":
+        return _read_pillow(path, file, form, max_pixels)
+    found = read_tiff(path, file, max_pixels, page)
+    if found.pixels is not None:
+        pixels = upright(found.pixels, found.orientation)
+        return Decoded(pixels, found.orientation, bits=found.bits)
+    file.seek(0)
+    # Pillow turns TIFF upright by itself, and forgets that it did.
+    read = _read_pillow(path, file, form, max_pixels, found.index, found.bits)
+    return read._replace(orientation=found.orientation)
 
 
-def from_pillow(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W) or (H, W, 3), upright, of a PIL image, which stays as it is."""
-    try:  # the pixels of an image that was only opened are read here
-        pixels = np.asarray(_plain_mode(image))
-        return _upright(pixels, _valid(image.getexif().get(_ORIENTATION_TAG)))
-    except _DAMAGED as error:
-        _refuse_damaged("PIL image", str(image.format), error)
+def from_pillow(image: Image.Image, max_pixels: int) -> Decoded:
+    """Pixels (H, W) or (H, W, 3), upright, of a PIL image, which stays as it is.
+
+    Raises SpatialEmbedError: empty_image, too_large (exit 5), bad_image, truncated.
+    """
+    where = "PIL image"
+    item = 2 if image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
+    check_size(where, *image.size, len(image.getbands()) * item, max_pixels)
+    if image.mode == "LAB":
+        raise SpatialEmbedError("bad_image", f"{where}: mode LAB", "convert it to RGB")
+    try:
+        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+        _load(image)
+        pixels = _plain_array(image)
+        # A TIFF turns itself when it is read, and then says so no more.
+        left = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+    except DAMAGED as error:
+        refuse_damaged(where, str(image.format), error)
+    return Decoded(upright(pixels, left), orientation, image.mode)
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels of an image that was only opened.
+
+    Pillow (13.0) maps an uncompressed TIFF with the sides of the upright image, not those of the
+    stored one, and gives scrambled pixels. It maps none without a name.
+    """
+    name = getattr(image, "filename", "")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.filename = ""
+    try:
+        image.load()
+    finally:
+        if name:
+            image.filename = name  # type: ignore[attr-defined]

@@ -2,36 +2,55 @@
 
 What a file holds becomes an array by these rules, whatever its name says::
 
-    1-bit                  (H, W) uint8, 0 or 255
+    1, 2, 4-bit grey       (H, W) uint8, stretched to 0..255
     grey 8, 16 bits        (H, W) uint8, uint16, every level kept
     RGB 8, 16 bits         (H, W, 3) uint8, uint16, every level kept
     palette, CMYK, YCbCr   (H, W, 3) uint8
     alpha                  dropped: the colours stored under it stand
-    float TIFF             float32, NaN and Inf refused
-    other integer TIFF     uint16 where all values fit, else refused: their range is not known
+    other numbers          float32: float, signed and 32-bit TIFF; NaN and Inf refused
 
-Of several frames or pages the first is read, with an ImageWarning. An image with an EXIF
-orientation is turned upright, with another.
+PIL images become the same; arrays of uint8, uint16 and floats stay as they are. Gamma and colour
+profiles are not applied. Of several frames or pages the first is read, with an ImageWarning. An
+image with an EXIF orientation is turned upright, with another. docs/inputs.md has the whole table.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from spatialembed.data.decode import ImageWarning, decode, from_pillow, opened
+from spatialembed.data.checks import ImageWarning
+from spatialembed.data.decode import decode, from_pillow, opened
+from spatialembed.data.tiff import page_numbers
 from spatialembed.errors import SpatialEmbedError
+
+__all__ = [
+    "MAX_PIXELS", "ImageWarning", "Page", "each_page", "read_image", "read_labels", "read_oriented",
+    "read_pixels",
+]  # fmt: skip
 
 MAX_PIXELS = 2**28
 """Default limit of width x height, 268 million."""
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+@dataclass(frozen=True)
+class Page:
+    """One page of a TIFF of several; ``read_pixels`` takes it as it takes a path."""
+
+    path: Path
+    index: int  # among all pages of the file, from 0
+
+    def __str__(self) -> str:
+        return f"{self.path}, page {self.index + 1}"
+
+
+def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image file: (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32, upright.
 
     max_pixels limits width x height; nor may it take more bytes than 8-bit RGB of that many.
@@ -43,49 +62,66 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """
     pixels, orientation = read_oriented(path, max_pixels=max_pixels)
     if orientation != 1:
-        message = f"{path}: turned upright (EXIF orientation {orientation})"
-        warnings.warn(message, ImageWarning, stacklevel=2)
+        _warn_of_turning(path, orientation)
     return pixels
 
 
+def _warn_of_turning(where: object, orientation: int) -> None:
+    message = f"{where}: turned upright (EXIF orientation {orientation})"
+    warnings.warn(message, ImageWarning, stacklevel=3)
+
+
 def read_oriented(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, int]:
     """As ``read_image``, and the EXIF orientation (1 to 8) that was undone, not warned of."""
-    path = Path(path)
-    with opened(path) as (file, form):
-        pixels, orientation, _ = decode(path, file, form, max_pixels)
-    if pixels.ndim == 3 and pixels.shape[2] != 3:
-        raise SpatialEmbedError(
-            "bad_channels",
-            f"{path}: {pixels.shape[2]} channels",
-            "keep one (grey) or three (RGB), and save again",
-        )
-    return np.ascontiguousarray(_plain_type(path, pixels)), orientation
+    where, index = (path.path, path.index) if isinstance(path, Page) else (Path(path), None)
+    with opened(where) as (file, form):
+        found = decode(where, file, form, max_pixels, index)
+    return np.ascontiguousarray(plain_type(path, found.pixels)), found.orientation
 
 
-def read_pixels(image: Any) -> np.ndarray:
+def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels (H, W) or (H, W, 3), uint8, uint16 or float32, of a path, a PIL image or an array.
 
-    Files and PIL images go by the rules above; of 16-bit colours, PIL images hold but the high
-    byte. What an array's axes mean is never guessed from its numbers.
+    All go by the rules above; of 16-bit colours, PIL images hold but the high byte. What an array's
+    axes mean is never guessed from its numbers.
 
     Raises SpatialEmbedError as ``read_image`` does, and: bad_image, bad_dtype.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+    if isinstance(image, (str, os.PathLike, Page)):
+        return read_image(image, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise SpatialEmbedError("empty_image", f"a PIL image of {image.size}", "give pixels")
-        return np.ascontiguousarray(_plain_type("PIL image", from_pillow(image)))
+        found = from_pillow(image, max_pixels)
+        if found.orientation != 1:
+            _warn_of_turning("PIL image", found.orientation)
+        return np.ascontiguousarray(plain_type("PIL image", found.pixels))
     if isinstance(image, np.ndarray):
         _check_array(image)
-        return np.ascontiguousarray(_plain_type("array", image))
+        return np.ascontiguousarray(plain_type("array", image))
     raise SpatialEmbedError(
         "bad_image",
         f"a {type(image).__name__} is no image",
         "give a path, a PIL image or a numpy array",
     )
+
+
+def each_page(path: Path, name: str) -> list[tuple[Path | Page, str]]:
+    """The pages of a TIFF of several with names ``<name>_p0001`` on, or the file as it is.
+
+    What is no TIFF, or cannot be read, stays as it is: reading it says what is wrong. Reduced
+    copies and masks are no pages of their own.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)  # said again when it is read
+            with opened(path) as (file, form):
+                indices = page_numbers(path, file) if form == "TIFF" else [0]
+    except SpatialEmbedError:
+        return [(path, name)]
+    if len(indices) == 1:
+        return [(path, name)]
+    return [(Page(path, at), f"{name}_p{i:04d}") for i, at in enumerate(indices, start=1)]
 
 
 def _check_array(array: np.ndarray) -> None:
@@ -108,32 +144,23 @@ def _check_array(array: np.ndarray) -> None:
         )
 
 
-def _plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
-    """The same values as uint8, uint16 or float32."""
+def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
+    """The same values as uint8, uint16, or else float32."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    if pixels.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            pixels = pixels.astype(np.float32)
-        if bad := int(np.count_nonzero(~np.isfinite(pixels))):
-            raise SpatialEmbedError(
-                "non_finite", f"{where}: {bad} pixels are NaN or Inf", "replace them before"
-            )
-        return pixels
-    if pixels.dtype.kind not in "iu":
+    if pixels.dtype.kind not in "uif":
         raise SpatialEmbedError("value_range", f"{where}: {pixels.dtype} pixels", "save as float32")
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 65535:
+    with np.errstate(over="ignore"):
+        pixels = pixels.astype(np.float32)
+    if bad := int(np.count_nonzero(~np.isfinite(pixels))):
         raise SpatialEmbedError(
-            "value_range",
-            f"{where}: {pixels.dtype} values from {low} to {high}, which have no stated range",
-            "save as 16-bit (0 to 65535) or as float32",
+            "non_finite", f"{where}: {bad} pixels are NaN or Inf", "replace them before"
         )
-    return pixels.astype(np.uint16)
+    return pixels
 
 
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a label mask, PNG or TIFF of 1, 8, 16 or 32 bits: (H, W) int32 ids, 0 background.
+    """Read a label mask, PNG or TIFF of one channel: (H, W) int32 ids, 0 background.
 
     The ids are as stored. 1-bit masks have the id 255. Whole numbers stored as float are taken.
 
@@ -148,7 +175,7 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
                 f"{path}: a mask as {form}, which does not keep ids",
                 "save masks as 16-bit PNG or TIFF",
             )
-        pixels, _, mode = decode(path, file, form, max_pixels)
+        pixels, _, mode, bits = decode(path, file, form, max_pixels)
     if pixels.ndim != 2:
         what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
         raise SpatialEmbedError(
@@ -156,6 +183,8 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
             f"{path}: a mask with {what}: colours are no ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
+    if bits in (2, 4):  # stretched to 0..255, as a picture is
+        pixels = pixels // (255 // (2**bits - 1))
     return np.ascontiguousarray(_as_ids(path, pixels))
 
 
