@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import spatialembed
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed import predict
 from spatialembed.ahead import helpers
+from spatialembed.calibration import Calibration
 from spatialembed.checkpoint import ModelInfo, save
 from spatialembed.cluster import ClusterOptions
 from spatialembed.engine import TorchEngine
@@ -378,3 +380,15 @@ def test_threads(model: Path) -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_every_path_says_the_expected_iou() -> None:
+    """Grey levels are the seeds, one an object, so that the mean seed is the score."""
+    calibration = Calibration((0.9, 1.0), (0.2, 0.7), objects=500, error=0.01, error_of_score=0.1)
+    predictor = known(replace(INFO, calibration=calibration))
+    images = [scene(0), scene(20)]
+    for image, found in zip(images, predictor.map(images), strict=True):
+        assert found.expected_iou is not None
+        np.testing.assert_allclose(found.expected_iou, 0.2 + 5 * (found.scores - 0.9), atol=1e-6)
+        assert np.array_equal(found.expected_iou, predictor(image).expected_iou)
+    assert known()(images[0]).expected_iou is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +153,24 @@ def test_table_of_known_objects(tmp_path: Path) -> None:
     header, *rows = (tmp_path / "objects.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
     assert rows == [
-        '"a",1,"car",0.99,1,0,3,2,3,1.33,0.33',
-        '"a",2,"person",0.5,3,1,5,3,3,3.33,1.33',
+        '"a",1,"car",0.99,"",1,0,3,2,3,1.33,0.33',
+        '"a",2,"person",0.5,"",3,1,5,3,3,3.33,1.33',
     ]
+
+
+def test_the_expected_iou_is_written_where_there_is_one(tmp_path: Path) -> None:
+    plain = found_in(TWO, ("car", "person"))
+    write_both(tmp_path, "a", replace(plain, expected_iou=np.array([0.81239, 0.4], np.float32)))
+    assert [row["expected_iou"] for row in read_table(tmp_path / "objects.csv")] == [
+        "0.8124",
+        "0.4",
+    ]
+    written = json.loads((tmp_path / "instances.json").read_text())["annotations"]
+    assert [entry["expected_iou"] for entry in written] == [0.8124, 0.4]
+    write_both(tmp_path, "a", plain)
+    assert [row["expected_iou"] for row in read_table(tmp_path / "objects.csv")] == ["", ""]
+    written = json.loads((tmp_path / "instances.json").read_text())["annotations"]
+    assert not any("expected_iou" in entry for entry in written)
 
 
 def test_table_agrees_with_regionprops(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spatialembed import checkpoint
 from spatialembed.ahead import ahead, helpers
+from spatialembed.calibration import with_expected_iou
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.data.images import read_pixels
@@ -126,7 +127,7 @@ class Predictor:
             max_instances=max_instances,
         )
         maps = self.embeddings(image, augment=augment)
-        return cluster(maps, options, self.info.class_names)[0].numpy()
+        return self._find(maps, options)[0]
 
     def map(
         self,
@@ -245,9 +246,9 @@ class Predictor:
         items, maps, error = mapped
         if maps is not None:
             try:
-                found = cluster(maps, options, self.info.class_names)
+                found = self._find(maps, options)
                 return [
-                    Outcome(item.source, item.pixels, instances.numpy(), None)
+                    Outcome(item.source, item.pixels, instances, None)
                     for item, instances in zip(items, found, strict=True)
                 ]
             except (SpatialEmbedError, MemoryError) as caught:
@@ -257,6 +258,14 @@ class Predictor:
                     each = zip(items, alone, strict=True)
                     return [self._found(_Mapped([i], m, None), options)[0] for i, m in each]
         return [Outcome(item.source, item.pixels, None, error) for item in items]
+
+    def _find(self, maps: Embeddings, options: ClusterOptions) -> list[Instances]:
+        """Instances of each image of a batch, numpy, with their expected IoU if calibrated."""
+        found = cluster(maps, options, self.info.class_names)
+        return [
+            with_expected_iou(instances.numpy(), seed, self.info.calibration)
+            for instances, seed in zip(found, maps.seed, strict=True)
+        ]
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""

@@ -1,7 +1,8 @@
 """instances.json: all objects in COCO's format, masks as compressed RLE.
 
 ``pycocotools.coco.COCO(path)`` opens it; its ``annotations`` alone are a COCO results list
-(``COCO.loadRes``). Boxes are x, y, width, height in px; category ids count from 1.
+(``COCO.loadRes``). Boxes are x, y, width, height in px; category ids count from 1. A calibrated
+model adds ``expected_iou`` to each.
 """
 
 from __future__ import annotations
@@ -9,11 +10,50 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spatialembed.files import atomic_write
 from spatialembed.labels import encode_instances
 from spatialembed.types import Instances
+
+
+class Entry(NamedTuple):
+    """An image and its objects as the file has them, but for the ids, which count over all."""
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+
+
+def describe(image: str, instances: Instances) -> Entry:
+    """One image with its objects; ``image`` becomes its ``file_name``."""
+    found = instances.numpy()
+    height, width = found.labels.shape
+    truncated = bool(found.truncated)
+    about = {"file_name": image, "width": width, "height": height, "truncated": truncated}
+    columns = zip(
+        encode_instances(found.labels, len(found)),
+        found.boxes.tolist(),
+        found.areas.tolist(),
+        found.classes.tolist(),
+        found.scores.tolist(),
+        strict=True,
+    )
+    objects: list[dict[str, Any]] = [
+        {
+            "category_id": index + 1,
+            "label": label,
+            "score": round(score, 4),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": area,
+            "iscrowd": 0,
+            "segmentation": rle,
+        }
+        for label, (rle, (x1, y1, x2, y2), area, index, score) in enumerate(columns, start=1)
+    ]
+    if found.expected_iou is not None:
+        for entry, iou in zip(objects, found.expected_iou.tolist(), strict=True):
+            entry["expected_iou"] = round(iou, 4)
+    return Entry(about, objects)
 
 
 class CocoFile:
@@ -32,44 +72,15 @@ class CocoFile:
 
     def add(self, image: str, instances: Instances) -> None:
         """Append one image with its objects; ``image`` becomes its ``file_name``."""
-        found = instances.numpy()
-        height, width = found.labels.shape
+        self.append(describe(image, instances))
+
+    def append(self, entry: Entry) -> None:
+        """Append what ``describe`` says of an image."""
         image_id = len(self._images) + 1
-        self._images.append(
-            _line(
-                {
-                    "id": image_id,
-                    "file_name": image,
-                    "width": width,
-                    "height": height,
-                    "truncated": bool(found.truncated),
-                }
-            )
-        )
-        objects = zip(
-            encode_instances(found.labels, len(found)),
-            found.boxes.tolist(),
-            found.areas.tolist(),
-            found.classes.tolist(),
-            found.scores.tolist(),
-            strict=True,
-        )
-        for label, (rle, (x1, y1, x2, y2), area, index, score) in enumerate(objects, start=1):
-            self._annotations.append(
-                _line(
-                    {
-                        "id": len(self._annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": index + 1,
-                        "label": label,
-                        "score": round(score, 4),
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": area,
-                        "iscrowd": 0,
-                        "segmentation": rle,
-                    }
-                )
-            )
+        self._images.append(_line({"id": image_id} | entry.image))
+        for found in entry.objects:
+            ids = {"id": len(self._annotations) + 1, "image_id": image_id}
+            self._annotations.append(_line(ids | found))
 
     def write(self) -> Path:
         """Write all that was added so far. Raises SpatialEmbedError ``disk_full``."""
