@@ -76,8 +76,21 @@ def encode_instances(labels: np.ndarray, number: int) -> list[Rle]:
     One entry for each label 1..number, in that order; a label without a pixel gives an empty mask.
     All of them cost one pass over the image, since each run of pixels belongs to one instance.
     """
-    height, width = labels.shape
-    owner, start, end = _runs(labels)
+    return encode_runs(*_runs(labels), number, (labels.shape[0], labels.shape[1]))
+
+
+def encode_runs(
+    owner: np.ndarray, start: np.ndarray, end: np.ndarray, number: int, size_hw: tuple[int, int]
+) -> list[Rle]:
+    """Encode the instances 1..number whose pixels are these runs of a (H, W) = ``size_hw`` image.
+
+    owner: (R,) int in [1, number]. start, end: (R,) int, column-major places x H + y, end not
+    included. Sorted by owner, then start; runs of one owner that touch count as one.
+    """
+    height, width = size_hw
+    new = np.ones(len(owner) + 1, bool)  # begins a run, or ends the last one
+    new[1:-1] = (owner[1:] != owner[:-1]) | (start[1:] != end[:-1])
+    owner, start, end = owner[new[:-1]], start[new[:-1]], end[new[1:]]
     runs_of = np.bincount(owner, minlength=number + 1)[1:]  # (N,)
     counts, counts_of = _counts(owner, start, end, runs_of, height * width)
     text, length = _write(counts, counts_of)
