@@ -102,7 +102,7 @@ class FolderDataset:
     def _target(self, pair: _Pair, ids: np.ndarray) -> Target:
         """Truth of a mask of any ids (H, W)."""
         if pair.classes is None:
-            ids = _instances(pair.mask, ids, self._split_components)
+            ids = instances_of(pair.mask, ids, self._split_components)
         present = np.unique(ids)
         present = present[present != 0]  # (K,)
         labels = np.searchsorted(present, ids) + 1
@@ -134,7 +134,7 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _instances(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarray:
+def instances_of(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarray:
     """Ids (H, W) of instances: the single id 1 or 255 in several parts is mere foreground."""
     present = np.unique(ids)
     present = present[present != 0]

@@ -1,4 +1,4 @@
-"""The tables beside images/ and masks/: classes.csv (image,id,class) and index.csv (any columns)."""
+"""The tables beside images/ and masks/: classes.csv (image,id,class), index.csv (any columns)."""
 
 from __future__ import annotations
 
