@@ -7,17 +7,25 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
-from known_predictor import known, scene
+from known_predictor import INFO, GreyLevels, known, scene
+from spatialembed import predict
 from spatialembed.bulk import predict_folder
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.predict import Predictor
 from spatialembed.results import folder
+from spatialembed.types import Embeddings
 
 
 @pytest.fixture
@@ -132,24 +140,50 @@ def test_output_that_cannot_be_written_is_found_first(inputs: Path, tmp_path: Pa
     assert predictor.engine.batches == []  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
-def test_what_is_done_is_not_lost(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+def test_a_full_disk_keeps_what_was_written(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at the third image, by the user or by a full disk: the two before it are there."""
+    """The third picture does not fit: the two images before it are there."""
     write, calls = folder.write_overlay, []
 
     def failing(*arguments: Any) -> Path:
         calls.append(arguments)
         if len(calls) == 3:
-            raise stop
+            raise OSError(errno.ENOSPC, "full")
         return write(*arguments)
 
     monkeypatch.setattr(folder, "write_overlay", failing)
-    with pytest.raises(type(stop)):
+    with pytest.raises(OSError, match="full"):
         predict_folder(known(), [inputs], tmp_path / "out", progress=False)
     assert len(rows(tmp_path / "out")) == 6
     assert len(json.loads((tmp_path / "out" / "instances.json").read_text())["images"]) == 2
+
+
+class Interrupted(GreyLevels):
+    """Ctrl-C, or SIGTERM as the command line hears it, while the third batch is worked on."""
+
+    def __init__(self, stop: BaseException) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        if len(self.batches) == 2:
+            raise self.stop
+        return super().__call__(images)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=repr)
+def test_what_is_done_outlives_an_interruption(
+    inputs: Path, tmp_path: Path, stop: BaseException
+) -> None:
+    predictor = Predictor(Interrupted(stop), INFO)  # type: ignore[arg-type]
+    with pytest.raises(type(stop)):
+        predict_folder(predictor, [inputs], tmp_path / "out", batch=1, progress=False)
+    assert [row["image"] for row in rows(tmp_path / "out")] == ["a.png"] * 3 + ["deep/a.png"] * 3
+    assert files_in(tmp_path / "out") == ALL_OUTPUTS - {
+        "deep/b_labels.png",
+        "deep/b_overlay.png",
+    }
 
 
 def test_tables_are_written_on_the_way(
@@ -158,18 +192,69 @@ def test_tables_are_written_on_the_way(
     """A kill loses at most half a minute of them."""
     clock = iter(range(0, 10_000, 31))
     monkeypatch.setattr(folder.time, "monotonic", lambda: next(clock))
-    seen = []
-    write = folder.write_labels
+    seen, write = [], folder.ResultFolder.write
 
-    def spy(stem: Path, labels: Any) -> Path:
-        seen.append(
-            len(rows(tmp_path / "out")) if (tmp_path / "out" / "objects.csv").exists() else 0
-        )
-        return write(stem, labels)
+    def spy(self: folder.ResultFolder) -> None:
+        write(self)
+        seen.append(len(rows(tmp_path / "out")))
 
-    monkeypatch.setattr(folder, "write_labels", spy)
+    monkeypatch.setattr(folder.ResultFolder, "write", spy)
     predict_folder(known(), [inputs], tmp_path / "out", progress=False)
-    assert seen == [0, 3, 6]
+    assert seen == [3, 6, 9, 9]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_order_is_kept_whoever_is_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Reading and writing last as long as they like: the files are the same, byte by byte."""
+    (tmp_path / "in").mkdir()
+    for i in range(12):
+        Image.fromarray(scene(i, (32 + i % 2, 40))).save(tmp_path / "in" / f"{i:02d}.png")
+    predict_folder(known(), [tmp_path / "in"], tmp_path / "quiet", progress=False)
+
+    def late(function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(zlib.crc32(repr(arguments).encode()) % 20 / 1000)
+            return function(*arguments)
+
+        return slow
+
+    for module in (predict, folder):
+        monkeypatch.setattr(module, "helpers", lambda: threads)
+    monkeypatch.setattr(predict, "read_pixels", late(predict.read_pixels))
+    monkeypatch.setattr(folder, "write_labels", late(folder.write_labels))
+    predict_folder(known(), [tmp_path / "in"], tmp_path / "late", progress=False)
+    quiet, other = (
+        {name: (tmp_path / out / name).read_bytes() for name in files_in(tmp_path / out)}
+        for out in ("quiet", "late")
+    )
+    assert quiet == other
+    assert len(quiet) == 2 * 12 + 2
+
+
+@pytest.mark.parametrize("limit", ["images", "pixels"])
+def test_few_images_wait_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """However slow the disk is: the fourth is taken when the first is written."""
+    open_disk = threading.Event()
+    monkeypatch.setattr(folder, "write_labels", lambda *_: open_disk.wait(20))
+    monkeypatch.setattr(folder, "helpers", lambda: 3 if limit == "pixels" else 1)
+    monkeypatch.setattr(folder, "WAITING_PIXELS", 3 * 32 * 40 if limit == "pixels" else 1e9)
+    most = 3 if limit == "pixels" else 2
+    image, found = scene(0), known()(scene(0))
+    with folder.ResultFolder(tmp_path, ("thing",)) as results:
+        for i in range(most):
+            results.add(str(i), image, found)
+        one_more = threading.Thread(target=results.add, args=("last", image, found))
+        one_more.start()
+        one_more.join(0.2)
+        assert one_more.is_alive()
+        open_disk.set()
+        one_more.join(20)
+        assert not one_more.is_alive()
+    assert len(rows(tmp_path)) == 3 * (most + 1)
 
 
 def test_truncated_results_are_reported(

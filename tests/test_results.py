@@ -279,8 +279,9 @@ def test_folder_of_two_images(tmp_path: Path) -> None:
         for image, stem in (("deep/a.tif", "deep/a"), ("b", None)):
             path = results.add(image, TWO * 50, found_in(TWO), stem=stem)
             assert path == tmp_path / f"{stem or image}_overlay.png"
-            labels = io.imread(tmp_path / f"{stem or image}_labels.png")
-            np.testing.assert_array_equal(labels, TWO)
+    for stem in ("deep/a", "b"):
+        assert (tmp_path / f"{stem}_overlay.png").exists()
+        np.testing.assert_array_equal(io.imread(tmp_path / f"{stem}_labels.png"), TWO)
     names = [row["image"] for row in read_table(tmp_path / "objects.csv")]
     assert names == ["deep/a.tif"] * 2 + ["b"] * 2
     images = json.loads((tmp_path / "instances.json").read_text())["images"]

@@ -1,4 +1,8 @@
-"""Folders of images into a folder of results; a failed input is told of, and the rest goes on."""
+"""Folders of images into a folder of results; a failed input is told of, and the rest goes on.
+
+Reading, the network, clustering and writing overlap: ``Predictor.outcomes`` and ``ResultFolder``
+hold a bounded number of images each, and both keep the order.
+"""
 
 from __future__ import annotations
 

@@ -311,8 +311,10 @@ def _maps(
 def png_bytes(picture: np.ndarray) -> bytes:
     """The PNG of (H, W, 3) uint8, or (H, W) uint8 or uint16."""
     stream = BytesIO()
-    # Level 4 takes a third of the time of the default 6, for 4 % more bytes.
-    Image.fromarray(picture).save(stream, format="PNG", compress_level=4)
+    # Of colours, level 2 takes a quarter of the time of the default 6 for a tenth more bytes; of
+    # labels, 4 takes as long as 2 does and half its bytes.
+    level = 2 if picture.ndim == 3 else 4
+    Image.fromarray(picture).save(stream, format="PNG", compress_level=level)
     return stream.getvalue()
 
 

@@ -8,12 +8,14 @@ model adds ``expected_iou`` to each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spatialembed.files import atomic_write
-from spatialembed.labels import encode_instances
+from spatialembed.labels import Rle, encode_instances
 from spatialembed.types import Instances
 
 
@@ -21,25 +23,43 @@ class Entry(NamedTuple):
     """An image and its objects as the file has them, but for the ids, which count over all."""
 
     image: dict[str, Any]
-    objects: list[dict[str, Any]]
+    objects: Iterable[dict[str, Any]]
 
 
 def describe(image: str, instances: Instances) -> Entry:
     """One image with its objects; ``image`` becomes its ``file_name``."""
     found = instances.numpy()
-    height, width = found.labels.shape
-    truncated = bool(found.truncated)
-    about = {"file_name": image, "width": width, "height": height, "truncated": truncated}
+    masks = encode_instances(found.labels, len(found))
+    size_hw = (found.labels.shape[0], found.labels.shape[1])
+    objects = entries(masks, found.boxes, found.areas, found)
+    return Entry(about(image, size_hw, found.truncated), list(objects))
+
+
+def about(image: str, size_hw: tuple[int, int], truncated: bool) -> dict[str, Any]:
+    """What the file says of an image."""
+    height, width = size_hw
+    return {"file_name": image, "width": width, "height": height, "truncated": bool(truncated)}
+
+
+def entries(
+    masks: Iterable[Rle], boxes: np.ndarray, areas: np.ndarray, found: Instances
+) -> Iterator[dict[str, Any]]:
+    """What the file says of objects 1..N, one by one, by their masks, boxes (N, 4), areas (N,).
+
+    found: numpy; its labels are not looked at.
+    """
+    expected = [None] * len(found) if found.expected_iou is None else found.expected_iou.tolist()
     columns = zip(
-        encode_instances(found.labels, len(found)),
-        found.boxes.tolist(),
-        found.areas.tolist(),
+        masks,
+        boxes.tolist(),
+        areas.tolist(),
         found.classes.tolist(),
         found.scores.tolist(),
+        expected,
         strict=True,
     )
-    objects: list[dict[str, Any]] = [
-        {
+    for label, (rle, (x1, y1, x2, y2), area, index, score, iou) in enumerate(columns, start=1):
+        entry: dict[str, Any] = {
             "category_id": index + 1,
             "label": label,
             "score": round(score, 4),
@@ -48,12 +68,7 @@ def describe(image: str, instances: Instances) -> Entry:
             "iscrowd": 0,
             "segmentation": rle,
         }
-        for label, (rle, (x1, y1, x2, y2), area, index, score) in enumerate(columns, start=1)
-    ]
-    if found.expected_iou is not None:
-        for entry, iou in zip(objects, found.expected_iou.tolist(), strict=True):
-            entry["expected_iou"] = round(iou, 4)
-    return Entry(about, objects)
+        yield entry if iou is None else entry | {"expected_iou": round(iou, 4)}
 
 
 class CocoFile:

@@ -1,28 +1,45 @@
-"""The results of many images in one folder: pictures of each, and the two files that all share."""
+"""The results of many images in one folder: pictures of each, and the two files that all share.
+
+``add`` hands an image to writing threads and returns at once, so that the network does not wait
+for pictures; what the threads say of each image goes into the shared files in the order of adding.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+from spatialembed.ahead import helpers
+from spatialembed.results import coco, table
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.labels import write_labels
-from spatialembed.results.overlay import write_overlay
+from spatialembed.results.overlay import overlay_path, write_overlay
 from spatialembed.results.table import ObjectTable
 from spatialembed.types import Instances
 
 WRITE_EVERY_S = 30
 """A kill loses no more of the shared files than this, in seconds."""
+WAITING_PIXELS = 1 << 26
+"""No more pixels than this wait to be written, about half a gigabyte; ``add`` waits instead."""
+
+
+class _Page(NamedTuple):
+    """What one image adds to the shared files, once its pictures are written."""
+
+    rows: str
+    entry: coco.Entry
 
 
 class ResultFolder:
     """Each image's label image and overlay, and ``objects.csv`` and ``instances.json`` of all.
 
-    As a context it writes the shared files on the way out, after an error or Ctrl-C too: nothing
-    that was added is lost.
+    As a context it waits for the pictures and writes the shared files on the way out, after an
+    error or Ctrl-C too: nothing that was added is lost.
     """
 
     def __init__(self, out: Path, class_names: Sequence[str]) -> None:
@@ -30,24 +47,44 @@ class ResultFolder:
         self._table = ObjectTable(out / "objects.csv")
         self._coco = CocoFile(out / "instances.json", class_names)
         self._written = time.monotonic()
+        self._most = 2 * helpers()
+        self._threads = ThreadPoolExecutor(helpers(), thread_name_prefix="write")
+        self._pending: deque[tuple[Future[_Page], int]] = deque()  # and how many pixels it holds
 
     def add(
         self, image: str, pixels: Any, instances: Instances, *, stem: str | None = None
     ) -> Path:
-        """Write what was found in one image; returns the path of its overlay.
+        """Have written what was found in one image; returns the path that its overlay will have.
 
         image: its name in the shared files. pixels: (H, W) or (H, W, 3), any dtype. stem: path of
-        its own files below the folder, without suffix; by default ``image``.
-        Raises SpatialEmbedError ``disk_full``.
+        its own files below the folder, without suffix; by default ``image``. None of them may be
+        changed afterwards.
+        Raises SpatialEmbedError ``disk_full``, of this image or of one before it.
         """
-        place = self.out / (stem or image)
-        write_labels(place, instances.labels)
-        overlay = write_overlay(place, pixels, instances)
-        self._table.add(image, instances)
-        self._coco.add(image, instances)
+        place, size = self.out / (stem or image), instances.labels.size
+        self._note_written(self._most, WAITING_PIXELS - size)
+        job = self._threads.submit(_write_pictures, place, image, pixels, instances)
+        self._pending.append((job, size))
+        return overlay_path(place)
+
+    def _note_written(self, most: int, most_pixels: int) -> None:
+        """Note the images that are written, and wait till few enough are left."""
+        while self._pending and (
+            self._pending[0][0].done()
+            or len(self._pending) >= most
+            or sum(size for _, size in self._pending) > most_pixels
+        ):
+            self._note_first()
+
+    def _note_first(self) -> None:
+        try:
+            page = self._pending[0][0].result()
+        finally:
+            self._pending.popleft()
+        self._table.append(page.rows)
+        self._coco.append(page.entry)
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
-        return overlay
 
     def write(self) -> None:
         """Write the shared files as they stand. Raises SpatialEmbedError ``disk_full``."""
@@ -66,4 +103,31 @@ class ResultFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.write()
+        try:
+            wait([job for job, _ in self._pending])
+        finally:  # a second Ctrl-C ends the waiting
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            fault = self._note_rest()
+            self.write()
+        if fault is not None and error is None:
+            raise fault
+
+    def _note_rest(self) -> BaseException | None:
+        """Note those of the rest that are written; returns the first fault of the others."""
+        faults: list[BaseException] = []
+        while self._pending:
+            job = self._pending[0][0]
+            if job.cancelled() or not job.done():
+                self._pending.popleft()
+                continue
+            try:
+                self._note_first()
+            except BaseException as fault:
+                faults.append(fault)
+        return faults[0] if faults else None
+
+
+def _write_pictures(place: Path, image: str, pixels: Any, instances: Instances) -> _Page:
+    write_labels(place, instances.labels)
+    write_overlay(place, pixels, instances)
+    return _Page(table.describe(image, instances), coco.describe(image, instances))

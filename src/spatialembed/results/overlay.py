@@ -9,6 +9,11 @@ from spatialembed.render import overlay, write_png, zoom_for
 from spatialembed.types import Instances
 
 
+def overlay_path(stem: Path) -> Path:
+    """Where ``write_overlay`` writes: ``<stem>_overlay.png``."""
+    return stem.with_name(f"{stem.name}_overlay.png")
+
+
 def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
     """Write ``<stem>_overlay.png``: instances in colour over the image, small images enlarged.
 
@@ -25,4 +30,4 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
         class_names=[found.class_names[c] for c in found.classes] if named else None,
         zoom=zoom_for(*found.labels.shape),
     )
-    return write_png(stem.with_name(f"{stem.name}_overlay.png"), picture)
+    return write_png(overlay_path(stem), picture)

@@ -45,15 +45,25 @@ def _expected(found: Instances) -> list[float] | list[None]:
 def describe(image: str, instances: Instances) -> str:
     """The lines of one image's objects, ids as in its label image; ``image`` is its name."""
     found = instances.numpy()
+    return rows(image, found, found.boxes, found.areas, _centroids(found.labels, len(found)))
+
+
+def rows(
+    image: str, found: Instances, boxes: np.ndarray, areas: np.ndarray, centroids: np.ndarray
+) -> str:
+    """The lines of objects by their boxes (N, 4), areas (N,) and centroids (N, 2) (x, y) in px.
+
+    found: numpy; its labels are not looked at.
+    """
     columns = (
         [image] * len(found),
         range(1, len(found) + 1),
         [found.class_names[c] if found.class_names else str(c) for c in found.classes],
         np.round(found.scores.astype(np.float64), 4).tolist(),
         _expected(found),
-        *found.boxes.T.tolist(),
-        found.areas.tolist(),
-        *np.round(_centroids(found.labels, len(found)), 2).T.tolist(),
+        *boxes.T.tolist(),
+        areas.tolist(),
+        *np.round(centroids, 2).T.tolist(),
     )
     lines = io.StringIO(newline="")
     # Quoted text keeps names with commas, line ends or digits only as they are.
