@@ -17,7 +17,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class ModelInfo:
     scale: float = 1.0  # images are resized by this before the network, and the maps back
     training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
     calibration: Calibration | None = None  # how good objects are expected to be
+    weights_sha256: str = field(default="", compare=False)  # of the file it was read from
 
 
 def save(
@@ -99,8 +100,8 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
     """
     folder = _find(path)
     weights = _read(folder.joinpath(WEIGHTS), _MAX_WEIGHTS)
-    facts = _matching_facts(folder, hashlib.sha256(weights).hexdigest())
-    info = _parse(facts, str(folder))
+    sha256 = hashlib.sha256(weights).hexdigest()
+    info = replace(_parse(_matching_facts(folder, sha256), str(folder)), weights_sha256=sha256)
     state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
     with torch.device("meta"):  # draws no random numbers and fills no memory
         net = SpatialEmbeddingNet(len(info.class_names), info.elliptical)
