@@ -124,12 +124,13 @@ def survey(path: str | Path, *, split_components: bool = False, progress: bool =
         probe(pair, split_components=split_components)
         for pair in track(found, "reading", console=console, disable=not progress)
     ]
+    faults = [fault for part in listed for fault in part.faults]
+    faults += [fault for pair in pairs for fault in pair.faults]
     return Survey(
         root=root,
         splits=names,
         pairs=tuple(pairs),
-        faults=tuple(fault for part in listed for fault in part.faults)
-        + tuple(fault for pair in pairs for fault in pair.faults),
+        faults=tuple(dict.fromkeys(faults)),  # a table beside train/ and val/ is read for each
         images_alone=tuple(path for part in listed for path in part.images_alone),
         masks_alone=tuple(path for part in listed for path in part.masks_alone),
         class_names={p.split: p.class_names for p in listed if p.class_names is not None},
@@ -210,10 +211,8 @@ def _with_tables(
     """Pairs with their classes and rows of index.csv, and the class names; None: no classes.csv."""
     at = root / split
     path = find_table(root, at, "classes.csv")
-    classes, rows = (
-        _read(reader, table, faults)
-        for reader, table in ((read_classes, path), (read_index, find_table(root, at, "index.csv")))
-    )
+    classes = _read(read_classes, path, faults)
+    rows = _read(read_index, find_table(root, at, "index.csv"), faults)
     if classes and not split and (unknown := sorted(classes.keys() - images.keys())):
         message = f"{path}: no image is named {unknown[0]!r} ({len(unknown)} such names)"
         faults.append(Fault("bad_table", message, "correct the names"))

@@ -314,7 +314,7 @@ def _section(worst: WorstImage) -> str:
         (f"found, {found} objects, {total.tp[0]} of them right at IoU 0.5", worst.found),
     )
     figures = "".join(
-        f'<figure><img alt="{caption}" src="{_data_uri(overlay(worst.image, labels))}">'
+        f'<figure><img alt="{caption}" src="{data_uri(overlay(worst.image, labels))}">'
         f"<figcaption>{caption}</figcaption></figure>"
         for caption, labels in panels
     )
@@ -322,6 +322,6 @@ def _section(worst: WorstImage) -> str:
     return f"<section><h2>{name}: AP {ap}</h2><div>{figures}</div></section>"
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def data_uri(picture: np.ndarray) -> str:
     """Picture (H, W, 3) uint8 as a PNG inside an address."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode("ascii")
