@@ -1,0 +1,158 @@
+"""The plan of tiles of a large image: what the network sees at a time, and what of it is kept.
+
+    +----------- window -----------+     core      pixels whose maps are kept; cores part the image
+    |   context                    |     context   pixels around it that the network sees as well
+    |      +------ core ------+    |     window    core and context, clipped to the image
+    |      |                  |    |
+    |      +------------------+    |     windows have one size, also along the borders: there they
+    |                              |     are moved inwards, and a core has more context on one side
+    +------------------------------+
+
+An output pixel reads at most ``RECEPTIVE_PX`` pixels to each side, along each axis::
+
+    down 1, 2, 3          1 + 2 + 4                              at strides 1, 2, 4
+    5 residuals           5 * 4 * (1 + 1)                        at stride 4
+    8 residuals           2 * 8 * ((1 + 2) + (1 + 4) + (1 + 8) + (1 + 16))   at stride 8
+    up, 2 residuals       8 + 2 * 4 * (1 + 1)                    at strides 8 and 4
+    up, 2 residuals       4 + 2 * 2 * (1 + 1)                    at strides 4 and 2
+
+which is at most 627; where strides and cells fall leaves ``RECEPTIVE_PX``, which a test reads off
+the gradient. So a context of ``EXACT_CONTEXT`` px, with windows that begin at multiples of the
+stride, changes nothing.
+
+Nothing here knows pixels' values. Sides and places are in px of the image that is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+from spatialembed.errors import USAGE, SpatialEmbedError
+
+STRIDE = 8
+"""Of the network's coarsest maps: windows must begin where the whole image's cells begin."""
+RECEPTIVE_PX = 622
+"""Farthest pixel, along an axis, that an output pixel of the network depends on."""
+EXACT_CONTEXT = 624
+"""The first multiple of the stride beyond that."""
+
+
+class Window(NamedTuple):
+    """A rectangle of an image: rows y0:y1, columns x0:x1."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def shape_hw(self) -> tuple[int, int]:
+        return self.y1 - self.y0, self.x1 - self.x0
+
+
+class Tile(NamedTuple):
+    """One piece of the plan."""
+
+    row: int
+    column: int
+    core: Window
+    window: Window
+
+
+class Span(NamedTuple):
+    """A tile along one axis: core and window, begin and end."""
+
+    begin: int
+    end: int
+    window_begin: int
+    window_end: int
+
+
+def origin_step(scale: float) -> int:
+    """Windows of an image that is resized by ``scale`` for the network begin at multiples of this.
+
+    The smallest number of px that become whole cells of the network: 8 at scale 1, 4 at 2, 16 at
+    0.5 or 1.5.
+    """
+    ratio = Fraction(scale).limit_denominator(64)
+    if not ratio:
+        raise SpatialEmbedError("bad_setting", f"scale is {scale}", "give 1/64 or more", USAGE)
+    unit = STRIDE * ratio.denominator
+    return unit // math.gcd(unit, ratio.numerator)
+
+
+def image_context(network_px: int, scale: float) -> int:
+    """Context in px of the image for one of ``network_px`` as the network sees it, at this scale.
+
+    Rounded up to whole cells, with one px more where the resizing reads a neighbour.
+    """
+    step = origin_step(scale)
+    reach = network_px / scale + (0 if scale == 1 or not network_px else max(1.0, 1 / scale))
+    return step * math.ceil(reach / step)
+
+
+def plan_axis(length: int, tile: int, context: int, step: int) -> list[Span]:
+    """Tiles along one axis of ``length`` px, as even as the step allows, none above ``tile``.
+
+    tile and context are rounded up to the step. All windows have one length, except that the last
+    may be up to step - 1 px longer, and that a single one is the whole axis.
+    """
+    tile, context = (step * math.ceil(side / step) for side in (max(tile, 1), context))
+    if length <= tile + 2 * context:
+        return [Span(0, length, 0, length)]
+    tile = step * math.ceil(length / math.ceil(length / tile) / step)
+    side = tile + 2 * context
+    last = max(0, length - side) // step * step  # where the last window begins
+    spans = []
+    for begin in range(0, length, tile):
+        window = min(max(0, begin - context), last)
+        end = length if window == last else window + side
+        spans.append(Span(begin, min(begin + tile, length), window, end))
+    return spans
+
+
+def plan_tiles(height: int, width: int, *, tile: int, context: int, scale: float) -> list[Tile]:
+    """Tiles of an image, row by row: their cores part it, each window lies in it.
+
+    tile: side of a core. context: px of the image around it that the network sees too, see
+    ``image_context``. Both are rounded up to ``origin_step(scale)``.
+    """
+    step = origin_step(scale)
+    rows, columns = (plan_axis(length, tile, context, step) for length in (height, width))
+    return [
+        Tile(
+            i,
+            j,
+            Window(y.begin, y.end, x.begin, x.end),
+            Window(y.window_begin, y.window_end, x.window_begin, x.window_end),
+        )
+        for i, y in enumerate(rows)
+        for j, x in enumerate(columns)
+    ]
+
+
+def tile_for(
+    memory_bytes: float, context: int, scale: float, *, bytes_per_pixel: float, most: int
+) -> int:
+    """Side of the largest tile whose window the network can take in ``memory_bytes``, px.
+
+    context: in px of the image. bytes_per_pixel: of the network, for each pixel that it sees.
+    most: largest side of a window as the network sees it.
+
+    Raises SpatialEmbedError ``bad_setting`` (exit 2) where less than a quarter of the window would
+    be kept along an axis.
+    """
+    step = origin_step(scale)
+    seen = min(math.sqrt(max(0.0, memory_bytes) / bytes_per_pixel), most)
+    side = int(seen / scale) // step * step
+    tile = side - 2 * context
+    if tile < max(step, side // 4):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"the memory allows windows of {side} px, the context takes {2 * context} of them",
+            "give more memory or less context",
+            USAGE,
+        )
+    return tile
