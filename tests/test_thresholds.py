@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,14 @@ from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.thresholds import (
     FOREGROUNDS,
     STARTS,
-    _ap_by_start,
+    Grid,
+    Surface,
+    ap_by_start,
     find_all,
     mean_ap,
-    tune_thresholds,
+    mean_over_images,
+    overlaps_with,
+    sweep,
     usual_min_pixels,
 )
 from spatialembed.types import UNIT, Embeddings, Instances, Normalization, Sample, Target
@@ -60,32 +66,96 @@ def engine(seeds: Sequence[float]):  # type: ignore[no-untyped-def]
     return run
 
 
+def swept(seeds: Sequence[float], images: Sequence[Sample], base: ClusterOptions = BASE) -> Surface:
+    return sweep(engine(seeds), PLAIN, images, base, 1)
+
+
+def at(surface: Surface, **changes: Any) -> float:
+    """Mean AP at the base with some thresholds changed."""
+    return float(surface.mean()[surface.grid.cell(replace(surface.base, **changes))])
+
+
 def test_the_start_between_the_true_and_the_false_is_found() -> None:
-    net, images = engine([0.72, 0.68, 0.97]), [sample([0, 2])]
-    chosen, table = tune_thresholds(net, PLAIN, images, BASE, 1)
+    surface = swept([0.72, 0.68, 0.97], [sample([0, 2])])
+    chosen = surface.grid.options(surface.best(), BASE)
     assert (chosen.start, chosen.foreground) == (0.7, FOREGROUNDS[0])
-    assert table[0.5, 0.7, 20] == 1
-    assert table[0.5, 0.6, 20] == pytest.approx(2 / 3)  # and the false one
-    assert table[0.5, 0.9, 20] == pytest.approx(1 / 2)  # a true one is lost
-    assert chosen.membership == BASE.membership
+    assert at(surface, start=0.7) == 1
+    assert at(surface, start=0.6) == pytest.approx(2 / 3)  # and the false one
+    assert at(surface, start=0.9) == pytest.approx(1 / 2)  # a true one is lost
+    assert math.isnan(at(surface, foreground=0.6, start=0.5))  # no such setting
 
 
 def test_the_smallest_object_is_found() -> None:
     """A square has 81 px, the test is above ``min_pixels``."""
-    chosen, table = tune_thresholds(
-        engine([0.95]), PLAIN, [sample([0])], ClusterOptions(min_pixels=81), 1
-    )
-    assert table[0.5, 0.9, 81] == 0
-    assert table[0.5, 0.9, 40] == 1
-    assert chosen.min_pixels == min(size for _, _, size in table)  # of equal ones the first
+    surface = swept([0.95], [sample([0])], ClusterOptions(min_pixels=81))
+    assert at(surface) == 0
+    assert at(surface, min_pixels=40) == 1
+    chosen = surface.grid.options(surface.best(), surface.base)
+    assert chosen.min_pixels == surface.grid.min_pixels[0]  # of equal ones the first
+
+
+def test_membership_is_swept() -> None:
+    """An object whose rim embeds at phi .45 of its centre is whole below that membership only."""
+
+    def with_rim(images: Tensor) -> Embeddings:
+        maps = engine([0.95])(images)
+        rim = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        rim[square(0)] = True
+        rim[1:8, 1:8] = False
+        p = math.exp(10)  # of log-precision 1, in 1/unit^2
+        maps.offset[0, 0][rim] += math.sqrt(-math.log(0.45) / p)
+        maps.seed[0, 0][rim] = 0.7
+        return maps
+
+    surface = sweep(with_rim, PLAIN, [sample([0])], BASE, 1)
+    assert at(surface, membership=0.4) == at(surface, membership=0.3) == 1
+    # The inner 49 of 81 px: IoU .605, right at .50, .55 and .60 of the nine.
+    assert at(surface, membership=0.5) == pytest.approx(3 / 9)
+    assert surface.grid.options(surface.best(), BASE).membership == 0.3
+
+
+def test_what_is_in_force_is_always_tried() -> None:
+    odd = ClusterOptions(foreground=0.33, start=0.77, membership=0.37, min_pixels=7)
+    grid = Grid.around(odd)
+    assert grid.options(grid.cell(odd), odd) == odd
+    assert all(list(values) == sorted(set(values)) for values in grid)
+
+
+def test_the_network_runs_once_on_an_image() -> None:
+    calls, ticks = [], []
+
+    def counting(images: Tensor) -> Embeddings:
+        calls.append(1)
+        return engine([0.95])(images)
+
+    sweep(counting, PLAIN, [sample([0])] * 3, BASE, 1, progress=lambda: ticks.append(1))
+    assert (len(calls), len(ticks)) == (3, 3)
+
+
+def test_objects_below_start_are_kept_for_the_calibration() -> None:
+    surface = swept([0.95, 0.6, 0.7], [sample([0, 1]), sample([0, 1])])
+    objects = surface.objects_at(ClusterOptions(foreground=0.5, start=0.9, min_pixels=20))
+    assert objects.scores.tolist() == pytest.approx([0.95, 0.7, 0.6] * 2)
+    assert objects.ious.tolist() == [1, 0, 1] * 2
+    assert objects.groups.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(objects.mean_seeds, objects.scores, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seeds", [[0.95, 0.5], []], ids=["false finds", "nothing"])
 @pytest.mark.parametrize("fault", ["LBL-13"])
 def test_without_objects_there_is_nothing_to_choose_by(fault: str, seeds: list[float]) -> None:
     """Else thresholds with false finds (AP 0) would beat those without (AP undefined)."""
-    chosen, _ = tune_thresholds(engine(seeds), PLAIN, [sample([])], BASE, 1)
-    assert chosen == BASE
+    surface = swept(seeds, [sample([])])
+    assert surface.grid.options(surface.best(), BASE) == BASE
+
+
+def test_the_mean_is_that_of_evaluate() -> None:
+    """Over images first, class by class; a class or image without objects is left out."""
+    nan = math.nan
+    ap = np.array([[1.0, nan], [0.5, 0.2], [nan, nan], [0.0, nan]])  # (I, C)
+    assert mean_over_images(ap) == pytest.approx((0.5 + 0.2) / 2)
+    assert mean_over_images(ap, np.array([2, 0, 1, 1])) == pytest.approx(2 / 3)
+    assert math.isnan(mean_over_images(ap[2:3]))
 
 
 def random_maps(seed: int, classes: int) -> Embeddings:
@@ -103,10 +173,12 @@ def test_one_clustering_serves_all_starts(seed: int) -> None:
     found = cluster(maps, lowest)[0].numpy()
     assert len(found) > 5
     starts = [s for s in STARTS if s >= 0.4]
-    for start, ap in _ap_by_start(found, truth, starts, 2):
+    classes = truth.target.classes.numpy()
+    rows = ap_by_start(found, overlaps_with(truth, found), classes, starts, 2)  # (S, C)
+    for start, by_class in zip(starts, rows, strict=True):
         anew = ClusterOptions(start=start, foreground=0.4, min_pixels=5)
         expected = mean_ap(cluster(maps, anew)[0].numpy(), truth, 2)
-        assert ap == pytest.approx(expected, nan_ok=True), start
+        assert mean_over_images(by_class[None]) == pytest.approx(expected, nan_ok=True), start
 
 
 def found_as(truth: Sample, classes: Sequence[int]) -> Instances:

@@ -78,7 +78,28 @@ def save(
     state = {name: _stored(tensor, half) for name, tensor in net.state_dict().items()}
     _check_finite(state, str(folder))
     weights = safetensors.torch.save(state)
-    facts = _facts(net, info, hashlib.sha256(weights).hexdigest())
+    if (info.elliptical, len(info.class_names)) != (net.elliptical, net.num_classes):
+        raise bad_model(
+            "ModelInfo",
+            f"elliptical is {info.elliptical}, of {len(info.class_names)} classes, the network's "
+            f"{net.elliptical}, of {net.num_classes}",
+        )
+    return _write(folder, weights, info)
+
+
+def save_as(model: str | Path, folder: str | Path, info: ModelInfo) -> Path:
+    """Write the weights of a model, byte for byte, with ``info`` into a folder, maybe its own.
+
+    info: what ``load(model)`` gave, with other thresholds, calibration or training facts.
+    Raises as ``load`` and ``save`` do.
+    """
+    weights = _read(_find(model).joinpath(WEIGHTS), _MAX_WEIGHTS)
+    return _write(Path(folder), weights, info)
+
+
+def _write(folder: Path, weights: bytes, info: ModelInfo) -> Path:
+    """The three steps of a save."""
+    facts = _facts(info, hashlib.sha256(weights).hexdigest())
     _parse(facts, str(folder))  # what would not load is not written
     _finish_interrupted(folder)
     with atomic_write(folder / PENDING) as path:
@@ -139,11 +160,11 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     return tensor
 
 
-def _facts(net: SpatialEmbeddingNet, info: ModelInfo, sha256: str) -> dict[str, Any]:
+def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
     """The contents of model.json."""
     facts = {
         "format_version": FORMAT_VERSION,
-        "network": {"num_classes": net.num_classes, "elliptical": net.elliptical},
+        "network": {"num_classes": len(info.class_names), "elliptical": info.elliptical},
         "class_names": info.class_names,
         "normalization": asdict(info.normalization),
         "scale": info.scale,
@@ -153,10 +174,6 @@ def _facts(net: SpatialEmbeddingNet, info: ModelInfo, sha256: str) -> dict[str, 
     }
     if info.calibration is not None:
         facts["calibration"] = asdict(info.calibration)
-    if info.elliptical != net.elliptical:
-        raise bad_model(
-            "ModelInfo", f"elliptical is {info.elliptical}, the network's {net.elliptical}"
-        )
     return _plain(facts)
 
 

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spatialembed import __version__
-from spatialembed.errors import INPUT, RESOURCE, USAGE, SpatialEmbedError, missing_extra
+from spatialembed.errors import INPUT, MODEL, RESOURCE, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.options import (
     ConvertOptions,
     DemoOptions,
+    DoctorOptions,
     EvaluateOptions,
+    ExportOptions,
     PredictOptions,
     ScenesOptions,
+    TuneOptions,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +53,26 @@ def demo(options: DemoOptions) -> int:
     else:
         run(out, seed=options.seed)
     return 0
+
+
+def doctor(options: DoctorOptions) -> int:
+    """Look at a data set before training: faults, plots, samples, settings to train with."""
+    from rich.console import Console
+
+    from spatialembed.doctor import doctor as run
+    from spatialembed.results.findings import table
+
+    out = options.out or Path("runs", "doctor", Path(options.data).resolve().name)
+    result = run(
+        options.data,
+        out,
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+    )
+    Console().print(table(result.findings))
+    settings = ", recommended.yaml" if result.advice else ""
+    print(f"{out}: {result.tally}; index.html, report.json{settings}")
+    return result.exit_code
 
 
 def train(options: TrainOptions) -> int:
@@ -101,23 +124,38 @@ def evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
-def _dataset(options: EvaluateOptions) -> FolderDataset:
-    """The images to score on: a part of the folder by name, by the split of training, or all."""
-    from spatialembed.data.folder import open_folder, split_dataset, splits
+def tune(options: TuneOptions) -> int:
+    """Choose a model's thresholds on images with masks, and calibrate it there."""
+    from rich.console import Console
 
-    named = options.split if options.split in splits(options.data) else None
-    dataset = open_folder(
+    from spatialembed import tune as tuning
+    from spatialembed.predict import load
+
+    folder = tuning.prepare(options.model, options.out)
+    dataset = _dataset(options)
+    predictor = load(options.model, device=options.device, precision=options.precision)
+    result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
+    tuning.write_report(result, options.report)
+    tuning.save(result, options.model, folder, Path(options.data).resolve().name)
+    Console().print(tuning.table(result))
+    print(f"{folder}: thresholds and calibration written")
+    print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
+    return 0
+
+
+def _dataset(options: EvaluateOptions | TuneOptions) -> FolderDataset:
+    """The images to score on: a part of the folder by name, by the split of training, or all."""
+    from spatialembed.data.selection import select
+
+    return select(
         options.data,
-        split=named or ("test" if options.split == "test" else None),
+        split=options.split,
+        val_fraction=options.val_fraction,
+        group_by=options.group_by,
+        seed=options.seed,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
     )
-    if named or (options.split is None and options.group_by is None):
-        return dataset
-    parts = split_dataset(
-        dataset, fraction=options.val_fraction, group_by=options.group_by, seed=options.seed
-    )
-    return parts[0] if options.split == "train" else parts[1]
 
 
 def predict(options: PredictOptions) -> int:
@@ -147,6 +185,27 @@ def predict(options: PredictOptions) -> int:
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
     return result.exit_code
+
+
+def export(options: ExportOptions) -> int:
+    """Write a model as one ONNX file, from the image to the maps."""
+    from rich.console import Console
+
+    from spatialembed.export import export as run
+    from spatialembed.predict import load
+
+    predictor = load(options.model, device="cpu", engine="torch", precision="float32")
+    report = run(
+        predictor,
+        options.out,
+        precision=options.precision,
+        int8=options.int8,
+        check=options.check,
+    )
+    if report.comparisons:
+        Console().print(report.table())
+    print("\n".join(report.lines()))
+    return 0 if report.passed else MODEL
 
 
 def convert(options: ConvertOptions) -> int:
@@ -208,9 +267,12 @@ def _train_options() -> type:
 
 VERBS = {
     "demo": Verb(demo, lambda: DemoOptions),
+    "doctor": Verb(doctor, lambda: DoctorOptions, "data"),
     "train": Verb(train, _train_options),
     "evaluate": Verb(evaluate, lambda: EvaluateOptions),
+    "tune": Verb(tune, lambda: TuneOptions),
     "predict": Verb(predict, lambda: PredictOptions, "sources"),
+    "export": Verb(export, lambda: ExportOptions),
     "convert": Verb(convert, lambda: ConvertOptions, "file out"),
     "data scenes": Verb(scenes, lambda: ScenesOptions),
 }

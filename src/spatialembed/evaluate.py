@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatialembed.cluster import cluster_with_truth
+from spatialembed.data.selection import Dataset, check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.metrics import AP_THRESHOLDS, counts_by_class, overlaps
 from spatialembed.results.report import ImageScore, Report, Sampling, WorstImage, mean
@@ -30,15 +31,6 @@ WORST = 12
 """Images on the page of the worst."""
 PAGE_PX = 640
 """Longest side of a picture on that page; larger ones are thinned out."""
-
-
-class Dataset(Protocol):
-    """What is asked of a data set."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> Sample: ...
 
 
 def evaluate(
@@ -60,7 +52,7 @@ def evaluate(
     """
     _check_choice("metric", metric, get_args(Metric))
     _check_choice("sampling", sampling, get_args(Sampling))
-    _check_classes(predictor.info.class_names, dataset)
+    check_classes(predictor.info.class_names, dataset)
     rows: list[ImageScore] = []
     scores: list[float] = []
     worst: list[WorstImage] = []
@@ -81,22 +73,6 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise SpatialEmbedError(
             f"unknown_{name}", f"{name} {value!r}", f"choose from: {', '.join(choices)}", USAGE
-        )
-
-
-def _check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
-    """Classes are compared by number; where there are several, their names and order count too."""
-    if not len(dataset):
-        raise SpatialEmbedError(
-            "empty_dataset", "the data set has no image", "check the folder and the split"
-        )
-    of_data = dataset.class_names
-    if len(of_model) != len(of_data) or (len(of_data) > 1 and tuple(of_model) != tuple(of_data)):
-        raise SpatialEmbedError(
-            "class_mismatch",
-            f"the model knows {len(of_model)} classes ({', '.join(of_model)}), "
-            f"the data set {len(of_data)} ({', '.join(of_data)})",
-            "evaluate on data with the classes of the model, in its order",
         )
 
 

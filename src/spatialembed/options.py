@@ -53,6 +53,36 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """Settings of ``spatialembed tune``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
+    val_fraction: float = 0.2
+    """Share that training held out of a flat folder."""
+    group_by: str | None = None
+    """Column of index.csv whose groups training held out whole; alone it means --split val."""
+    seed: int = 0
+    """Of that split."""
+    out: str | None = None
+    """Model folder to write; null: the model's own, which a bundled model has not."""
+    report: str = "runs/tune"
+    """Folder of tuning.png, tuning.csv and tuning.json."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
 
@@ -84,6 +114,39 @@ class PredictOptions:
     """auto, float32 or bfloat16 (of the network)."""
     threads: int | None = None
     """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Settings of ``spatialembed doctor``."""
+
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/."""
+    out: str | None = None
+    """Folder of index.html, report.json and recommended.yaml; null: runs/doctor/NAME."""
+    allow_missing: bool = False
+    """As training will be told: images without mask and masks without image are left out."""
+    split_components: bool = False
+    """As training will be told: each connected part of a mask with one id only is an instance."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Settings of ``spatialembed export``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    out: str
+    """File to write, such as nuclei.onnx."""
+    format: Literal["onnx"] = "onnx"
+    """Of the file: ONNX, opset 18."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of weights and convolutions; geometry, input and output are always float32."""
+    int8: str | None = None
+    """Folder of images to calibrate 8-bit convolutions on; with images/ and masks/, the AP that
+    they cost is shown too."""
+    check: bool = False
+    """Compare maps and instances with torch at five sizes, and write FILE.check.json."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from spatialembed import checkpoint
+from spatialembed.calibration import fit
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
@@ -63,7 +64,7 @@ from spatialembed.runs import (
     write_settings,
 )
 from spatialembed.settings import TrainOptions
-from spatialembed.thresholds import find_all, mean_ap, tune_thresholds, usual_min_pixels
+from spatialembed.thresholds import find_all, mean_ap, sweep, usual_min_pixels
 from spatialembed.types import Normalization
 
 logger = logging.getLogger("spatialembed")
@@ -624,21 +625,27 @@ def _devices(device: torch.device, count: int) -> int | list[int]:
 
 
 def _tune_best(setup: _Setup) -> None:
-    """Choose the thresholds of the best model on the validation images and write them into it."""
+    """Choose the best model's thresholds on the validation images, calibrate it, write both."""
     net, info = checkpoint.load(setup.run / "model")
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("tuning thresholds", total=len(setup.val))
-        thresholds, table = tune_thresholds(
+        surface = sweep(
             setup.engine(net),
             setup.normalization,
             _each(setup.val),
             setup.base,
             len(info.class_names),
-            lambda: progress.advance(task),
+            progress=lambda: progress.advance(task),
         )
-    figure = max((v for v in table.values() if not np.isnan(v)), default=None)
-    facts = info.training | {"validation_ap_tuned": figure}
-    checkpoint.save(setup.run / "model", net, replace(info, thresholds=thresholds, training=facts))
+    best = surface.best()
+    thresholds = surface.grid.options(best, setup.base)
+    facts = info.training | {"validation_ap_tuned": float(surface.mean()[best])}
+    calibration = fit(surface.objects_at(thresholds), thresholds.start)
+    checkpoint.save_as(
+        setup.run / "model",
+        setup.run / "model",
+        replace(info, thresholds=thresholds, calibration=calibration, training=facts),
+    )
 
 
 def _each(images: Images) -> Iterator[Any]:

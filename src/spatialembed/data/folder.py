@@ -270,7 +270,7 @@ def split_dataset(
 
     Raises SpatialEmbedError: bad_split (exit 2), no_column (exit 2).
     """
-    keys = dataset.names if group_by is None else _group_keys(dataset, group_by)
+    keys = dataset.names if group_by is None else group_keys(dataset, group_by)
     groups = sorted(set(keys))
     count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floats
     if not 0 < fraction < 1 or count >= len(groups):
@@ -287,7 +287,7 @@ def split_dataset(
     return dataset.subset(train), dataset.subset(val)
 
 
-def _group_keys(dataset: FolderDataset, column: str) -> list[str]:
+def group_keys(dataset: FolderDataset, column: str) -> list[str]:
     """Group of each image by a column of index.csv; every image needs one."""
     rows = [dataset.index_row(i) for i in range(len(dataset))]
     columns = sorted({name for row in rows for name in row})

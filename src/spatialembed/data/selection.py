@@ -1,0 +1,71 @@
+"""Which images of a folder are meant: a part by its name, a side of training's split, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from spatialembed.data.folder import FolderDataset, Split, open_folder, split_dataset, splits
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.types import Sample
+
+
+class Dataset(Protocol):
+    """What is asked of a data set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> Sample: ...
+
+
+def select(
+    path: str | Path,
+    *,
+    split: Split | None = None,
+    val_fraction: float = 0.2,
+    group_by: str | None = None,
+    seed: int = 0,
+    allow_missing: bool = False,
+    split_components: bool = False,
+) -> FolderDataset:
+    """Images with truth of a folder, to score or tune on.
+
+    split: a subfolder where there is one of that name, otherwise the side that a training with this
+    val_fraction, group_by and seed learned from ("train") or held out ("val"). group_by alone means
+    "val"; without either all images of the folder are taken.
+
+    Raises SpatialEmbedError as ``open_folder`` and ``split_dataset`` do.
+    """
+    named = split if split in splits(path) else None
+    dataset = open_folder(
+        path,
+        split=named or ("test" if split == "test" else None),
+        allow_missing=allow_missing,
+        split_components=split_components,
+    )
+    if named or (split is None and group_by is None):
+        return dataset
+    parts = split_dataset(dataset, fraction=val_fraction, group_by=group_by, seed=seed)
+    return parts[0] if split == "train" else parts[1]
+
+
+def check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
+    """Refuse a data set that is empty or of other classes than the model.
+
+    Classes are compared by number; where there are several, their names and order count too.
+    Raises SpatialEmbedError ``empty_dataset`` or ``class_mismatch``.
+    """
+    if not len(dataset):
+        raise SpatialEmbedError(
+            "empty_dataset", "the data set has no image", "check the folder and the split"
+        )
+    of_data = dataset.class_names
+    if len(of_model) != len(of_data) or (len(of_data) > 1 and tuple(of_model) != tuple(of_data)):
+        raise SpatialEmbedError(
+            "class_mismatch",
+            f"the model knows {len(of_model)} classes ({', '.join(of_model)}), "
+            f"the data set {len(of_data)} ({', '.join(of_data)})",
+            "use data with the classes of the model, in its order",
+        )

@@ -1,0 +1,107 @@
+"""tuning.png: mean AP over start and foreground, and along each threshold through the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialembed.errors import missing_extra
+from spatialembed.files import atomic_write
+
+Profile = Sequence[tuple[float, float, bool]]
+"""Value of a threshold, mean AP there, whether that is as good as the best."""
+BEST, BEFORE, CURVE = "#d1495b", "#5a5f6b", "#2b6a99"
+SHOWN = 0.1
+"""Cells of the heat map that are worse than the best by more than this share one colour."""
+
+
+def need_matplotlib() -> None:
+    """Raise SpatialEmbedError ``missing_extra`` (exit 2) where it is not installed."""
+    if find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "train", "drawing a tuning")
+
+
+def draw(
+    path: Path,
+    mean: np.ndarray,
+    grid: Any,
+    *,
+    best: tuple[int, ...],
+    before: tuple[int, ...],
+    profiles: Sequence[Profile],
+) -> None:
+    """Write the picture.
+
+    mean: AP (F, S, M, P) by foreground, start, membership, min_pixels, NaN undefined. grid: a
+    NamedTuple of the values tried, in that order. best, before: two cells. profiles: of each axis.
+
+    Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib, ``disk_full`` (exit 5).
+    """
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    top, bottom = halves
+    _heat_map(top, mean, grid, best, before)
+    axes = bottom.subplots(1, len(profiles), sharey=True)
+    for i, (one, profile) in enumerate(zip(axes, profiles, strict=True)):
+        _profile(one, grid._fields[i], profile, grid[i][best[i]], grid[i][before[i]])
+    axes[0].set_ylabel("mean AP, the others at their best")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _heat_map(
+    figure: Any, mean: np.ndarray, grid: Any, best: tuple[int, ...], before: tuple[int, ...]
+) -> None:
+    """AP over start and foreground at the best membership and min_pixels."""
+    layer = mean[:, :, best[2], best[3]]  # (F, S)
+    axes = figure.subplots()
+    top = float(np.nanmax(layer))
+    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=top - SHOWN, vmax=top)
+    for f, s in np.argwhere(np.isfinite(layer)):
+        ink = "white" if layer[f, s] < top - SHOWN / 2 else "black"
+        text = f"{layer[f, s]:.3f}".removeprefix("0")
+        axes.text(s, f, text, ha="center", va="center", color=ink, fontsize=8)
+    for cell, colour, label in ((before, BEFORE, "before"), (best, BEST, "best")):
+        # The smaller frame is drawn last, so that both show where they are one.
+        inset = 0.05 if label == "before" else 0.11
+        place = (cell[1] - 0.5 + inset, cell[0] - 0.5 + inset)
+        axes.add_patch(_frame(place, 1 - 2 * inset, colour, label))
+    axes.set(
+        xticks=range(len(grid.start)),
+        xticklabels=[f"{value:g}" for value in grid.start],
+        yticks=range(len(grid.foreground)),
+        yticklabels=[f"{value:g}" for value in grid.foreground],
+        xlabel="start",
+        ylabel="foreground",
+        title=f"mean AP at membership {grid.membership[best[2]]:g}, "
+        f"min_pixels {grid.min_pixels[best[3]]}",
+    )
+    axes.legend(loc="upper left", framealpha=0.9)
+    figure.colorbar(picture, ax=axes, extend="min", pad=0.01)
+
+
+def _frame(place: tuple[float, float], side: float, colour: str, label: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(place, side, side, fill=False, edgecolor=colour, linewidth=2.5, label=label)
+
+
+def _profile(axes: Any, name: str, profile: Profile, best: float, before: float) -> None:
+    """AP along one threshold; where it is as good as the best the points are filled."""
+    values, ap, good = (np.array(column) for column in zip(*profile, strict=True))
+    axes.plot(values, ap, color=CURVE, linewidth=1.5, zorder=2)
+    axes.scatter(values[~good], ap[~good], s=36, facecolors="white", edgecolors=CURVE, zorder=3)
+    axes.scatter(values[good], ap[good], s=36, color=CURVE, zorder=3, label="as good as the best")
+    axes.axvline(before, color=BEFORE, linestyle=":", linewidth=1.5, label="before")
+    axes.axvline(best, color=BEST, linewidth=1.5, alpha=0.6, label="best")
+    axes.set(xlabel=name, ylim=(max(0.0, float(ap.max()) - 2 * SHOWN), float(ap.max()) + 0.03))
+    axes.grid(alpha=0.3)
+    if name == "foreground":
+        axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
