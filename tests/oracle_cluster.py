@@ -10,6 +10,11 @@ import numpy as np
 F = np.float32
 
 
+def precision(raw: np.ndarray) -> np.ndarray:
+    """exp of ten times raw, clamped, in float64, rounded to float32."""
+    return np.exp(np.clip(10 * raw.astype(np.float64), -40, 40)).astype(F)
+
+
 def exponent(e: np.ndarray, center: np.ndarray, p: np.ndarray) -> np.float32:
     """d of one embedding (2,) in float32; p (S,)."""
     dx, dy = F(e[0] - center[0]), F(e[1] - center[1])

@@ -88,7 +88,7 @@ def both(prediction: Embeddings, options: ClusterOptions = EVERYTHING) -> Instan
 def against_oracle(prediction: Embeddings, options: ClusterOptions = EVERYTHING) -> Instances:
     found = both(prediction, options)
     e = geometry.embed(prediction.offset)[0].numpy()
-    p = geometry.precision(prediction.log_precision)[0].numpy()
+    p = oracle_cluster.precision(prediction.log_precision[0].numpy())
     labels, scores, classes, truncated = oracle_cluster.cluster(
         e, p, prediction.seed[0].numpy(), options
     )
@@ -355,17 +355,7 @@ def hostile(kind: str, size: int) -> Embeddings:
 
 def work(prediction: Embeddings) -> int:
     """Nodes and points that the fast way looked at."""
-    return cpu.cluster(
-        geometry.embed(prediction.offset)[0].numpy(),
-        geometry.precision(prediction.log_precision)[0].numpy(),
-        prediction.seed[0].numpy(),
-        foreground=0.5,
-        start=0.9,
-        reach=math.log(2),
-        min_pixels=3,
-        min_free=0.5,
-        max_instances=None,
-    ).work
+    return cpu.cluster(*(m[0].numpy() for m in prediction), min_pixels=3).work
 
 
 HOSTILE = (
@@ -537,10 +527,11 @@ def test_read_only_installation_compiles_without_cache(tmp_path: Path) -> None:
         "c._CacheLocator.ensure_cache_path = full\n"
         "import numpy as np\n"
         "from spatialembed.kernels import cpu\n"
-        "print(cpu._candidates(np.float32([0, 1, 0, 1]), np.float32(0.5)).tolist())\n"
+        "maps = [np.full((n, 2, 3), 0.95, np.float32) for n in (2, 1, 1)]\n"
+        "print(cpu.cluster(*maps, min_pixels=0).labels.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "[1, 3]\n", done.stderr
+    assert done.stdout == "[[1, 1, 1], [1, 1, 1]]\n", done.stderr
 
 
 def test_import_loads_no_compiler() -> None:

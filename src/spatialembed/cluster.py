@@ -8,10 +8,10 @@
     taken        all members, whether they make an instance or not
     owner        of a pixel: its instance of the highest score (ties: lower class, then order found)
 
-Both ways are equal to the last bit. They start from the same float32 embeddings and precisions,
-computed once on the CPU from contiguous maps; they compare d, in one order of operations, with
-float32(-log(membership)), and never phi, whose exp differs between libraries; seeds are compared
-with float32 thresholds.
+Both ways are equal to the last bit, at any number of threads. Embeddings are one float32 addition;
+a precision is rounded once from float64, so that libraries agree on it; both ways compare d, in one
+order of operations, with float32(-log(membership)), and never phi, whose exp differs between
+libraries; seeds are compared with float32 thresholds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from spatialembed import geometry
-from spatialembed.errors import MODEL, USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.types import Embeddings, Instances, Target
 
 
@@ -97,17 +97,20 @@ def cluster(
 
     names = _class_names(prediction, class_names)
     results = []
-    for embedding, precision, seed in _float32_maps(prediction):
+    for b, maps in enumerate(_float32_maps(prediction)):
+        offset, log_precision, seed = (m.numpy() for m in maps)
         found = cpu.cluster(
-            embedding.numpy(),
-            precision.numpy(),
-            seed.numpy(),
+            offset,
+            log_precision,
+            seed,
             foreground=options.foreground,
             start=options.start,
-            reach=_reach(options.membership),
+            membership=options.membership,
             min_pixels=options.min_pixels,
             min_free=options.min_free,
             max_instances=options.max_instances,
+            threads=torch.get_num_threads(),
+            name=_name(b),
         )
         labels, scores, classes = map(torch.from_numpy, (found.labels, found.scores, found.classes))
         instances = Instances(labels, scores, classes, names, found.truncated)
@@ -123,11 +126,13 @@ def cluster_plain(
     """``cluster`` as the paper reads: a round looks at all candidates. For tests, benchmarks."""
     names = _class_names(prediction, class_names)
     results = []
-    for embedding, precision, seed in _float32_maps(prediction):
+    for b, maps in enumerate(_float32_maps(prediction)):
+        _check_finite(b, maps)
+        embedding, seed = geometry.embed(maps.offset), maps.seed
         proposals: list[tuple[float, int, Tensor]] = []
         truncated = False
         for c in range(len(seed)):
-            found, stopped = _greedy(embedding, precision, seed[c], options)
+            found, stopped = _greedy(embedding, maps.log_precision, seed[c], options)
             proposals += [(score, c, members) for score, members in found]
             truncated |= stopped
         instances = _one_owner(proposals, seed.shape[1:], options.max_instances)
@@ -139,12 +144,12 @@ def cluster_plain(
 
 
 def _greedy(
-    embedding: Tensor, precision: Tensor, seed: Tensor, options: ClusterOptions
+    embedding: Tensor, log_precision: Tensor, seed: Tensor, options: ClusterOptions
 ) -> tuple[list[tuple[float, Tensor]], bool]:
     """The rounds of one class: score and members (linear indices) of each; whether it stopped."""
     pixel = (seed > _float32(options.foreground)).flatten().nonzero()[:, 0]  # (P,)
     e = embedding.flatten(1)[:, pixel]  # (2, P)
-    p = precision.flatten(1)[:, pixel]  # (S, P)
+    r = log_precision.flatten(1)[:, pixel]  # (S, P)
     s = seed.flatten()[pixel]  # (P,)
     free = torch.ones_like(s, dtype=torch.bool)
     found: list[tuple[float, Tensor]] = []
@@ -154,7 +159,8 @@ def _greedy(
             break
         if len(found) == options.max_instances:
             return found, True
-        member = _exponent(e, e[:, k], p[:, k]) < _reach(options.membership)
+        precision = geometry.precision(r[:, k].double()).float()  # (S,)
+        member = _exponent(e, e[:, k], precision) < _reach(options.membership)
         n, n_free = int(member.sum()), int((member & free).sum())
         if n > options.min_pixels and n_free > options.min_free * n:
             found.append((float(s[k]), pixel[member]))
@@ -203,12 +209,14 @@ def cluster_with_truth(
     _check("membership", membership, "above 0 and below 1", 0 < _number(membership) < 1)
     names = _class_names(prediction, class_names)
     results = []
-    maps = zip(_float32_maps(prediction), prediction.log_precision, targets, strict=True)
-    for (embedding, _, _), log_precision, target in maps:
-        raw = log_precision.detach().to("cpu", torch.float32).flatten(1)  # (S, H*W)
+    for b, (maps, target) in enumerate(zip(_float32_maps(prediction), targets, strict=True)):
+        _check_finite(b, maps)
         true = torch.where(target.ignore, -1, target.labels).cpu().flatten().numpy()
         nearest = _nearest_truth(
-            embedding.flatten(1).numpy(), raw.numpy(), true, _reach(membership)
+            geometry.embed(maps.offset).flatten(1).numpy(),
+            maps.log_precision.flatten(1).numpy(),
+            true,
+            _reach(membership),
         )
         kept, number = np.unique(np.append(0, nearest), return_inverse=True)  # 0 comes first
         labels = torch.from_numpy(number[1:].astype(np.int32)).view(target.labels.shape)
@@ -257,32 +265,21 @@ def _means(values: np.ndarray, labels: np.ndarray, count: np.ndarray) -> np.ndar
     return np.where(count > 0, sums / np.maximum(count, 1), 0)
 
 
-def _float32_maps(prediction: Embeddings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Embedding (2, H, W), precision (S, H, W), seed (C, H, W) of each image: float32, on the CPU.
-
-    Contiguous before the arithmetic: a strided exp may round differently, and a result must not
-    depend on layout.
-    """
+def _float32_maps(prediction: Embeddings) -> Iterator[Embeddings]:
+    """The maps of each image without the batch: float32, contiguous, on the CPU."""
     for b in range(len(prediction.seed)):
-        offset, log_precision, seed = (
-            maps[b].detach().to("cpu", torch.float32).contiguous() for maps in prediction
-        )
-        _check_finite(b, Embeddings(offset, log_precision, seed))
-        yield geometry.embed(offset), geometry.precision(log_precision), seed
+        yield Embeddings(*(m[b].detach().to("cpu", torch.float32).contiguous() for m in prediction))
 
 
 def _check_finite(image: int, maps: Embeddings) -> None:
-    # aminmax is NaN if any value is: one pass, a fifth of the time of isfinite.
-    if all(m.numel() == 0 or torch.stack(m.aminmax()).isfinite().all() for m in maps):
-        return
-    counts = {name: int((~m.isfinite()).sum()) for name, m in zip(maps._fields, maps, strict=True)}
-    listed = ", ".join(f"{n} in {name}" for name, n in counts.items() if n)
-    raise SpatialEmbedError(
-        "non_finite_output",
-        f"image {image} of the batch: NaN or infinite values: {listed}",
-        "the network overflowed: predict with precision float32, or check the weights",
-        MODEL,
-    )
+    from spatialembed.kernels.candidates import check_finite
+
+    offset, log_precision, seed = (m.numpy() for m in maps)
+    check_finite(offset, log_precision, seed, _name(image))
+
+
+def _name(image: int) -> str:
+    return f"image {image} of the batch"
 
 
 def _float32(threshold: float) -> float:
