@@ -237,9 +237,8 @@ def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageF
 
 def _refuse_grey_end(path: Path, file: BinaryIO, image: Image.Image) -> None:
     """Refuse a JPEG that was cut and closed again: libjpeg makes its missing blocks mid-grey."""
-    width, height = image.size
-    corner = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
-    if not np.isin(corner[-1, -1], (127, 128)).all() or (corner != corner[-1, -1]).any():
+    last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
+    if np.abs(last - 128).max() > 4:  # colours blend with their neighbours
         return
     file.seek(0)
     if (data := stretched_jpeg(file.read())) is None:

@@ -40,6 +40,11 @@ CMYK, YCbCr."""
 WHITE_IS_ZERO = 0
 TO_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
 """What Pillow's libtiff knows: none, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
+STRUCTURE = {
+    256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338,
+    339,
+}  # fmt: skip
+"""Tags that say how the pixels lie."""
 INSTALL = "save with deflate or uncompressed, or pip install 'spatialembed[tiff]'"
 _ORIENTATION_TAG = 0x0112
 
@@ -67,6 +72,7 @@ def read_tiff(path: Path, file: BinaryIO, max_pixels: int, index: int | None) ->
         with tifffile.TiffFile(file) as tiff:
             place = next(whole_pages(tiff), 0) if index is None else index
             page = tiff.pages[place].aspage()
+            check_tags(path, page)
             check_colours(path, page)
             check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
             if index is None and (count := _images(tiff)) > 1:
@@ -112,6 +118,24 @@ def _images(tiff: tifffile.TiffFile) -> int:
 
 
 # ---------------------------------------------------------------- checks of the header
+
+
+def check_tags(path: Path, page: tifffile.TiffPage) -> None:
+    """Refuse a page whose header names a tag that could not be read.
+
+    tifffile leaves such a tag out, and its default gives other pixels.
+    Raises SpatialEmbedError: truncated.
+    """
+    how, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    (count,) = struct.unpack(how.tagnoformat, file.read(how.tagnosize))
+    entries = file.read(count * how.tagsize)
+    named = {
+        struct.unpack_from(f"{how.byteorder}H", entries, i)[0]
+        for i in range(0, len(entries) - 1, how.tagsize)
+    }
+    if lost := sorted(code for code in named & STRUCTURE if code not in page.tags):
+        refuse_damaged(path, "TIFF", f"its tags {lost} cannot be read")
 
 
 def check_colours(path: Path, page: tifffile.TiffPage) -> None:

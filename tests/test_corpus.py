@@ -1,0 +1,163 @@
+"""Hundreds of files, sound and broken: each gets its pixels, its warning or its code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corpus import Case, corpus, fault_of
+from known_predictor import INFO
+from spatialembed.bulk import predict_folder
+from spatialembed.data.images import read_image, read_pixels
+from spatialembed.predict import Predictor
+from spatialembed.types import Embeddings
+
+Files = list[tuple[Case, Path]]
+SLOWEST = 5.0
+"""Seconds for one tiny file; what takes longer hangs or unpacks a bomb."""
+PILLOW_DIFFERS = ("assocalpha", "uint16", "png-4-16", "tiff-int8", "thumbnail-first")
+"""Colours divided by their alpha, no white as 0 in 16 bits, the high byte of 16-bit alpha images
+and colours, no sign in 8 bits, the first page whatever it is."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::spatialembed.data.images.ImageWarning"),
+    pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning"),
+]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("corpus")
+    made = [(case, folder / case.name) for case in corpus()]
+    for case, path in made:
+        path.write_bytes(case.data)
+    return made
+
+
+def test_corpus_is_large(files: Files) -> None:
+    assert len(files) >= 500
+    assert len({path for _, path in files}) == len(files)
+    assert min(sum(f".{suffix}" in case.name for case, _ in files) for suffix in
+               ("png", "jpg", "tif", "webp", "bmp", "gif")) > 25  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "bmp", "gif"])
+def test_each_file_gets_its_answer(suffix: str, files: Files) -> None:
+    wrong = []
+    for case, path in files:
+        if not case.name.lower().endswith(suffix):
+            continue
+        began = time.perf_counter()
+        if (fault := fault_of(case, path)) is not None:
+            wrong.append(f"{case.name}: {fault}")
+        if (took := time.perf_counter() - began) > SLOWEST:
+            wrong.append(f"{case.name}: {took:.1f} s")
+    assert wrong == []
+
+
+def alone(code: str, folder: Path) -> str:
+    """What Python code prints in a process of its own, with the corpus at hand."""
+    prefix = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    code = prefix + code.replace("FOLDER", repr(str(folder)))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is None, reason="the other tests do without it")
+def test_tiffs_without_the_optional_codecs(tmp_path: Path) -> None:
+    """tifffile alone, and what then goes to Pillow, give the same pixels."""
+    code = (
+        "sys.modules['imagecodecs'] = None\n"
+        "from pathlib import Path\n"
+        "from corpus import faults_in\n"
+        "print(faults_in(Path(FOLDER), 'tif'))"
+    )
+    assert alone(code, tmp_path) == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_bombs_take_no_memory(tmp_path: Path) -> None:
+    """IMG-07: whatever a header, a strip, a chunk or a frame claims; 300 MB are there to unpack."""
+    code = (
+        "import resource, warnings\n"
+        "from pathlib import Path\n"
+        "from corpus import corpus, fault_of\n"
+        "cases = [c for c in corpus() if 'bomb' in c.name or 'says' in c.name]\n"
+        "for c in cases: Path(FOLDER, c.name).write_bytes(c.data)\n"
+        "held = bytes(700 << 20); del held\n"  # what making the corpus took is exceeded by far
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for c in cases: fault_of(c, Path(FOLDER, c.name))\n"
+        "print(len(cases), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    count, grown_kb = map(int, alone(code, tmp_path).split())
+    assert count > 20
+    assert grown_kb < 50_000
+
+
+def test_a_pillow_image_and_an_array_are_read_like_the_file(files: Files) -> None:
+    """But for what Pillow itself reads in another way, as PILLOW_DIFFERS says."""
+    compared, other = 0, []
+    for case, path in files:
+        if case.truth is None or case.codes or any(word in case.name for word in PILLOW_DIFFERS):
+            continue
+        pixels = read_image(path)
+        assert np.array_equal(read_pixels(pixels), pixels)
+        assert np.array_equal(read_pixels(str(path)), pixels)
+        try:
+            image = Image.open(path)
+        except (OSError, ValueError):  # a kind of TIFF, or a text bomb, that only we take
+            continue
+        if pixels.ndim == 3 and pixels.dtype == np.uint16:
+            continue
+        compared += 1
+        if not np.array_equal(read_pixels(image), pixels):
+            other.append(case.name)
+    assert not other, " ".join(other)
+    assert compared > 300
+
+
+class Nothing:
+    """An engine that sees nothing anywhere."""
+
+    device = torch.device("cpu")
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        maps = torch.zeros(len(images), 5, *images.shape[-2:])
+        return Embeddings(maps[:, :2], maps[:, 2:4], maps[:, 4:])
+
+
+def test_no_file_ends_a_job(files: Files) -> None:
+    """Every file with pixels gets its result, every other one its code, all in order."""
+    predictor = Predictor(Nothing(), INFO)  # type: ignore[arg-type]
+    outcomes = list(predictor.outcomes(path for _, path in files))
+    assert [outcome.source for outcome in outcomes] == [path for _, path in files]
+    for (case, _), outcome in zip(files, outcomes, strict=True):
+        if outcome.instances is None:
+            assert outcome.error is not None
+            # A model without percentiles refuses floats beyond [0, 1], one with them takes any.
+            assert outcome.error.code in (*case.codes, "value_range"), case.name
+        else:
+            assert case.truth is not None, case.name
+            assert outcome.instances.labels.shape == case.truth.shape[:2]
+
+
+def test_no_file_ends_the_command(files: Files, tmp_path: Path) -> None:
+    some = [path for _, path in files[::9]]
+    predictor = Predictor(Nothing(), INFO)  # type: ignore[arg-type]
+    result = predict_folder(predictor, some, tmp_path, progress=False)
+    failed = {path for path, _ in result.failed}
+    assert result.images + len(failed) == len(some)
+    assert result.images > 30
+    assert len(failed) > 20
+    labels = {path.name for path in tmp_path.glob("*_labels.png")}
+    assert labels == {f"{path.stem}_labels.png" for path in some if path not in failed}
