@@ -40,6 +40,9 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
         "synthetic": 2,
         "module": 3,
         "objects": 0,
+        "silhouettes": 0,
+        "scenery": 1,
+        "streets": 2,
         "probe": 2,
         "twins": 3,
         "survey": 4,
@@ -47,7 +50,7 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
         "large": 2,
         "overview": 3,
     },
-    "results": {"large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0, "advice": 0, "charts": 0, "findings": 0, "survey_page": 1, "folder": 1},
+    "results": {"large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0, "ambiguity_map": 0, "advice": 0, "charts": 0, "findings": 0, "survey_page": 1, "folder": 1},
 }
 ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception
 DOORS = {
@@ -65,7 +68,7 @@ DOORS = {
     "pycocotools": set(),
     "zarr": {"data.large", "results.large"},
     "tifffile": {"data.tiff", "data.large", "results.labels", "results.large"},
-    "PIL": {"data.decode", "data.images", "render"},
+    "PIL": {"data.decode", "data.images", "data.scenery", "data.streets", "render"},
 }
 LONGEST = 400  # lines of a file
 OVERLONG = {  # why they are longer

@@ -29,6 +29,7 @@ from spatialembed.options import (
     ExportOptions,
     PredictOptions,
     ScenesOptions,
+    StreetsOptions,
     TuneOptions,
 )
 
@@ -181,6 +182,7 @@ def predict(options: PredictOptions) -> int:
         batch=options.batch,
         augment=options.augment,
         options=thresholds,
+        ambiguity=options.ambiguity,
     )
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
@@ -232,6 +234,16 @@ def scenes(options: ScenesOptions) -> int:
     return 0
 
 
+def streets(options: StreetsOptions) -> int:
+    """Write generated street scenes with exact truth in the layout of Cityscapes."""
+    from spatialembed.data.streets import write_streets
+
+    width, height = _size(options.size)
+    write_streets(options.out, options.images, (height, width), options.seed)
+    print(f"{options.out}: {options.images} streets in leftImg8bit/ and gtFine/")
+    return 0
+
+
 def _size(text: str) -> tuple[int, int]:
     """(height, width) in px of "520x696" or "256"."""
     height, _, width = text.partition("x")
@@ -275,6 +287,7 @@ VERBS = {
     "export": Verb(export, lambda: ExportOptions),
     "convert": Verb(convert, lambda: ConvertOptions, "file out"),
     "data scenes": Verb(scenes, lambda: ScenesOptions),
+    "data streets": Verb(streets, lambda: StreetsOptions),
 }
 
 

@@ -94,6 +94,8 @@ class PredictOptions:
     """Folder of the results: labels and overlay of each image, objects.csv, instances.json."""
     augment: bool = False
     """Average over the eight turns and flips, at eight times the cost."""
+    ambiguity: bool = False
+    """Write NAME_ambiguity.png as well: 255 times how near each pixel came to another answer."""
     batch: int = 8
     """Images of one size that go through the network together."""
     foreground: float | None = None
@@ -171,5 +173,19 @@ class ScenesOptions:
     """How many."""
     size: str = "256"
     """Height x width in px, as 520x696, or one side of squares."""
+    seed: int = 0
+    """Image i follows from (seed, i)."""
+
+
+@dataclass(frozen=True)
+class StreetsOptions:
+    """Settings of ``spatialembed data streets``."""
+
+    out: str
+    """Folder to write in the layout of Cityscapes: leftImg8bit/ and gtFine/, train and val."""
+    images: int = 100
+    """How many; a fifth of them is val."""
+    size: str = "2048x1024"
+    """Width x height in px."""
     seed: int = 0
     """Image i follows from (seed, i)."""
