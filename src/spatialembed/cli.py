@@ -198,11 +198,7 @@ def export(options: ExportOptions) -> int:
 
     predictor = load(options.model, device="cpu", engine="torch", precision="float32")
     report = run(
-        predictor,
-        options.out,
-        precision=options.precision,
-        int8=options.int8,
-        check=options.check,
+        predictor, options.out, precision=options.precision, int8=options.int8, check=options.check
     )
     if report.comparisons:
         Console().print(report.table())
