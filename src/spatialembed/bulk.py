@@ -51,6 +51,7 @@ def predict_folder(
     batch: int = 8,
     augment: bool = False,
     options: ClusterOptions | None = None,
+    ambiguity: bool = False,
     progress: bool = True,
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
@@ -58,6 +59,7 @@ def predict_folder(
     Each image gets ``<name>_labels.png`` and ``<name>_overlay.png``, folders mirrored, once it
     is done; all share ``objects.csv`` and ``instances.json``, written every half minute and on the
     way out, after Ctrl-C too. A failed input is logged and kept in the result; the rest goes on.
+    ambiguity: each image gets ``<name>_ambiguity.png`` as well.
 
     Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
     ``disk_full`` (exit 5).
@@ -67,7 +69,11 @@ def predict_folder(
     _check_writable(out)
     result = FolderResult(out)
     outcomes = predictor.outcomes(
-        (path for path, _ in images), batch=batch, augment=augment, options=options
+        (path for path, _ in images),
+        batch=batch,
+        augment=augment,
+        options=options,
+        ambiguity=ambiguity,
     )
     results = ResultFolder(out, predictor.info.class_names)
     with results, _progress(progress, len(images)) as advance:
@@ -78,7 +84,13 @@ def predict_folder(
                 logger.error("%s", _printable(_named(path, outcome.error)))
             else:
                 file_name = name + path.suffix
-                results.add(file_name, outcome.pixels, outcome.instances, stem=_short(name))
+                results.add(
+                    file_name,
+                    outcome.pixels,
+                    outcome.instances,
+                    stem=_short(name),
+                    ambiguity=outcome.ambiguity,
+                )
                 _count(result, path, outcome.instances)
             advance()
     return result
@@ -108,7 +120,7 @@ def _short(name: str) -> str:
     """A name whose outputs fit the 255 bytes of file systems: a long one ends in its hash."""
     folder, slash, last = name.rpartition("/")
     encoded = os.fsencode(last)
-    if len(encoded) <= 255 - len("_overlay.png"):
+    if len(encoded) <= 255 - len("_ambiguity.png"):
         return name
     kept = encoded[:200].decode("utf-8", "ignore")
     return f"{folder}{slash}{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"

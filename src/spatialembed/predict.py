@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spatialembed import checkpoint
 from spatialembed.ahead import ahead, helpers
+from spatialembed.ambiguity import ambiguity as ambiguity_map
 from spatialembed.calibration import with_expected_iou
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     pixels: np.ndarray | None  # as it was read, (H, W) or (H, W, 3); None if it could not be
     instances: Instances | None
     error: SpatialEmbedError | None
+    ambiguity: np.ndarray | None = None  # (H, W) float32 in [0, 1], where it was asked for
 
 
 def load(
@@ -164,11 +166,15 @@ class Predictor:
         batch: int = 8,
         augment: bool = False,
         options: ClusterOptions | None = None,
+        ambiguity: bool = False,
     ) -> Iterator[Outcome]:
-        """As ``map``, but an image that fails gives its error in its place and the rest goes on."""
+        """As ``map``, but an image that fails gives its error in its place and the rest goes on.
+
+        ambiguity: each outcome has the map of that name as well, see ``ambiguity.ambiguity``.
+        """
         if batch < 1:
             raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
-        return self._outcomes(images, batch, augment, options or self.settings)
+        return self._outcomes(images, batch, augment, options or self.settings, ambiguity)
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
         """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to it."""
@@ -196,7 +202,12 @@ class Predictor:
         return replace(self.settings, **{k: v for k, v in given.items() if v is not None})
 
     def _outcomes(
-        self, images: Iterable[Any], batch: int, augment: bool, options: ClusterOptions
+        self,
+        images: Iterable[Any],
+        batch: int,
+        augment: bool,
+        options: ClusterOptions,
+        with_ambiguity: bool,
     ) -> Iterator[Outcome]:
         readers = helpers()
 
@@ -205,7 +216,7 @@ class Predictor:
             return min(batch + readers, AHEAD_PIXELS // pixels)
 
         def found(mapped: _Mapped) -> list[Outcome]:
-            return self._found(mapped, options)
+            return self._found(mapped, options, with_ambiguity)
 
         read = ahead(self._item, images, threads=readers, room=room)
         mapped = self._all_mapped(_batches(read, batch), augment)
@@ -241,22 +252,27 @@ class Predictor:
         except (SpatialEmbedError, MemoryError) as caught:
             return _Mapped(items, None, _named(caught))
 
-    def _found(self, mapped: _Mapped, options: ClusterOptions) -> list[Outcome]:
+    def _found(
+        self, mapped: _Mapped, options: ClusterOptions, with_ambiguity: bool
+    ) -> list[Outcome]:
         """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
         items, maps, error = mapped
         if maps is not None:
             try:
                 found = self._find(maps, options)
+                doubts = [
+                    ambiguity_map(_image(maps, b), instances) if with_ambiguity else None
+                    for b, instances in enumerate(found)
+                ]
                 return [
-                    Outcome(item.source, item.pixels, instances, None)
-                    for item, instances in zip(items, found, strict=True)
+                    Outcome(item.source, item.pixels, instances, None, doubt)
+                    for item, instances, doubt in zip(items, found, doubts, strict=True)
                 ]
             except (SpatialEmbedError, MemoryError) as caught:
                 error = _named(caught)
                 if len(items) > 1:
-                    alone = (Embeddings(*(m[b : b + 1] for m in maps)) for b in range(len(items)))
-                    each = zip(items, alone, strict=True)
-                    return [self._found(_Mapped([i], m, None), options)[0] for i, m in each]
+                    alone = (_Mapped([item], _image(maps, b), None) for b, item in enumerate(items))
+                    return [self._found(one, options, with_ambiguity)[0] for one in alone]
         return [Outcome(item.source, item.pixels, None, error) for item in items]
 
     def _find(self, maps: Embeddings, options: ClusterOptions) -> list[Instances]:
@@ -291,6 +307,11 @@ class _Mapped(NamedTuple):
     items: list[_Item]
     maps: Embeddings | None  # (B, ., H, W)
     error: SpatialEmbedError | None
+
+
+def _image(maps: Embeddings, b: int) -> Embeddings:
+    """One image of a batch, as a batch of one."""
+    return Embeddings(*(m[b : b + 1] for m in maps))
 
 
 def _named(error: SpatialEmbedError | MemoryError) -> SpatialEmbedError:

@@ -14,8 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spatialembed.ahead import helpers
 from spatialembed.results import coco, table
+from spatialembed.results.ambiguity_map import write_ambiguity
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.labels import write_labels
 from spatialembed.results.overlay import overlay_path, write_overlay
@@ -52,18 +55,24 @@ class ResultFolder:
         self._pending: deque[tuple[Future[_Page], int]] = deque()  # and how many pixels it holds
 
     def add(
-        self, image: str, pixels: Any, instances: Instances, *, stem: str | None = None
+        self,
+        image: str,
+        pixels: Any,
+        instances: Instances,
+        *,
+        stem: str | None = None,
+        ambiguity: np.ndarray | None = None,
     ) -> Path:
         """Have written what was found in one image; returns the path that its overlay will have.
 
         image: its name in the shared files. pixels: (H, W) or (H, W, 3), any dtype. stem: path of
-        its own files below the folder, without suffix; by default ``image``. None of them may be
-        changed afterwards.
+        its own files below the folder, without suffix; by default ``image``. ambiguity: (H, W) in
+        [0, 1], to be written too. None of them may be changed afterwards.
         Raises SpatialEmbedError ``disk_full``, of this image or of one before it.
         """
         place, size = self.out / (stem or image), instances.labels.size
         self._note_written(self._most, WAITING_PIXELS - size)
-        job = self._threads.submit(_write_pictures, place, image, pixels, instances)
+        job = self._threads.submit(_write_pictures, place, image, pixels, instances, ambiguity)
         self._pending.append((job, size))
         return overlay_path(place)
 
@@ -127,7 +136,11 @@ class ResultFolder:
         return faults[0] if faults else None
 
 
-def _write_pictures(place: Path, image: str, pixels: Any, instances: Instances) -> _Page:
+def _write_pictures(
+    place: Path, image: str, pixels: Any, instances: Instances, ambiguity: np.ndarray | None
+) -> _Page:
     write_labels(place, instances.labels)
     write_overlay(place, pixels, instances)
+    if ambiguity is not None:
+        write_ambiguity(place, ambiguity)
     return _Page(table.describe(image, instances), coco.describe(image, instances))
