@@ -77,7 +77,8 @@ def doctor(
 ) -> Diagnosis:
     """Read a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
 
-    data: as ``open_folder`` takes it. allow_missing and split_components: as they will be given to training. A broken file is a finding.
+    data: as ``open_folder`` takes it. allow_missing and split_components: as training will be
+    told. A broken file is a finding, and the rest goes on.
 
     Raises SpatialEmbedError: not_found, no_layout, no_images, disk_full (exit 5).
     """

@@ -53,7 +53,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.10g}" if value != int(value) else f"{value:.1f}"
+        return str(yaml.safe_dump(value)).splitlines()[0]
     if isinstance(value, str):
         plain = value.isidentifier() and yaml.safe_load(value) == value  # neither yes nor null
         return value if plain else json.dumps(value, ensure_ascii=False)

@@ -57,6 +57,11 @@ def tally(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{count} {grade}{'s' * (count != 1)}" for count, grade in pairs)
 
 
+def printable(text: str) -> str:
+    """Text that is safe on a terminal and in a comment, whatever a file is called."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def table(findings: Sequence[Finding]) -> Table:
     """For the screen: grade, code, and what it is with one example and the remedy."""
     result = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
@@ -64,9 +69,9 @@ def table(findings: Sequence[Finding]) -> Table:
     for heading in ("grade", "code", "finding"):
         result.add_column(heading, overflow="fold")
     for finding in graded(findings):
-        words = [escape(finding.text)]
-        words += [f"[dim]{escape(case)}[/dim]" for case in finding.examples[:1]]
-        words += [f"-> {escape(finding.remedy)}"] * bool(finding.remedy)
+        words = [escape(printable(finding.text))]
+        words += [f"[dim]{escape(printable(case))}[/dim]" for case in finding.examples[:1]]
+        words += [f"-> {escape(printable(finding.remedy))}"] * bool(finding.remedy)
         style = styles[finding.grade]
         result.add_row(f"[{style}]{finding.grade}", finding.code, "\n".join(words))
     return result
