@@ -144,11 +144,9 @@ def _by_segments(path: Path, file: BinaryIO) -> LargeImage | None:
 
 
 def _plain_dtype(dtype: Any) -> np.dtype:
-    """The type that ``plain_type`` makes of pixels of this type."""
-    dtype = np.dtype(dtype)
-    if dtype.kind == "f":
-        return np.dtype(np.float32)
-    return np.dtype(np.uint8 if dtype.itemsize == 1 and dtype.kind in "ub" else np.uint16)
+    """The type that ``plain_type`` makes of pixels of this type; 1 bit has become a byte before."""
+    name = np.dtype(dtype).newbyteorder("=").name
+    return np.dtype({"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}.get(name, "float32"))
 
 
 def _mapped(path: Path, page: tifffile.TiffPage) -> Read | None:
@@ -161,7 +159,7 @@ def _mapped(path: Path, page: tifffile.TiffPage) -> Read | None:
     pixels = np.memmap(path, dtype, "r", page.dataoffsets[0], shape)
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        part = pixels[:, y0:y1, x0:x1]  # (planes, h, w, samples)
+        part = pixels[:, y0:y1, x0:x1].astype(page.dtype)  # (planes, h, w, samples), native
         return np.moveaxis(part, 0, -1)[..., 0, :] if planes > 1 else part[0]
 
     return read

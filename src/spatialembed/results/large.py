@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -208,7 +208,7 @@ def write_label_zarr(path: Path, bands: Bands, shape_hw: tuple[int, int], number
     shutil.rmtree(temporary, ignore_errors=True)
     group = zarr.open_group(temporary, mode="w", zarr_format=3)
     scale = [{"type": "scale", "scale": [1.0, 1.0]}]
-    group.attrs["ome"] = {
+    facts: Any = {
         "version": "0.5",
         "image-label": {"version": "0.5"},
         "multiscales": [
@@ -219,6 +219,7 @@ def write_label_zarr(path: Path, bands: Bands, shape_hw: tuple[int, int], number
             }
         ],
     }
+    group.attrs["ome"] = facts
     chunk = tuple(min(TILE, side) for side in shape_hw)
     array = group.create_array("0", shape=shape_hw, chunks=chunk, dtype=label_dtype(number))
     top = 0

@@ -1,0 +1,339 @@
+"""Windows of large files: the same pixels as the whole has, and a code for what cannot be read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from spatialembed.data.decode import ImageWarning
+from spatialembed.data.images import read_image
+from spatialembed.data.large import image_size, open_large
+from spatialembed.data.overview import look_over, rescaled
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.transforms import network_input
+from spatialembed.types import Normalization
+
+WINDOWS = ((0, 1, 0, 1), (0, 83, 0, 131), (17, 60, 5, 131), (63, 65, 31, 33), (82, 83, 0, 131))
+TIFFS: dict[str, dict[str, Any]] = {
+    "strips": {"rowsperstrip": 7, "compression": "zlib"},
+    "one strip": {"compression": "zlib"},
+    "mapped": {},
+    "tiles": {"tile": (32, 48), "compression": "zlib"},
+    "differences": {"tile": (32, 48), "compression": "zlib", "predictor": True},
+    "plain tiles": {"tile": (16, 16)},
+    "BigTIFF": {"tile": (32, 32), "bigtiff": True},
+    "big-endian": {"tile": (32, 32), "byteorder": ">"},
+    "big-endian mapped": {"byteorder": ">"},
+    "OME": {"tile": (32, 32), "ome": True},
+    "planes": {"planarconfig": "separate", "tile": (32, 32)},
+    "planes mapped": {"planarconfig": "separate"},
+    "turned": {"tile": (32, 32), "extratags": [(0x0112, "H", 1, 6, True)]},
+    "mirrored": {"rowsperstrip": 9, "extratags": [(0x0112, "H", 1, 5, True)]},
+}
+needs_zarr = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
+
+
+def picture(channels: int = 1, dtype: type = np.uint8) -> np.ndarray:
+    """(83, 131) or (83, 131, C) of all levels."""
+    rng = np.random.default_rng(0)
+    shape = (83, 131) if channels == 1 else (83, 131, channels)
+    if np.dtype(dtype).kind == "f":
+        return rng.normal(0, 10, shape).astype(dtype)
+    return rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
+
+
+def write_tiff(path: Path, pixels: np.ndarray, layout: str) -> None:
+    how = dict(TIFFS[layout])
+    if how.get("planarconfig"):
+        pixels = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels
+    colours = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(path, pixels, photometric=colours, **how)
+
+
+def check_windows(path: Path, scratch: Path, whole: np.ndarray) -> None:
+    with closing(open_large(path, scratch)) as image:
+        assert image.shape_hw == whole.shape[:2]
+        assert image.channels == (1 if whole.ndim == 2 else 3)
+        assert image.dtype == whole.dtype
+        for y0, y1, x0, x1 in WINDOWS:
+            y1, x1 = min(y1, whole.shape[0]), min(x1, whole.shape[1])  # noqa: PLW2901
+            window = image.read(y0, y1, x0, x1)
+            assert window.dtype == whole.dtype
+            assert np.array_equal(window, whole[y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("layout", TIFFS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.filterwarnings("ignore:.*upright")
+def test_tiff(layout: str, channels: int, dtype: type, tmp_path: Path) -> None:
+    if layout.startswith("planes") and channels == 1:
+        pytest.skip("one channel has no planes")
+    if layout == "differences" and dtype is np.float32:
+        pytest.skip("tifffile writes none of floats by itself")
+    path = tmp_path / ("a.ome.tif" if layout == "OME" else "a.tif")
+    write_tiff(path, picture(channels, dtype), layout)
+    check_windows(path, tmp_path, read_image(path))
+
+
+@pytest.mark.parametrize("kind", ["bits", "inverted", "alpha", "signed", "grey alpha", "lzw"])
+def test_tiff_by_the_rules_of_small_images(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    if kind == "bits":
+        tifffile.imwrite(path, picture() > 99, photometric="minisblack", rowsperstrip=5)
+    elif kind == "inverted":
+        tifffile.imwrite(path, picture(), photometric="miniswhite", tile=(32, 32))
+    elif kind == "alpha":
+        tifffile.imwrite(path, picture(4), photometric="rgb", extrasamples=["unassalpha"])
+    elif kind == "signed":
+        pixels = picture().astype(np.int32) * 200
+        tifffile.imwrite(path, pixels, tile=(32, 32), compression="zlib")
+    elif kind == "grey alpha":
+        pixels = np.stack((picture(), picture()[::-1]), axis=-1)
+        tifffile.imwrite(path, pixels, photometric="minisblack", extrasamples=["unassalpha"])
+    else:
+        Image.fromarray(picture(3)).save(path, compression="tiff_lzw")
+    check_windows(path, tmp_path, read_image(path))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.gif"])
+def test_decoded_whole_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(picture(1 if name == "a.gif" else 3)).save(tmp_path / name)
+    check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
+    monkeypatch.setattr("spatialembed.data.large.read_image", None)  # it is not read again
+    check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
+
+
+@needs_zarr
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize("axes", ["yx", "yxc", "cyx", "tczyx"])
+def test_zarr(form: int, axes: str, tmp_path: Path) -> None:
+    import zarr
+
+    whole = picture(3 if "c" in axes else 1, np.uint16)
+    stored = np.moveaxis(whole, -1, 0) if axes in ("cyx", "tczyx") else whole
+    stored = stored[None, :, None] if axes == "tczyx" else stored
+    chunks = (40, 40, 3) if axes == "yxc" else (*[1] * (stored.ndim - 2), 40, 40)
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=stored, chunks=chunks, zarr_format=form)
+    if axes == "cyx":  # without names, three axes are y, x, colour
+        with pytest.raises(SpatialEmbedError, match=r"bad_channels: .* 131 channels"):
+            open_large(path, tmp_path)
+    else:
+        assert image_size(path) == (83, 131)
+        check_windows(path, tmp_path, whole)
+
+
+@needs_zarr
+@pytest.mark.parametrize(("form", "version"), [(2, "0.4"), (3, "0.5")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ome_zarr(form: int, version: str, channels: int, tmp_path: Path) -> None:
+    import ome_zarr.format
+    import ome_zarr.writer
+    import zarr
+
+    whole = picture(channels)
+    stored = whole if channels == 1 else np.moveaxis(whole, -1, 0)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=form)
+    ome_zarr.writer.write_image(
+        stored,
+        group,
+        axes="yx" if channels == 1 else "cyx",
+        fmt=ome_zarr.format.format_from_version(version),
+    )
+    check_windows(tmp_path / "a.zarr", tmp_path, whole)
+
+
+# ---------------------------------------------------------------- faults
+
+
+def broken_tiff(path: Path, change: Callable[[bytes, tifffile.TiffPage], bytes]) -> None:
+    tifffile.imwrite(path, picture(), tile=(32, 32), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        data = change(path.read_bytes(), tiff.pages.first)
+    path.write_bytes(data)
+
+
+def without_end(data: bytes, page: tifffile.TiffPage) -> bytes:
+    return data[: page.dataoffsets[-1]]
+
+
+def with_noise(data: bytes, page: tifffile.TiffPage) -> bytes:
+    at = page.dataoffsets[4]
+    return data[:at] + b"\x55" * 40 + data[at + 40 :]
+
+
+@pytest.mark.parametrize("change", [without_end, with_noise], ids=["IMG-02 short", "IMG-02 noise"])
+def test_damage_is_found(change: Callable[..., bytes], tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    broken_tiff(path, change)
+    with pytest.raises(SpatialEmbedError, match=r"truncated: .*a\.tif"):
+        read_all(path)
+
+
+def read_all(path: Path) -> None:
+    with closing(open_large(path, path.parent)) as image:
+        image.read(0, image.shape_hw[0], 0, image.shape_hw[1])
+
+
+def bomb(path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks))
+
+
+def five_channels(path: Path) -> None:
+    how = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(path, picture(5), tile=(32, 32), **how)
+
+
+def other_colours(path: Path) -> None:
+    tifffile.imwrite(path, picture(3), photometric="cielab", tile=(32, 32))
+
+
+def not_numbers(path: Path) -> None:
+    pixels = picture(dtype=np.float32)
+    pixels[3, 4] = np.nan
+    tifffile.imwrite(path, pixels, tile=(32, 32))
+
+
+def nothing(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        pytest.param(bomb, "truncated", id="IMG-07"),
+        pytest.param(five_channels, "bad_channels", id="IMG-24"),
+        pytest.param(other_colours, "unsupported_codec", id="IMG-06"),
+        pytest.param(not_numbers, "non_finite", id="IMG-20"),
+        pytest.param(nothing, "empty_file", id="IMG-01"),
+        pytest.param(text, "not_an_image", id="IMG-05"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*named like")
+def test_refused(make: Callable[[Path], None], code: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    make(path)
+    with pytest.raises(SpatialEmbedError) as caught:
+        read_all(path)
+    assert caught.value.code == code
+    assert str(path) in caught.value.message
+
+
+@needs_zarr
+@pytest.mark.parametrize("make", ["no image", "no axes", "complex", "two channels"])
+def test_zarr_refused(make: str, tmp_path: Path) -> None:
+    import zarr
+
+    path = tmp_path / "a.zarr"
+    if make == "no image":
+        zarr.open_group(path, mode="w")
+    elif make == "no axes":
+        zarr.create_array(path, shape=(9,), dtype="uint8")
+    elif make == "complex":
+        zarr.create_array(path, shape=(9, 9), dtype="complex64")
+    else:
+        zarr.create_array(path, shape=(9, 9, 2), dtype="uint8")
+    wanted = {"complex": "unsupported_codec", "two channels": "bad_channels"}
+    with pytest.raises(SpatialEmbedError) as caught:
+        open_large(path, tmp_path)
+    assert caught.value.code == wanted.get(make, "bad_zarr")
+    assert image_size(path) is None
+
+
+def test_zarr_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zarr.json").touch()
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(SpatialEmbedError, match=r"missing_extra.*spatialembed\[zarr\]"):
+        open_large(tmp_path, tmp_path)
+
+
+def test_further_pages_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for _ in range(3):
+            tiff.write(picture(), tile=(32, 32))
+    with pytest.warns(ImageWarning, match="first of 3 pages"):
+        open_large(path, tmp_path).close()
+
+
+# ---------------------------------------------------------------- the first look
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_window_is_normalised_as_the_whole(
+    channels: int, dtype: type, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spatialembed.data.overview.BAND_PIXELS", 131 * 10)
+    path = tmp_path / "a.tif"
+    write_tiff(path, picture(channels, dtype), "plain tiles")
+    how = Normalization("percentile", low=1.0, high=99.8)
+    shares = []
+    with closing(open_large(path, tmp_path)) as source:
+        image = rescaled(source, factor)
+        height, width = image.shape_hw
+        whole = network_input(image.read(0, height, 0, width), how)
+        overview = look_over(image, how, side=40, advance=shares.append)
+        window = network_input(image.read(7, 30, 11, 40), how, overview.levels)
+    assert np.array_equal(window.numpy(), whole[:, 7:30, 11:40].numpy())
+    assert sum(shares) == pytest.approx(1)
+    assert len(shares) >= 3
+    assert max(overview.picture.shape[:2]) <= 40
+    assert overview.picture.dtype == dtype
+    overview.save(tmp_path / "o.npz")
+    again = type(overview).load(tmp_path / "o.npz")
+    assert np.array_equal(again.picture, overview.picture)
+    assert all(np.array_equal(a, b) for a, b in zip(again.levels, overview.levels, strict=True))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((5, 9), 0.25),
+        np.r_[np.zeros(44), 1.0].reshape(5, 9),
+        -np.arange(45.0).reshape(5, 9),
+        np.linspace(-1e-30, 1e30, 45).reshape(5, 9),
+    ],
+    ids=["constant", "one bright", "negative", "wide"],
+)
+def test_levels_of_floats_are_exact(values: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values.astype(np.float32))
+    how = Normalization("percentile", low=3.0, high=97.0)
+    with closing(open_large(path, tmp_path)) as image:
+        levels = look_over(image, how, side=9).levels
+        whole = image.read(0, 5, 0, 9)
+    by_levels, by_itself = network_input(whole, how, levels), network_input(whole, how)
+    assert np.array_equal(by_levels.numpy(), by_itself.numpy())
+
+
+def test_floats_out_of_range_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", picture(dtype=np.float32))
+    with (
+        closing(open_large(tmp_path / "a.tif", tmp_path)) as image,
+        pytest.raises(SpatialEmbedError, match=r"value_range: .*a\.tif"),
+    ):
+        look_over(image, Normalization("none"), side=9)
