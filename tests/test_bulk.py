@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from torch import Tensor
 
@@ -131,6 +132,41 @@ def test_strange_names(tmp_path: Path, fault: str) -> None:
     assert len(labels) == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*the first of")
+@pytest.mark.parametrize("fault", ["IMG-15 --pages all"])
+def test_every_page_is_an_image(tmp_path: Path, fault: str) -> None:
+    """Each by its own name; reduced copies are no pages; a broken page fails alone."""
+    pages = [scene(i) for i in range(3)]
+    (tmp_path / "in").mkdir()
+    with tifffile.TiffWriter(tmp_path / "in" / "stack.tif") as file:
+        for page in pages:
+            file.write(page, contiguous=False)
+            file.write(page[::2, ::2], subfiletype=1)
+    Image.fromarray(pages[0]).save(tmp_path / "in" / "one.tif")
+    (tmp_path / "in" / "broken.tif").write_bytes(b"II*\0" + bytes(4))
+    out = tmp_path / "out"
+    result = predict_folder(known(), [tmp_path / "in"], out, pages="all", progress=False)
+    assert (result.images, [p.name for p, _ in result.failed]) == (4, ["broken.tif"])
+    names = ["one", *(f"stack_p{i:04d}" for i in (1, 2, 3))]
+    assert {row["image"] for row in rows(out)} == {f"{name}.tif" for name in names}
+    for name, page in zip(names, [pages[0], *pages], strict=True):
+        labels = np.asarray(Image.open(out / f"{name}_labels.png"))
+        assert np.array_equal(labels, known()(page).labels)
+    Image.fromarray(pages[0]).save(tmp_path / "in" / "stack_p0002.tif")
+    with pytest.raises(SpatialEmbedError, match=r"name_collision.*page 3"):
+        predict_folder(known(), [tmp_path / "in"], out, pages="all", progress=False)
+
+
+@pytest.mark.parametrize("fault", ["IMG-08 as a setting"])
+def test_images_above_the_limit_fail_alone(inputs: Path, tmp_path: Path, fault: str) -> None:
+    Image.fromarray(scene(0, (33, 40))).save(inputs / "large.png")
+    predictor = known()
+    predictor.max_pixels = 32 * 40
+    result = predict_folder(predictor, [inputs], tmp_path / "out", progress=False)
+    assert [(p.name, e.code) for p, e in result.failed] == [("large.png", "too_large")]
+    assert result.images == 3
+
+
 def test_output_that_cannot_be_written_is_found_first(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     predictor = known()
@@ -214,9 +250,9 @@ def test_order_is_kept_whoever_is_first(
     predict_folder(known(), [tmp_path / "in"], tmp_path / "quiet", progress=False)
 
     def late(function: Callable[..., Any]) -> Callable[..., Any]:
-        def slow(*arguments: Any) -> Any:
+        def slow(*arguments: Any, **settings: Any) -> Any:
             time.sleep(zlib.crc32(repr(arguments).encode()) % 20 / 1000)
-            return function(*arguments)
+            return function(*arguments, **settings)
 
         return slow
 

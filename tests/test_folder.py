@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,10 @@ def test_any_image_format(suffix: str, tmp_path: Path) -> None:
 
 def test_ids_are_renumbered(root: Path) -> None:
     """LBL-08: gaps close, order stays, pixels stay where they are."""
-    target = open_folder(root)[0].target
+    sample = open_folder(root)[0]
+    assert sample.ids is not None
+    assert sample.ids.tolist() == [7, 12, 300]
+    target = sample.target
     assert target.labels.dtype == torch.int32
     assert target.classes.dtype == torch.int64
     assert target.ignore.dtype == torch.bool
@@ -208,6 +211,13 @@ def oriented(root: Path) -> None:
     Image.fromarray(np.uint8(IDS)).save(root / "images" / "a.png", exif=exif)
 
 
+def save_ids(root: Path, *ids: int) -> None:
+    """Mask a with these ids, one a pixel."""
+    mask = np.zeros(IDS.shape, np.uint16)
+    mask.flat[: len(ids)] = ids
+    save(root / "masks" / "a.png", mask)
+
+
 READ_REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("LBL-03", "size_mismatch", "11x9.*10x9", lambda r: save(r / "masks" / "a.png", IDS[:, 1:])),
     ("LBL-03-height", "size_mismatch", "11x9.*11x8", lambda r: save(
@@ -224,6 +234,15 @@ READ_REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
         r, "a,7,x", "a,300,x", "a,12,x", "a,8,x")),
     ("LBL-15-no-row", "unknown_id", "id 7 ", table),
     ("IMG-23", "oriented_image", "orientation 3", oriented),
+    ("LBL-06", "label_format", "JPEG", lambda r: (
+        save(r / "masks" / "a.jpg", np.uint8(IDS)).rename(r / "masks" / "a.png"))),
+    ("LBL-07", "label_values", "-1", lambda r: (
+        tifffile.imwrite(r / "masks" / "a.png", np.where(IDS > 7, np.int32(-1), 0)))),
+    ("LBL-05-cityscapes", "label_scheme", "Cityscapes", lambda r: save_ids(
+        r, 7, 11, 26, 24000, 26000, 26007)),
+    ("LBL-05-cityscapes-one", "label_scheme", "Cityscapes", lambda r: save_ids(r, 23, 33999)),
+    ("LBL-05-classes", "label_scheme", "1000 x class", lambda r: save_ids(
+        r, 1001, 1002, 1003, 7000, 7001)),
 ]  # fmt: skip
 
 
@@ -232,6 +251,7 @@ READ_REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     [row[1:] for row in READ_REFUSED],
     ids=[row[0] for row in READ_REFUSED],
 )
+@pytest.mark.filterwarnings("ignore:.*named like PNG")
 def test_read_refused(code: str, says: str, break_it: Callable[[Path], object], root: Path) -> None:
     break_it(root)
     if code == "binary_mask":
@@ -242,6 +262,57 @@ def test_read_refused(code: str, says: str, break_it: Callable[[Path], object], 
     assert caught.value.code == code
     assert str(root) in caught.value.message
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("ids", [
+    pytest.param([], id="LBL-05-none"),
+    pytest.param(range(1, 34), id="LBL-05-few"),
+    pytest.param([33, 34, 24000], id="LBL-05-between"),
+    pytest.param([24511, 24519, 25002], id="LBL-05-window-of-many"),
+    pytest.param(range(1000, 1040), id="LBL-05-one-thousand"),
+    pytest.param(range(1990, 2020), id="LBL-05-over-a-thousand"),
+    pytest.param(range(1, 70), id="LBL-05-plain"),
+])  # fmt: skip
+def test_mere_numbers_are_taken(ids: Sequence[int], root: Path) -> None:
+    save_ids(root, *ids)
+    assert len(open_folder(root)[0].target.classes) == len(ids)
+
+
+@pytest.mark.parametrize("way", ["LBL-05 plain_ids", "LBL-05 classes.csv"])
+def test_ids_of_a_scheme_are_taken_when_told_so(way: str, root: Path) -> None:
+    save_ids(root, 7, 24000, 26001)
+    if "csv" in way:
+        table(root, "a,7,road", "a,24000,person", "a,26001,car")
+    sample = open_folder(root, plain_ids="plain" in way).subset([0])[0]
+    assert sample.ids is not None
+    assert sample.ids.tolist() == [7, 24000, 26001]
+
+
+def test_sizes_are_limited(root: Path) -> None:
+    """IMG-08 for training: the limit reaches images and masks of every part of the data set."""
+    assert len(open_folder(root, max_pixels=99).subset([1])) == 1
+    for i in range(2):
+        open_folder(root, max_pixels=99)[i]
+        with pytest.raises(SpatialEmbedError, match="too_large"):
+            open_folder(root, max_pixels=98).subset([i])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        pytest.param('{"images": [', "bad_json", "line 1 column 13", id="LBL-21-broken"),
+        pytest.param("ÿ", "bad_json", "", id="LBL-21-bytes"),
+        pytest.param("[" * 100_000, "bad_json", "", id="LBL-21-deep"),
+        pytest.param('{"images": [], "annotations": []}', "no_layout", "COCO", id="LBL-21-sound"),
+    ],
+)
+def test_json_as_data_is_named(text: str, code: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(text, "latin-1")
+    with pytest.raises(SpatialEmbedError, match=re.escape(str(path))) as caught:
+        open_folder(path)
+    assert caught.value.code == code
+    assert says in caught.value.message
 
 
 def test_split_components(tmp_path: Path) -> None:
@@ -372,8 +443,9 @@ def test_group_of_every_image_is_asked_for(root: Path) -> None:
         split_dataset(open_folder(root), group_by="group")
 
 
-def test_duplicates_are_found_by_content(root: Path) -> None:
-    """LBL-20: the same picture under another name."""
+@pytest.mark.parametrize("fault", ["LBL-20"])
+def test_duplicates_are_found_by_content(root: Path, fault: str) -> None:
+    """The same picture under another name."""
     pair(root, "c")
     (root / "images" / "c.png").write_bytes((root / "images" / "a.png").read_bytes())
     dataset = open_folder(root)

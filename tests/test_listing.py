@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spatialembed.data import listing
 from spatialembed.data.images import read_image
 from spatialembed.data.listing import list_images
 from spatialembed.errors import SpatialEmbedError
@@ -81,6 +83,32 @@ def test_odd_names(tmp_path: Path) -> None:
     assert all(path.is_file() for path, _ in found)
 
 
+def test_unreadable_folders_are_told_of(
+    tree: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IMG-26: a folder that cannot be opened is not passed over in silence."""
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [name for _, name in list_images([tree])] == ["a", "b"]
+    assert "deep: not searched: Permission denied" in caplog.text
+
+
+def test_names_that_differ_in_case_collide_where_files_do(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote(tree / "B.png")
+    assert "B" in [name for _, name in list_images([tree])]
+    monkeypatch.setattr(listing, "_FOLDING", True)
+    with pytest.raises(SpatialEmbedError, match="name_collision"):
+        list_images([tree])
+
+
 def collision(tree: Path) -> list[Path]:
     other = tree.parent / "other"
     other.mkdir()
@@ -96,6 +124,7 @@ def collision(tree: Path) -> list[Path]:
     pytest.param("no_images", lambda _: [], id="IMG-33-nothing"),
     pytest.param("no_images", lambda t: [t, t / "*.bmp"], id="IMG-33-one-of-two"),
     pytest.param("not_found", lambda t: [t / "gone.png"], id="IMG-26"),
+    pytest.param("no_images", lambda t: [t, made(t.parent / "x.png")], id="IMG-26-folder"),
 ])  # fmt: skip
 def test_listing_refused(code: str, make: Callable[[Path], list[Path]], tree: Path) -> None:
     with pytest.raises(SpatialEmbedError) as caught:
@@ -115,8 +144,9 @@ def test_own_outputs_are_not_read_again(tree: Path) -> None:
         list_images([tree], exclude=tree)
 
 
-def test_gone_after_listing(tree: Path) -> None:
-    """IMG-31: that item fails with its name."""
+@pytest.mark.parametrize("fault", ["IMG-31"])
+def test_gone_after_listing(tree: Path, fault: str) -> None:
+    """That item fails with its name."""
     (path, _), *_ = list_images([tree])
     path.unlink()
     with pytest.raises(SpatialEmbedError, match="not_found"):

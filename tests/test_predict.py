@@ -257,7 +257,7 @@ def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch
             yield scene(i % 3)
             i += 1
 
-    def spy(image: Any) -> np.ndarray:
+    def spy(image: Any, **_: int) -> np.ndarray:
         threads.add(threading.current_thread())
         return image
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.listing import list_images
+from spatialembed.data.images import Page, each_page
+from spatialembed.data.listing import list_images, refuse_collisions
 from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.predict import Predictor
 from spatialembed.results.folder import ResultFolder
@@ -32,8 +34,8 @@ class FolderResult:
     out: Path
     images: int = 0  # with results
     objects: int = 0
-    truncated: list[Path] = field(default_factory=list)  # stopped at max_instances
-    failed: list[tuple[Path, SpatialEmbedError]] = field(default_factory=list)
+    truncated: list[Path | Page] = field(default_factory=list)  # stopped at max_instances
+    failed: list[tuple[Path | Page, SpatialEmbedError]] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -52,6 +54,7 @@ def predict_folder(
     augment: bool = False,
     options: ClusterOptions | None = None,
     ambiguity: bool = False,
+    pages: Literal["first", "all"] = "first",
     progress: bool = True,
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
@@ -61,11 +64,13 @@ def predict_folder(
     way out, after Ctrl-C too. A failed input is logged and kept in the result; the rest goes on.
     ambiguity: each image gets ``<name>_ambiguity.png`` as well.
 
+    pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
+
     Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
     ``disk_full`` (exit 5).
     """
     out = Path(out)
-    images = list_images(sources, exclude=out)
+    images = _inputs(sources, out, pages)
     _check_writable(out)
     result = FolderResult(out)
     outcomes = predictor.outcomes(
@@ -96,7 +101,19 @@ def predict_folder(
     return result
 
 
-def _count(result: FolderResult, path: Path, instances: Instances) -> None:
+def _inputs(
+    sources: Sequence[str | Path], out: Path, pages: Literal["first", "all"]
+) -> list[tuple[Path | Page, str]]:
+    """Files, or each page of each, with the names of their outputs."""
+    files = list_images(sources, exclude=out)
+    if pages == "first":
+        return [*files]
+    images = [image for path, name in files for image in each_page(path, name)]
+    refuse_collisions(images)
+    return images
+
+
+def _count(result: FolderResult, path: Path | Page, instances: Instances) -> None:
     result.images += 1
     result.objects += len(instances)
     if instances.truncated:
@@ -126,7 +143,7 @@ def _short(name: str) -> str:
     return f"{folder}{slash}{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
-def _named(path: Path, error: SpatialEmbedError) -> str:
+def _named(path: Path | Page, error: SpatialEmbedError) -> str:
     """The error's line with the path in it, once."""
     return str(error) if str(path) in error.message else f"{path}: {error}"
 

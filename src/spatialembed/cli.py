@@ -69,6 +69,7 @@ def doctor(options: DoctorOptions) -> int:
         out,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
+        plain_ids=options.plain_ids,
     )
     Console().print(table(result.findings))
     settings = ", recommended.yaml" if result.advice else ""
@@ -156,6 +157,8 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FolderDataset:
         seed=options.seed,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
+        plain_ids=options.plain_ids,
+        max_pixels=options.max_pixels,
     )
 
 
@@ -175,10 +178,12 @@ def predict(options: PredictOptions) -> int:
         min_free=options.min_free,
         max_instances=options.max_instances,
     )
+    predictor.max_pixels = options.max_pixels
     result = predict_folder(
         predictor,
         options.sources,
         options.out,
+        pages=options.pages,
         batch=options.batch,
         augment=options.augment,
         options=thresholds,

@@ -46,6 +46,10 @@ class EvaluateOptions:
     """Leave out images without mask and masks without image."""
     split_components: bool = False
     """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: str = "auto"
@@ -76,6 +80,10 @@ class TuneOptions:
     """Leave out images without mask and masks without image."""
     split_components: bool = False
     """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: str = "auto"
@@ -96,6 +104,10 @@ class PredictOptions:
     """Average over the eight turns and flips, at eight times the cost."""
     ambiguity: bool = False
     """Write NAME_ambiguity.png as well: 255 times how near each pixel came to another answer."""
+    pages: Literal["first", "all"] = "first"
+    """Of a TIFF of several pages: the first, or each as an image NAME_p0001 and so on."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     batch: int = 8
     """Images of one size that go through the network together."""
     foreground: float | None = None
@@ -130,6 +142,8 @@ class DoctorOptions:
     """As training will be told: images without mask and masks without image are left out."""
     split_components: bool = False
     """As training will be told: each connected part of a mask with one id only is an instance."""
+    plain_ids: bool = False
+    """As training will be told: ids that look like 1000 x class + number are mere numbers."""
 
 
 @dataclass(frozen=True)

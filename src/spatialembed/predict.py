@@ -24,7 +24,7 @@ from spatialembed.ambiguity import ambiguity as ambiguity_map
 from spatialembed.calibration import with_expected_iou
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
-from spatialembed.data.images import read_pixels
+from spatialembed.data.images import MAX_PIXELS, read_pixels
 from spatialembed.engine import (
     TorchEngine,
     average_over_turns,
@@ -91,7 +91,8 @@ class Predictor:
     Floats lie in [0, 1], unless the model normalises by percentiles: then any finite one will do.
 
     The thresholds (foreground, start, membership, min_pixels, min_free, max_instances) are those of
-    ``ClusterOptions``; None stands for what the model says, ``settings``.
+    ``ClusterOptions``; None stands for what the model says, ``settings``. Files and PIL images of
+    more than ``max_pixels`` are refused; it may be set.
     """
 
     def __init__(self, engine: TorchEngine, info: ModelInfo) -> None:
@@ -99,6 +100,7 @@ class Predictor:
         self.info = info
         self.settings = info.thresholds
         self.device = engine.device
+        self.max_pixels = MAX_PIXELS
 
     def __call__(
         self,
@@ -178,7 +180,8 @@ class Predictor:
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
         """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to it."""
-        return self._maps(self._prepare(read_pixels(image))[None], augment)
+        pixels = read_pixels(image, max_pixels=self.max_pixels)
+        return self._maps(self._prepare(pixels)[None], augment)
 
     def options(
         self,
@@ -227,7 +230,7 @@ class Predictor:
         """Read and normalise one image; runs in a reading thread."""
         pixels = None
         try:
-            pixels = read_pixels(source)
+            pixels = read_pixels(source, max_pixels=self.max_pixels)
             return _Item(source, pixels, self._prepare(pixels), None)
         except SpatialEmbedError as error:
             return _Item(source, pixels, None, error)

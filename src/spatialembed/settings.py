@@ -50,6 +50,10 @@ class TrainOptions:
     """Leave out images without mask and masks without image."""
     split_components: bool = False
     """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     out: str = "runs/train"
     """Folder of runs."""
     name: str | None = None

@@ -171,6 +171,8 @@ def open_split(options: TrainOptions) -> tuple[Images, Images]:
         options.data,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
+        plain_ids=options.plain_ids,
+        max_pixels=options.max_pixels,
     )
     if {"train", "val"} <= set(splits(options.data)):
         train_set, val_set = opened(split="train"), opened(split="val")

@@ -50,6 +50,7 @@ class Sample:
     image: np.ndarray  # (H, W) or (H, W, 3) uint8, uint16 or float32
     target: Target
     name: str  # unique in its data set: the path below the image folder, without suffix
+    ids: np.ndarray | None = None  # (K,) int64, id in the file of instance k at k - 1; None: k
 
 
 @dataclass(frozen=True)

@@ -189,10 +189,16 @@ def _open_pillow(
         if "annot handle" in str(error) or "nsupported" in str(error):
             refuse_codec(path, f"{form}: {error}")
         refuse_damaged(path, form, error)
-    if form == "TIFF" and image.tile and image.tile[0].args[0] == "RGBa":
-        # Pillow would divide the colours by their alpha; the rule is that they stand as stored.
-        image.tile = [tile._replace(args=("RGBA", *tile.args[1:])) for tile in image.tile]
+    if form == "TIFF":
+        image.tile = [_undivided(tile) for tile in image.tile]
     return image
+
+
+def _undivided(tile: ImageFile._Tile) -> ImageFile._Tile:
+    """Colours as they are stored: of premultiplied ones Pillow would divide by their alpha."""
+    if isinstance(tile.args, tuple) and tile.args[0] == "RGBa":
+        return tile._replace(args=("RGBA", *tile.args[1:]))
+    return tile
 
 
 def _plain_array(image: Image.Image) -> np.ndarray:
@@ -267,7 +273,7 @@ def decode(
         return Decoded(pixels, found.orientation, bits=found.bits)
     file.seek(0)
     # Pillow turns TIFF upright by itself, and forgets that it did.
-    read = _read_pillow(path, file, form, max_pixels, found.index, found.bits)
+    read = _read_pillow(path, file, form, max_pixels, found.place, found.bits)
     return read._replace(orientation=found.orientation)
 
 

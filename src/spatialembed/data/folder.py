@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
 from skimage import measure
 
-from spatialembed.data.images import read_labels, read_oriented
+from spatialembed.data.images import MAX_PIXELS, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.labels import relabel
 from spatialembed.types import Sample, Target
 
 SPLITS = ("train", "val", "test")
@@ -48,11 +50,19 @@ class FolderDataset:
     """Images with label masks, read when asked for; made by ``open_folder``."""
 
     def __init__(
-        self, pairs: Sequence[_Pair], class_names: tuple[str, ...], split_components: bool
+        self,
+        pairs: Sequence[_Pair],
+        class_names: tuple[str, ...],
+        split_components: bool,
+        *,
+        plain_ids: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.class_names = class_names
         self._pairs = list(pairs)
         self._split_components = split_components
+        self._plain_ids = plain_ids
+        self._max_pixels = max_pixels
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +80,11 @@ class FolderDataset:
     def subset(self, indices: Iterable[int]) -> FolderDataset:
         """The images of these indices, in their order."""
         return FolderDataset(
-            [self._pairs[i] for i in indices], self.class_names, self._split_components
+            [self._pairs[i] for i in indices],
+            self.class_names,
+            self._split_components,
+            plain_ids=self._plain_ids,
+            max_pixels=self._max_pixels,
         )
 
     def __len__(self) -> int:
@@ -80,38 +94,32 @@ class FolderDataset:
         """Image ``i`` with its truth: ids renumbered 1..K in ascending order, nothing ignored.
 
         Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: size_mismatch,
-        oriented_image, binary_mask, unknown_id.
+        oriented_image, binary_mask, label_scheme, unknown_id.
         """
         pair = self._pairs[i]
-        image, orientation = read_oriented(pair.image)
+        image, orientation = read_oriented(pair.image, max_pixels=self._max_pixels)
         if orientation != 1:
             raise SpatialEmbedError(
                 "oriented_image",
                 f"{pair.image}: EXIF orientation {orientation}, which its mask does not share",
                 "save the image upright, without EXIF orientation",
             )
-        ids = read_labels(pair.mask)
+        ids = read_labels(pair.mask, max_pixels=self._max_pixels)
         if ids.shape != image.shape[:2]:
             raise SpatialEmbedError(
                 "size_mismatch",
                 f"{pair.image}: {_size(image)} px, its mask {pair.mask} {_size(ids)} px",
                 "export both at one size",
             )
-        return Sample(image, self._target(pair, ids), pair.name)
-
-    def _target(self, pair: _Pair, ids: np.ndarray) -> Target:
-        """Truth of a mask of any ids (H, W)."""
         if pair.classes is None:
-            ids = instances_of(pair.mask, ids, self._split_components)
-        present = np.unique(ids)
-        present = present[present != 0]  # (K,)
-        labels = np.searchsorted(present, ids) + 1
-        labels[ids == 0] = 0
-        return Target(
-            torch.from_numpy(labels.astype(np.int32)),
+            ids = instances_of(pair.mask, ids, self._split_components, self._plain_ids)
+        labels, present = relabel(ids)
+        target = Target(
+            torch.from_numpy(labels),
             torch.tensor(self._classes(pair, present.tolist()), dtype=torch.int64),
             torch.zeros(ids.shape, dtype=torch.bool),
         )
+        return Sample(image, target, pair.name, present)
 
     def _classes(self, pair: _Pair, present: Sequence[int]) -> list[int]:
         """Class index of each id; the table and the mask must name the same ids."""
@@ -134,10 +142,20 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def instances_of(path: Path, ids: np.ndarray, split_components: bool) -> np.ndarray:
-    """Ids (H, W) of instances: the single id 1 or 255 in several parts is mere foreground."""
-    present = np.unique(ids)
-    present = present[present != 0]
+def instances_of(
+    path: Path, ids: np.ndarray, split_components: bool, plain_ids: bool = False
+) -> np.ndarray:
+    """Ids (H, W) of instances: the single id 1 or 255 in several parts is mere foreground.
+
+    Raises SpatialEmbedError: binary_mask, label_scheme.
+    """
+    _, present = relabel(ids)
+    if not plain_ids and (scheme := _scheme_of(present)) is not None:
+        raise SpatialEmbedError(
+            "label_scheme",
+            f"{path}: its {len(present)} ids, {present[0]} to {present[-1]}, look like {scheme}",
+            "name the class of each id in classes.csv, or take them as numbers with --plain_ids",
+        )
     if len(present) != 1 or present[0] not in (1, 255):
         return ids
     parts, count = measure.label(ids, connectivity=2, return_num=True)
@@ -150,6 +168,26 @@ def instances_of(path: Path, ids: np.ndarray, split_components: bool) -> np.ndar
             "give each instance its own id, or take each part as one with --split-components",
         )
     return parts
+
+
+def _scheme_of(ids: np.ndarray) -> str | None:
+    """How ids (K,), ascending, seem to hold a class as well; None for mere numbers.
+
+    Cityscapes writes 24000 to 33999 for things and up to 33 for all else, which would become
+    instances too. Others write 1000 times the class plus a number from 0 or 1 on.
+    """
+    kind, number = np.divmod(ids, 1000)
+    low = ids[kind == 0]
+    things = (kind[kind > 0] >= 24) & (kind[kind > 0] <= 33)
+    if len(low) and low[-1] <= 33 and len(things) and things.all():
+        return "those of Cityscapes (1000 x class + number, and classes)"
+    if len(low) or not len(ids):
+        return None
+    first = np.flatnonzero(np.diff(kind, prepend=-1))  # (B,) where each class begins
+    last = np.append(first[1:], len(ids)) - 1
+    gapless = number[last] - number[first] == last - first
+    numbered = gapless.all() and (number[first] <= 1).all() and (number[last] < 999).all()
+    return "1000 x class + number" if len(first) > 1 and numbered else None
 
 
 # ---------------------------------------------------------------- opening
@@ -166,14 +204,17 @@ def open_folder(
     split: Split | None = None,
     allow_missing: bool = False,
     split_components: bool = False,
+    plain_ids: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> FolderDataset:
     """Open ``path`` (or its part ``split``): pair images with masks, read the tables, no image.
 
     allow_missing leaves out images without mask and masks without image. split_components takes
-    each connected part of a mask with one id only as an instance (masks of 0 and 255).
+    each connected part of a mask with one id only as an instance (masks of 0 and 255). plain_ids
+    takes ids that look like class x 1000 + number as they are. max_pixels: limit of ``read_image``.
 
     Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name,
-    missing_pairs, bad_table.
+    missing_pairs, bad_table, bad_json.
     """
     top = Path(path)
     root = _root(top, split)
@@ -199,20 +240,34 @@ def open_folder(
         )
         for name in names
     ]
+    class_names = _class_names(root, top, classes, images)
+    return FolderDataset(
+        pairs, class_names, split_components, plain_ids=plain_ids, max_pixels=max_pixels
+    )
+
+
+def _class_names(
+    root: Path,
+    top: Path,
+    classes: Mapping[str, Mapping[int, str]] | None,
+    images: Mapping[str, Path],
+) -> tuple[str, ...]:
+    """Names of the classes in order of the alphabet; every image in the table must be there."""
     if classes is None:
-        return FolderDataset(pairs, ("object",), split_components)
+        return ("object",)
     if root == top and (unknown := sorted(classes.keys() - images.keys())):
         raise SpatialEmbedError(
             "bad_table",
             f"{root / 'classes.csv'}: no image is named {unknown[0]!r}",
             "correct the name",
         )
-    class_names = sorted({name for by_id in classes.values() for name in by_id.values()})
-    return FolderDataset(pairs, tuple(class_names), split_components)
+    return tuple(sorted({name for by_id in classes.values() for name in by_id.values()}))
 
 
 def _root(top: Path, split: Split | None) -> Path:
     """The folder that holds images/ and masks/."""
+    if top.suffix.lower() == ".json" and top.is_file():
+        _refuse_json(top)
     if not top.is_dir():
         what = "not a folder" if top.exists() else "no such folder"
         raise SpatialEmbedError("not_found", f"{top}: {what}", "name one with images/ and masks/")
@@ -230,6 +285,21 @@ def _root(top: Path, split: Split | None) -> Path:
             remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / name}"
             raise SpatialEmbedError("no_layout", f"{top}: no folder {name}/ in it", remedy)
     return top
+
+
+def _refuse_json(path: Path) -> NoReturn:
+    """A JSON file as a data set: broken, or in a layout that is not read."""
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # of UTF-8 as well as of JSON
+        raise SpatialEmbedError(
+            "bad_json", f"{path}: no JSON: {error}", "copy or export it again"
+        ) from error
+    raise SpatialEmbedError(
+        "no_layout",
+        f"{path}: a JSON file; COCO annotations are not read",
+        "write its masks as label images: a folder with images/ and masks/",
+    )
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

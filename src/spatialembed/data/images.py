@@ -46,6 +46,11 @@ class Page:
     path: Path
     index: int  # among all pages of the file, from 0
 
+    @property
+    def suffix(self) -> str:
+        """Of the file."""
+        return self.path.suffix
+
     def __str__(self) -> str:
         return f"{self.path}, page {self.index + 1}"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import unicodedata
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
@@ -10,8 +13,13 @@ from pathlib import Path
 
 from spatialembed.errors import SpatialEmbedError
 
+logger = logging.getLogger("spatialembed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 """Names that a folder is searched for; the content alone decides how a file is read."""
+
+
+_FOLDING = sys.platform in ("win32", "darwin")
+"""Whether A.png and a.png are one file, as is usual there."""
 
 
 def list_images(
@@ -37,7 +45,7 @@ def list_images(
             )
         for path, name in matches:
             found.setdefault(os.path.abspath(path), (path, name))
-    _refuse_collisions(list(found.values()))
+    refuse_collisions(list(found.values()))
     return list(found.values())
 
 
@@ -61,13 +69,18 @@ def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
 def image_files(folder: Path, out: Path | None = None) -> list[Path]:
     """Image files below a folder, by suffix, sorted by name; links to folders are not followed."""
     paths = []
-    for parent, folders, files in os.walk(folder, followlinks=False):
+    for parent, folders, files in os.walk(folder, onerror=_warn_of_folder, followlinks=False):
         if out is not None and Path(parent).resolve() == out:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in files if _is_image_name(name)]
     return sorted(paths, key=lambda path: path.parts)
+
+
+def _warn_of_folder(error: OSError) -> None:
+    """A folder that cannot be opened may hold images: it is not passed over in silence."""
+    logger.warning("%s: not searched: %s", error.filename, error.strerror)
 
 
 def _is_image_name(name: str) -> bool:
@@ -98,14 +111,18 @@ def _name(path: Path, base: Path) -> str:
     return path.relative_to(base).with_suffix("").as_posix()
 
 
-def _refuse_collisions(found: Sequence[tuple[Path, str]]) -> None:
-    """Two inputs of one name would overwrite each other's outputs: said before anything runs."""
-    first: dict[str, Path] = {}
+def refuse_collisions(found: Sequence[tuple[object, str]]) -> None:
+    """Two inputs of one name would overwrite each other's outputs: said before anything runs.
+
+    Raises SpatialEmbedError: name_collision.
+    """
+    first: dict[str, object] = {}
     for path, name in found:
-        if name in first:
+        key = unicodedata.normalize("NFC", name).casefold() if _FOLDING else name
+        if key in first:
             raise SpatialEmbedError(
                 "name_collision",
-                f"{path}: its outputs would overwrite those of {first[name]}",
+                f"{path}: its outputs would overwrite those of {first[key]}",
                 "name their common folder, or use one output folder for each",
             )
-        first[name] = path
+        first[key] = path

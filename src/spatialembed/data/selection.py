@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from spatialembed.data.folder import FolderDataset, Split, open_folder, split_dataset, splits
+from spatialembed.data.images import MAX_PIXELS
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.types import Sample
 
@@ -29,6 +30,8 @@ def select(
     seed: int = 0,
     allow_missing: bool = False,
     split_components: bool = False,
+    plain_ids: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> FolderDataset:
     """Images with truth of a folder, to score or tune on.
 
@@ -44,6 +47,8 @@ def select(
         split=named or ("test" if split == "test" else None),
         allow_missing=allow_missing,
         split_components=split_components,
+        plain_ids=plain_ids,
+        max_pixels=max_pixels,
     )
     if named or (split is None and group_by is None):
         return dataset

@@ -53,7 +53,7 @@ class Read(NamedTuple):
     """What tifffile knows of a page."""
 
     pixels: np.ndarray | None  # (H, W) or (H, W, C) as it lies; None: Pillow has to read it
-    index: int  # of the page among all in the file
+    place: int  # of the page among all in the file
     orientation: int  # EXIF, 1 to 8
     bits: int  # a sample
 
@@ -92,8 +92,8 @@ def page_numbers(path: Path, file: BinaryIO) -> list[int]:
     try:
         with tifffile.TiffFile(file) as tiff:
             pages = list(whole_pages(tiff)) or [0]
-            if _images(tiff) > len(pages):
-                what = f"{_images(tiff)} images stored as {len(pages)} pages, as ImageJ and volumes"
+            if (inside := _images_in_one(tiff)) > len(pages):
+                what = f"{inside} images stored as {len(pages)} pages, as ImageJ and volumes do"
                 refuse_codec(path, what, "save each image as a page of its own")
             return pages
     except DAMAGED as error:
@@ -109,12 +109,15 @@ def whole_pages(tiff: tifffile.TiffFile) -> Iterator[int]:
 
 def _images(tiff: tifffile.TiffFile) -> int:
     """Number of images; pages are counted only if a second one is no reduced copy of the first."""
-    first = tiff.pages.first
-    # ImageJ writes stacks beyond 4 GB as one page that names the number of images.
-    inside = max(first.imagedepth, int((tiff.imagej_metadata or {}).get("images", 1)))
     whole = whole_pages(tiff)
     next(whole, None)
-    return max(inside, 1 if next(whole, None) is None else len(tiff.pages))
+    return max(_images_in_one(tiff), 1 if next(whole, None) is None else len(tiff.pages))
+
+
+def _images_in_one(tiff: tifffile.TiffFile) -> int:
+    """ImageJ writes stacks beyond 4 GB as one page that names the number of images."""
+    images = int((tiff.imagej_metadata or {}).get("images", 1))
+    return max(tiff.pages.first.imagedepth, images)
 
 
 # ---------------------------------------------------------------- checks of the header
@@ -192,7 +195,8 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     """Pixels (H, W) or (H, W, C) of a page without alpha; None where only Pillow has the codec."""
     bare = find_spec("imagecodecs") is None
     if bare and page.compression == 50000:  # in tifffile it is Python's own from 3.14 on, no limit
-        return _leave_to_pillow(path, page)
+        _check_pillow_can(path, page)
+        return None
     if bare:
         _check_expansion(path, page)
     try:
@@ -200,7 +204,8 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-        return _leave_to_pillow(path, page)
+        _check_pillow_can(path, page)
+        return None
     pixels = pixels[:, 0]  # the first of a volume
     pixels = np.moveaxis(pixels, 0, -1)[..., 0, :] if len(pixels) > 1 else pixels[0]  # (H, W, C)
     if page.bitspersample < 8:
@@ -212,8 +217,8 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
-def _leave_to_pillow(path: Path, page: tifffile.TiffPage) -> None:
-    """None; refuses what Pillow would read wrongly or not at all."""
+def _check_pillow_can(path: Path, page: tifffile.TiffPage) -> None:
+    """Refuse what Pillow would read wrongly or not at all."""
     grey = page.samplesperpixel == 1 and page.photometric == 1
     sample = (page.sampleformat, page.bitspersample)  # format 1 unsigned, 2 signed, 3 float
     right = (page.sampleformat == 1 and page.bitspersample <= 8) or (
