@@ -212,9 +212,8 @@ class ExportReport:
     def table(self) -> Table:
         """The comparison with torch, a row for each size, for the terminal."""
         table = Table(title=f"{self.path.name}, {self.precision}, against torch in float32")
-        for name in ("height x width", "batch", "offset px", "log-prec.", "seed", "objects"):
+        for name in ("size", "batch", "offset px", "log-prec.", "seed", "objects", "other owner"):
             table.add_column(name, justify="right")
-        table.add_column("pixels of another object", justify="right")
         for row in self.comparisons:
             objects = f"{row.instances} of {row.instances_torch}"
             table.add_row(

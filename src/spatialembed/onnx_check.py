@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 LIMITS = {
     "float32": Limits(offset_px=0.05, log_precision=1e-3, seed=1e-3, pixels=1e-3),
-    "float16": Limits(offset_px=1.0, log_precision=0.05, seed=0.05, pixels=0.02),
+    "float16": Limits(offset_px=0.5, log_precision=0.02, seed=0.02, pixels=0.01),
 }
 """By precision; of int8 the average precision is what counts, and it is printed."""
 

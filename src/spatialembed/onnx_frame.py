@@ -7,8 +7,8 @@ or is sampled, Resize of ONNX does it. Where one is averaged while it shrinks, t
 of Resize is not torch's (random seed maps came out 0.05 off in onnxruntime 1.31, and OpenVINO
 2026.4 leaves the filter out). Two matrix products do that, whose weights follow from the sizes::
 
-    source pixel j -> target pixel i    w_ij = max(0, 1 - |j + 1/2 - (i + 1/2) r| / max(r, 1))
-    r = source side / target side       each row divided by its sum
+    source pixel j -> target pixel i    w_ij = max(0, 1 - |j + 1/2 - (i + 1/2) r| / r)
+    r = source side / target side >= 1  each row divided by its sum
 """
 
 from __future__ import annotations
@@ -159,7 +159,6 @@ def _weights(name: str, axis: int, source_size: str, target_size: str) -> str:
         @targets = Gather({target_size}, @axis)
         @target_side = Cast <to={float}> (@targets)
         @ratio = Div(@source_side, @target_side)
-        @reach = Max(@ratio, @1)
         @j0 = Range(@0, @source_side, @1)
         @j = Add(@j0, @half)
         @i0 = Range(@0, @target_side, @1)
@@ -168,7 +167,7 @@ def _weights(name: str, axis: int, source_size: str, target_size: str) -> str:
         @i = Unsqueeze(@i2, @last)
         @apart = Sub(@j, @i)
         @distance = Abs(@apart)
-        @share = Div(@distance, @reach)
+        @share = Div(@distance, @ratio)
         @left = Sub(@1, @share)
         @weight = Relu(@left)
         @sum = ReduceSum(@weight, @last)
