@@ -62,7 +62,9 @@ class Scenes:
         class_names: tuple[str, ...] = ONE,
         classes: Sequence[Sequence[int]] | None = None,
         ignore: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
     ) -> None:
+        self.ids = ids
         self.truths = truths
         self.class_names = class_names
         self.classes = classes or [[0] * int(truth.max(initial=0)) for truth in truths]
@@ -78,7 +80,7 @@ class Scenes:
             ignore |= torch.from_numpy(self.ignore)
         classes = torch.tensor(self.classes[i], dtype=torch.int64)
         image = np.full(truth.shape, i, np.uint8)
-        return Sample(image, Target(truth, classes, ignore), f"scene/{i:02}&")
+        return Sample(image, Target(truth, classes, ignore), f"scene/{i:02}&", self.ids)
 
 
 class FakePredictor:
@@ -349,6 +351,20 @@ def test_what_cannot_be_evaluated_is_refused(
 def test_a_result_of_another_size_is_refused() -> None:
     with pytest.raises(SpatialEmbedError, match="size_mismatch"):
         run([found_of(disks(2, size=48))], Scenes([disks(2)]))
+
+
+@pytest.mark.parametrize("fault", ["LBL-08 ids of the mask"])
+def test_missed_objects_are_told_by_the_ids_of_their_mask(tmp_path: Path, fault: str) -> None:
+    """Two of six are not found, a third only as another class: their ids, not their new numbers."""
+    truth = disks(6)
+    partly = np.where(np.isin(truth, (2, 5)), 0, truth)
+    ids = np.array([3, 40, 41, 700, 24001, 70_000])
+    scenes = Scenes([truth], TWO, [[0, 0, 0, 0, 0, 1]], ids=ids)
+    report = run([found_of(partly, [0, 0, 0, 0])], scenes)
+    assert report.rows[0].missed == (40, 24001, 70_000)
+    assert report.to_dict()["per_image"][0]["missed_ids"] == [40, 24001, 70_000]
+    report.write(tmp_path)
+    assert "not found: ids 40, 24001, 70000" in (tmp_path / "worst.html").read_text()
 
 
 def test_truncated_results_are_stated() -> None:

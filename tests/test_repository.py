@@ -35,6 +35,9 @@ FORBIDDEN = {
 FAULTS = (
     *(f"TRN-{i:02d}" for i in (1, 2, 3, 4, 7, 9, 10, 11, 12, 16, 18, 19)),
     *(f"CKP-{i:02d}" for i in (1, 2, 4, 5, 6)),
+    *(f"IMG-{i:02d}" for i in range(1, 34) if i not in (3, 11, 12, 13, 17, 32)),
+    *(f"LBL-{i:02d}" for i in range(1, 23) if i not in (16, 18, 19)),
+    *(f"INF-{i:02d}" for i in range(1, 14) if i not in (9, 11)),
 )
 
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spatialembed.cluster import cluster_with_truth
 from spatialembed.data.selection import Dataset, check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.metrics import AP_THRESHOLDS, counts_by_class, overlaps
+from spatialembed.metrics import AP_THRESHOLDS, counts_by_class, missed, overlaps
 from spatialembed.results.report import ImageScore, Report, Sampling, WorstImage, mean
 from spatialembed.types import Instances, Sample
 
@@ -106,7 +106,9 @@ def _score(sample: Sample, found: Instances, seconds: float, classes: int) -> Im
     ignore = target.ignore.numpy()
     pairs = overlaps(found.labels, target.labels.numpy(), ignore if ignore.any() else None)
     by_class = counts_by_class(pairs, found.classes, target.classes.numpy(), classes)
-    return ImageScore(sample.name, tuple(by_class), seconds, found.truncated)
+    labels = missed(pairs, found.classes, target.classes.numpy())
+    ids = labels if sample.ids is None else sample.ids[labels - 1]
+    return ImageScore(sample.name, tuple(by_class), seconds, found.truncated, tuple(ids.tolist()))
 
 
 def _with_worst(

@@ -19,7 +19,7 @@ lay there wholly is not counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -239,6 +239,20 @@ def best_ious(pairs: Overlaps, found_classes: np.ndarray, truth_classes: np.ndar
     same = found[pairs.found] == truth[pairs.truth]
     np.maximum.at(best, pairs.found[same], pairs.iou[same])
     return best
+
+
+def missed(
+    pairs: Overlaps, found_classes: np.ndarray, truth_classes: np.ndarray, threshold: float = 0.5
+) -> np.ndarray:
+    """Ids (M,) int64, ascending, of the true instances that no found one of their class matches.
+
+    found_classes (N,), truth_classes (K,): of label k at index k - 1.
+    """
+    found = _classes_of(pairs.found_ids, found_classes, "found")
+    truth = _classes_of(pairs.truth_ids, truth_classes, "truth")
+    same = found[pairs.found] == truth[pairs.truth]
+    alike = replace(pairs, found=pairs.found[same], truth=pairs.truth[same], iou=pairs.iou[same])
+    return np.delete(pairs.truth_ids, alike.truth[match(alike, threshold)])
 
 
 def counts_by_class(

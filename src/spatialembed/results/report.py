@@ -55,6 +55,7 @@ class ImageScore:
     by_class: tuple[Counts, ...]  # (C,)
     seconds: float  # of the prediction, without reading and scoring
     truncated: bool = False  # prediction stopped at max_instances
+    missed: tuple[int, ...] = ()  # ids in its mask of the true objects not found at IoU 0.5
 
     @property
     def ap(self) -> np.ndarray:
@@ -262,6 +263,7 @@ def _row_dict(row: ImageScore) -> dict[str, Any]:
         "mean_ap": row.mean_ap,
         "seconds": row.seconds,
         "truncated": row.truncated,
+        "missed_ids": list(row.missed),
     }
 
 
@@ -310,7 +312,7 @@ def _section(worst: WorstImage) -> str:
     true, found = total.tp[0] + total.fn[0], total.tp[0] + total.fp[0]
     panels = (
         ("image", np.zeros_like(worst.truth)),
-        (f"truth, {true} objects", worst.truth),
+        (f"truth, {true} objects{_missed(worst.score.missed)}", worst.truth),
         (f"found, {found} objects, {total.tp[0]} of them right at IoU 0.5", worst.found),
     )
     figures = "".join(
@@ -325,3 +327,11 @@ def _section(worst: WorstImage) -> str:
 def data_uri(picture: np.ndarray) -> str:
     """Picture (H, W, 3) uint8 as a PNG inside an address."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode("ascii")
+
+
+def _missed(ids: tuple[int, ...]) -> str:
+    """A dozen of the ids of what was not found, as the mask has them."""
+    if not ids:
+        return ""
+    more = f" and {len(ids) - 12} more" if len(ids) > 12 else ""
+    return f", not found: ids {', '.join(map(str, ids[:12]))}{more}"
