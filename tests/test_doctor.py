@@ -147,6 +147,13 @@ def nan_in_mask(root: Path) -> None:
     tifffile.imwrite(root / "masks/01.tif", labels)
 
 
+@case("label_scheme", "error", IMAGES, "LBL-05 class and number")
+def class_and_number(root: Path) -> None:
+    for i in range(IMAGES):
+        labels = labels_of(i).astype(np.int32)
+        mask(root, i, np.where(labels, 1000 * (1 + labels % 2) + labels // 2, 0).astype(np.uint16))
+
+
 @case("size_mismatch", "error", 1, "LBL-03")
 def one_px_less(root: Path) -> None:
     mask(root, 1, mask(root, 1)[:-1])
@@ -534,6 +541,14 @@ def test_flags_turn_errors_into_what_training_does(data: Path) -> None:
     assert result.advice is not None
     settings = {setting.key: setting.value for setting in result.advice.settings}
     assert (settings["allow_missing"], settings["split_components"]) == (True, True)
+
+
+def test_ids_may_be_taken_as_numbers(data: Path) -> None:
+    class_and_number(data)
+    result = examine(data, plain_ids=True, progress=False)
+    assert result.exit_code == 0
+    assert result.survey.counts.tolist() == [5] * IMAGES
+    assert ("plain_ids", True) in settings_of(result).items()
 
 
 def test_ending_of_mask_names_is_told(data: Path) -> None:

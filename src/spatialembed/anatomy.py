@@ -57,6 +57,10 @@ def _objects(count: int) -> str:
     return "1 object" if count == 1 else f"{count} objects"
 
 
+def _masks_said(count: int) -> str:
+    return "1 mask" if count == 1 else f"{count} masks"
+
+
 # ---------------------------------------------------------------- ids and masks
 
 
@@ -69,7 +73,7 @@ def _ids(survey: Survey) -> Iterator[Finding]:
     ]
     if gaps:
         largest = max(int(mask.objects.ids.max(initial=0)) for _, mask in masks)
-        text = f"{len(gaps)} masks whose ids have gaps; the largest id is {largest}"
+        text = f"{_masks_said(len(gaps))} whose ids have gaps; the largest id is {largest}"
         yield Finding("note", "id_gaps", len(gaps), text, "nothing to do: renumbered", tuple(gaps))
     full = [
         f"{name}: {len(mask.objects)} ids in {mask.bits} bits, "
@@ -78,7 +82,9 @@ def _ids(survey: Survey) -> Iterator[Finding]:
         if mask.bits in (8, 16) and len(mask.objects) > 0.75 * (1 << mask.bits)
     ]
     if full:
-        text = f"{len(full)} masks that use nearly every id their type has: ids may have wrapped"
+        text = (
+            f"{_masks_said(len(full))} with nearly every id that the type has: ids may have wrapped"
+        )
         remedy = "export them with 16 or 32 bits; ids that lie in several parts are two objects"
         yield Finding("warning", "ids_near_limit", len(full), text, remedy, tuple(full))
     if _are_class_maps(survey):
@@ -110,7 +116,9 @@ def _masks(survey: Survey) -> Iterator[Finding]:
         yield Finding(grade, "empty_masks", len(empty), text, remedy, tuple(empty))
     bare = [(mask.bare, name) for name, mask in masks if mask.bare > BARE]
     if bare:
-        text = f"{len(bare)} masks with many objects and a bare strip over {BARE:.0%} of a side"
+        text = (
+            f"{_masks_said(len(bare))} with many objects and a bare strip over {BARE:.0%} of a side"
+        )
         cases = tuple(f"{name}: {share:.0%} of a side" for share, name in sorted(bare)[::-1])
         yield Finding("note", "bare_strip", len(bare), text, "was all of it labelled?", cases)
     grounds = []

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from spatialembed.anatomy import object_findings
+from spatialembed.data.probe import Reading
 from spatialembed.data.survey import Survey, survey
 from spatialembed.errors import INPUT
 from spatialembed.files import atomic_write
@@ -54,16 +55,14 @@ def examine(
     *,
     allow_missing: bool = False,
     split_components: bool = False,
+    plain_ids: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
     """Read a data set and say what it is; as ``doctor``, without writing anything."""
-    found = survey(data, split_components=split_components, progress=progress)
-    advice = None
-    if len(found.all("area")):
-        advice = recommend(found, allow_missing=allow_missing, split_components=split_components)
-    findings = graded(
-        [*file_findings(found, allow_missing=allow_missing), *object_findings(found, advice)]
-    )
+    reading = Reading(allow_missing, split_components, plain_ids)
+    found = survey(data, reading, progress=progress)
+    advice = recommend(found) if len(found.all("area")) else None
+    findings = graded([*file_findings(found), *object_findings(found, advice)])
     return Diagnosis(found, advice, tuple(findings))
 
 
@@ -73,12 +72,13 @@ def doctor(
     *,
     allow_missing: bool = False,
     split_components: bool = False,
+    plain_ids: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
     """Read a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
 
-    data: as ``open_folder`` takes it. allow_missing and split_components: as training will be
-    told. A broken file is a finding, and the rest goes on.
+    data: as ``open_folder`` takes it. allow_missing, split_components, plain_ids: as training
+    will be told. A broken file is a finding, and the rest goes on.
 
     Raises SpatialEmbedError: not_found, no_layout, no_images, disk_full (exit 5).
     """
@@ -86,14 +86,15 @@ def doctor(
         data,
         allow_missing=allow_missing,
         split_components=split_components,
+        plain_ids=plain_ids,
         progress=progress,
     )
     name = Path(data).resolve().name
-    _write(result, Path(out), name, split_components)
+    _write(result, Path(out), name)
     return result
 
 
-def _write(result: Diagnosis, out: Path, name: str, split_components: bool) -> None:
+def _write(result: Diagnosis, out: Path, name: str) -> None:
     found, advice = result.survey, result.advice
     command = (
         f"spatialembed train --config {quote(str(out / 'recommended.yaml'))} "
@@ -117,7 +118,7 @@ def _write(result: Diagnosis, out: Path, name: str, split_components: bool) -> N
         parts=_parts(found),
         findings=result.findings,
         plots=list(plots(found, advice)),
-        pictures=list(pictures(found, split_components=split_components)),
+        pictures=list(pictures(found)),
         settings=settings,
         command=command,
     )

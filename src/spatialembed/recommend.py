@@ -28,8 +28,8 @@ STEPS_AN_EPOCH = 40
 """At least, so that validation takes the smaller part of the time."""
 
 
-def recommend(survey: Survey, *, allow_missing: bool, split_components: bool) -> Advice:
-    """Settings for a data set with at least one object; the two flags are taken over."""
+def recommend(survey: Survey) -> Advice:
+    """Settings for a data set with at least one object."""
     scale = _scale(survey)
     crop = _crop(survey, scale.value)
     min_pixels = int(np.percentile(survey.all("area"), 1) / 2)  # as training takes it by itself
@@ -38,7 +38,7 @@ def recommend(survey: Survey, *, allow_missing: bool, split_components: bool) ->
     steps_an_epoch = max(1, crops // batch)
     epochs = _rounded(min(400, max(10, STEPS / steps_an_epoch)))
     settings = [
-        *_of_files(survey, allow_missing=allow_missing, split_components=split_components),
+        *_of_files(survey),
         scale,
         _center(survey),
         *_weights(survey),
@@ -52,8 +52,9 @@ def recommend(survey: Survey, *, allow_missing: bool, split_components: bool) ->
         ),
     ]
     if per_image != 1:
-        why = "there are few images" if crops == STEPS_AN_EPOCH * batch else "an image is larger"
-        settings.append(Setting("stage1.crops", crops, f"an epoch; {why} than one crop each"))
+        few = crops == STEPS_AN_EPOCH * batch
+        why = "one an image would be few steps" if few else "an image is larger than one crop"
+        settings.append(Setting("stage1.crops", crops, f"an epoch: {why}"))
     return Advice(scale.value, crop.value, min_pixels, epochs * steps_an_epoch, tuple(settings))
 
 
@@ -62,12 +63,14 @@ def _rounded(epochs: float) -> int:
     return max(10, 10 * round(epochs / 10))
 
 
-def _of_files(survey: Survey, *, allow_missing: bool, split_components: bool) -> Iterator[Setting]:
+def _of_files(survey: Survey) -> Iterator[Setting]:
     alone = len(survey.images_alone) + len(survey.masks_alone)
-    if allow_missing and alone:
+    if survey.reading.allow_missing and alone:
         yield Setting("allow_missing", True, f"{alone} files without partner are left out")
-    if split_components:
+    if survey.reading.split_components:
         yield Setting("split_components", True, "masks of one id are taken apart, as it was asked")
+    if survey.reading.plain_ids:
+        yield Setting("plain_ids", True, "ids are taken as mere numbers, as it was asked")
     columns = survey.group_columns()
     if survey.splits == ("",) and columns:
         groups = len({pair.row[columns[0]] for pair in survey.pairs})

@@ -24,10 +24,10 @@ MASK_ENDINGS = (
 """What other tools append to the name of a mask."""
 
 
-def file_findings(survey: Survey, *, allow_missing: bool) -> Iterator[Finding]:
-    """Of files, images and splits. allow_missing: files without partner are only a warning."""
+def file_findings(survey: Survey) -> Iterator[Finding]:
+    """Of files, images and splits."""
     yield from _faults(survey)
-    yield from _missing(survey, allow_missing)
+    yield from _missing(survey)
     yield from _parts(survey)
     yield from _images(survey)
     yield from _twins(survey)
@@ -51,6 +51,7 @@ _FAULTS = {
     "not_an_image": "{} that are no images, whatever their names",
     "size_mismatch": "{} of another size than the image",
     "oriented_image": "{} that viewers turn (EXIF), which the mask does not know",
+    "label_scheme": "{} whose ids seem to hold the class too",
     "binary_mask": "{} with one id in several parts: foreground, not instances",
     "colour_labels": "{} of colours instead of ids",
     "label_format": "{} in a format that does not keep ids",
@@ -61,7 +62,14 @@ _FAULTS = {
     "bad_table": "{} with wrong entries or columns",
 }
 """What is said of a code; others are given by name."""
-_OF_MASKS = {"size_mismatch", "binary_mask", "colour_labels", "label_format", "label_values"}
+_OF_MASKS = {
+    "size_mismatch",
+    "label_scheme",
+    "binary_mask",
+    "colour_labels",
+    "label_format",
+    "label_values",
+}
 
 
 def _faults(survey: Survey) -> Iterator[Finding]:
@@ -82,7 +90,9 @@ def _faults(survey: Survey) -> Iterator[Finding]:
         )
 
 
-def _missing(survey: Survey, allow_missing: bool) -> Iterator[Finding]:
+def _missing(survey: Survey) -> Iterator[Finding]:
+    """Files without partner; only a warning where training will be told to leave them out."""
+    allow_missing = survey.reading.allow_missing
     images, masks = survey.images_alone, survey.masks_alone
     if not images and not masks:
         return

@@ -83,21 +83,21 @@ def _quartiles(values: np.ndarray, unit: str) -> str:
 # ---------------------------------------------------------------- samples
 
 
-def pictures(survey: Survey, *, split_components: bool) -> Iterator[Picture]:
+def pictures(survey: Survey) -> Iterator[Picture]:
     """Samples: typical, most crowded, smallest, largest, odd, and two images that are alike."""
     usable = [p for p in survey.measured if p.image and not p.faults and len(p.mask.objects)]  # type: ignore[union-attr]
     if not usable:
         return
 
     def whole(title: str, pair: Pair) -> Picture:
-        image, ids = read_again(pair, split_components=split_components)
+        image, ids = read_again(pair, survey.reading)
         step = math.ceil(max(ids.shape) / SHOWN_PX)
         image, ids = image[::step, ::step], ids[::step, ::step]
         note = f"{pair.name}, {_count(pair)}"
         return Picture(title, note, overlay(image, ids, zoom=zoom_for(*ids.shape)))
 
     def close(title: str, pair: Pair, which: Sequence[int], note: str) -> Picture:
-        image, ids = read_again(pair, split_components=split_components)
+        image, ids = read_again(pair, survey.reading)
         objects = _objects(pair)
         window = _window(objects.box[which[0]], ids.shape)
         image, ids = image[window], ids[window]
@@ -181,7 +181,7 @@ def _twins(survey: Survey) -> Picture:
     twin = min(survey.twins, key=lambda twin: twin.correlation)
     tiles = []
     for pair in (survey.pairs[twin.a], survey.pairs[twin.b]):
-        image = display(read_again(pair)[0])
+        image = display(read_again(pair, survey.reading)[0])
         step = math.ceil(max(image.shape[:2]) / (SHOWN_PX // 2))
         tiles.append((pair.name, image[::step, ::step]))
     names = " and ".join(name for name, _ in tiles)

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,14 @@ THUMB = 32
 """Side of a thumbnail in px."""
 CROWDED = 20
 """Objects in an image from which on a bare strip of it says something."""
+
+
+class Reading(NamedTuple):
+    """How training will be told to read the data, as ``open_folder`` has it."""
+
+    allow_missing: bool = False
+    split_components: bool = False
+    plain_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,19 +86,16 @@ class Pair:
         return None if self.mask is None else self.mask.objects
 
 
-def read_again(pair: Pair, *, split_components: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def read_again(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Image and ids (H, W) int32 of a pair that ``probe`` could read. Raises SpatialEmbedError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
         image, ids = read_oriented(pair.image_path)[0], read_labels(pair.mask_path)
-    return image, _instances(pair.mask_path, ids, split_components, [])
+    return image, _instances(pair.mask_path, ids, reading, [])
 
 
-def probe(pair: Pair, *, split_components: bool = False) -> Pair:
-    """The pair with the facts of its image and mask (None: unreadable), faults and warnings.
-
-    split_components: as ``open_folder`` has it.
-    """
+def probe(pair: Pair, reading: Reading) -> Pair:
+    """The pair with the facts of its image and mask (None: unreadable), faults and warnings."""
     image_path, mask_path = pair.image_path, pair.mask_path
     faults: list[Fault] = []
     image = mask = None
@@ -102,7 +108,7 @@ def probe(pair: Pair, *, split_components: bool = False) -> Pair:
         try:
             ids = read_labels(mask_path)
             if pair.classes is None:
-                ids = _instances(mask_path, ids, split_components, faults)
+                ids = _instances(mask_path, ids, reading, faults)
             mask = _mask(mask_path, ids)
         except SpatialEmbedError as error:
             faults.append(Fault(error.code, error.message, error.remedy))
@@ -196,12 +202,10 @@ def _bare(objects: Objects, shape: tuple[int, ...]) -> float:
     return float(max(left / width, right / width, top / height, bottom / height))
 
 
-def _instances(
-    path: Path, ids: np.ndarray, split_components: bool, faults: list[Fault]
-) -> np.ndarray:
+def _instances(path: Path, ids: np.ndarray, reading: Reading, faults: list[Fault]) -> np.ndarray:
     """Ids (H, W) as training takes them, or as they are, with the reason why it would not."""
     try:
-        return instances_of(path, ids, split_components)
+        return instances_of(path, ids, reading.split_components, reading.plain_ids)
     except SpatialEmbedError as error:
         faults.append(Fault(error.code, error.message, error.remedy))
         return ids

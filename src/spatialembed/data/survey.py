@@ -14,7 +14,7 @@ from rich.progress import track
 
 from spatialembed.data.folder import splits
 from spatialembed.data.listing import image_files
-from spatialembed.data.probe import Fault, Pair, probe
+from spatialembed.data.probe import Fault, Pair, Reading, probe
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.data.twins import Twin, find_twins
 from spatialembed.errors import SpatialEmbedError
@@ -42,6 +42,7 @@ class Survey:
     masks_alone: tuple[Path, ...]  # without image
     class_names: Mapping[str, tuple[str, ...]]  # by split; empty without classes.csv
     twins: tuple[Twin, ...]
+    reading: Reading
 
     @property
     def layout(self) -> str:
@@ -103,11 +104,15 @@ class Survey:
         return dict(sorted(total.items()))
 
 
-def survey(path: str | Path, *, split_components: bool = False, progress: bool = True) -> Survey:
+def survey(
+    path: str | Path,
+    reading: Reading,
+    *,
+    progress: bool = True,
+) -> Survey:
     """Read every pair of a data set, one at a time, and measure it; a broken file is a finding.
 
-    path: a folder with images/ and masks/, flat or under train/, val/, test/. split_components: as
-    ``open_folder`` has it.
+    path: a folder with images/ and masks/, flat or under train/, val/, test/.
 
     Raises SpatialEmbedError: not_found, no_layout, no_images.
     """
@@ -121,7 +126,7 @@ def survey(path: str | Path, *, split_components: bool = False, progress: bool =
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
     console = Console(stderr=True)
     pairs = [
-        probe(pair, split_components=split_components)
+        probe(pair, reading)
         for pair in track(found, "reading", console=console, disable=not progress)
     ]
     faults = [fault for part in listed for fault in part.faults]
@@ -135,6 +140,7 @@ def survey(path: str | Path, *, split_components: bool = False, progress: bool =
         masks_alone=tuple(path for part in listed for path in part.masks_alone),
         class_names={p.split: p.class_names for p in listed if p.class_names is not None},
         twins=tuple(find_twins(pairs)),
+        reading=reading,
     )
 
 

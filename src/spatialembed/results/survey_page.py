@@ -196,4 +196,5 @@ figcaption { font-size: .85rem; margin-top: .4rem; overflow-wrap: anywhere; }
 img { width: 100%; height: auto; display: block; border-radius: 2px; }
 pre { background: var(--card); padding: .8rem 1rem; overflow-x: auto; border-radius: 4px;
   font-size: .85rem; }
+@media (max-width: 40rem) { pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 """
