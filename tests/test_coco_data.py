@@ -1,0 +1,193 @@
+"""The COCO reader: real annotations against pycocotools, overlaps, crowds, broken files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spatialembed import labels
+from spatialembed.data.coco import open_coco
+from spatialembed.errors import SpatialEmbedError
+
+SIZE = (20, 30)
+
+
+def square(x1: int, y1: int, x2: int, y2: int) -> list[list[int]]:
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def annotation(number: int, segmentation: Any, category: int = 7, crowd: int = 0) -> dict[str, Any]:
+    return {
+        "id": number, "image_id": 1, "category_id": category, "iscrowd": crowd,
+        "segmentation": segmentation,
+    }  # fmt: skip
+
+
+def write(folder: Path, annotations: list[Any], **changes: Any) -> Path:
+    """A data set of one image; returns its JSON file."""
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
+        "annotations": annotations,
+    }
+    data |= changes
+    (folder / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (SIZE[1], SIZE[0])).save(folder / "images" / "a.png")
+    path = folder / "instances.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_objects_classes_and_ids(tmp_path: Path) -> None:
+    dataset = open_coco(
+        write(
+            tmp_path,
+            [annotation(50, square(0, 0, 10, 10)), annotation(40, square(15, 5, 25, 15), 9)],
+        )
+    )
+    assert dataset.class_names == ("cat", "dog")
+    assert (dataset.names, len(dataset)) == (["a"], 1)
+    sample = dataset[0]
+    assert sample.target.labels[5, 5] == 1
+    assert sample.target.labels[10, 20] == 2
+    assert sample.target.classes.tolist() == [0, 1]
+    assert sample.ids is not None
+    assert sample.ids.tolist() == [50, 40]
+    assert not sample.target.ignore.any()
+
+
+def test_the_smaller_object_is_on_top(tmp_path: Path) -> None:
+    small, large = square(5, 5, 9, 9), square(0, 0, 15, 15)
+    for order in ([small, large], [large, small]):
+        dataset = open_coco(write(tmp_path, [annotation(n, s) for n, s in enumerate(order)]))
+        areas = np.bincount(dataset[0].target.labels.numpy().ravel())[1:]
+        assert sorted(areas.tolist()) == [16, 15 * 15 - 16]
+
+
+def test_a_hidden_object_is_not_there(tmp_path: Path) -> None:
+    same = square(5, 5, 9, 9)
+    sample = open_coco(write(tmp_path, [annotation(1, same), annotation(2, same, 9)]))[0]
+    assert sample.target.classes.tolist() == [1]
+    assert sample.ids is not None
+    assert sample.ids.tolist() == [2]
+
+
+def test_a_crowd_is_ignored_but_not_what_stands_before_it(tmp_path: Path) -> None:
+    crowd = np.zeros(SIZE, bool)
+    crowd[:, 10:] = True
+    rle = {"size": list(SIZE), "counts": [10 * SIZE[0], 20 * SIZE[0]]}
+    sample = open_coco(
+        write(tmp_path, [annotation(1, rle, crowd=1), annotation(2, square(12, 2, 18, 8))])
+    )[0]
+    inside = sample.target.labels.numpy() > 0
+    assert inside.sum() == 36
+    np.testing.assert_array_equal(sample.target.ignore.numpy(), crowd & ~inside)
+
+
+def test_both_kinds_of_run_lengths(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random(SIZE) < 0.5
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat.astype(int))) + 1
+    counts = np.diff([0, *edges, len(flat)]).tolist()
+    plain = {"size": list(SIZE), "counts": [0, *counts] if flat[0] else counts}
+    for rle in (plain, labels.encode(mask)):
+        sample = open_coco(write(tmp_path, [annotation(1, rle)]))[0]
+        np.testing.assert_array_equal(sample.target.labels.numpy() == 1, mask)
+
+
+def test_real_annotations_are_as_pycocotools_has_them(data_root: Path) -> None:
+    from pycocotools.coco import COCO
+
+    from spatialembed.data.coco import annotation_mask
+
+    path = data_root / "coco" / "instances.json"
+    official, dataset = COCO(str(path)), open_coco(path)
+    assert len(dataset) == 62
+    assert len(dataset.class_names) == 80
+    compared = 0
+    for image in dataset._images[:20]:
+        for mine in image.annotations:
+            expected = official.annToMask(official.anns[mine.id]).astype(bool)
+            np.testing.assert_array_equal(annotation_mask(mine, *image.size_hw, "x"), expected)
+            compared += 1
+    assert compared > 100
+    sample = dataset[0]
+    assert sample.target.labels.shape == sample.image.shape[:2]
+
+
+BROKEN: dict[str, Callable[[Path], Path]] = {
+    "two coordinates": lambda d: write(d, [annotation(31, [[1, 2, 3, 4]])]),
+    "odd coordinates": lambda d: write(d, [annotation(31, [[1, 2, 3, 4, 5, 6, 7]])]),
+    "text for coordinates": lambda d: write(d, [annotation(31, [[1, 2, 3, "x", 5, 6]])]),
+    "no polygon": lambda d: write(d, [annotation(31, [])]),
+    "null": lambda d: write(d, [annotation(31, None)]),
+    "size of run lengths": lambda d: write(d, [annotation(31, {"size": [1, 2], "counts": [2]})]),
+    "sum of run lengths": lambda d: write(
+        d, [annotation(31, {"size": list(SIZE), "counts": [2, 3]})]
+    ),
+    "compressed run lengths": lambda d: write(
+        d, [annotation(31, {"size": list(SIZE), "counts": "zz~"})]
+    ),
+    "no such image": lambda d: write(d, [annotation(31, square(0, 0, 4, 4)) | {"image_id": 5}]),
+    "image of a wrong type": lambda d: write(d, [annotation(31, []) | {"image_id": [1]}]),
+    "no such category": lambda d: write(d, [annotation(31, square(0, 0, 4, 4), 8)]),
+    "no segmentation": lambda d: write(d, [{"id": 31, "image_id": 1, "category_id": 7}]),
+    "same id": lambda d: write(d, [annotation(31, square(0, 0, 4, 4))] * 2),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_names_the_annotation_that_is_broken(name: str, tmp_path: Path) -> None:
+    """LBL-21."""
+    with pytest.raises(SpatialEmbedError, match="annotation 31") as caught:
+        open_coco(BROKEN[name](tmp_path))[0]
+    assert caught.value.code == "bad_annotation"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"annotations": 3}, "bad_json"),
+        ({"annotations": [4]}, "bad_annotation"),
+        ({"categories": [{"id": 1}]}, "bad_json"),
+        ({"images": [{"id": 1, "file_name": "b.png", "height": 2, "width": 2}]}, "missing_pairs"),
+        ({"images": []}, "no_images"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 3, "width": 2}]}, "size_mismatch"),
+    ],
+)
+def test_refuses(changes: dict[str, Any], code: str, tmp_path: Path) -> None:
+    with pytest.raises(SpatialEmbedError) as caught:
+        open_coco(
+            write(
+                tmp_path,
+                changes.get("annotations", []),
+                **{k: v for k, v in changes.items() if k != "annotations"},
+            )
+        )[0]
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 100_000])
+def test_refuses_what_is_no_json(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(text)
+    with pytest.raises(SpatialEmbedError, match="bad_json"):
+        open_coco(path)
+
+
+def test_missing_images_are_left_out_if_told_so(tmp_path: Path) -> None:
+    images = [
+        {"id": n, "file_name": f"{name}.png", "height": SIZE[0], "width": SIZE[1]}
+        for n, name in ((1, "a"), (2, "b"))
+    ]
+    path = write(tmp_path, [], images=images)
+    assert open_coco(path, allow_missing=True).names == ["a"]
+    assert open_coco(path, allow_missing=True).subset([0]).names == ["a"]
+    with pytest.raises(SpatialEmbedError, match=r"b\.png"):
+        open_coco(path)
