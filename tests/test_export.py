@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from known_predictor import known
 from spatialembed import __version__, checkpoint, export, onnx_check, onnx_int8
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cli import main
@@ -461,6 +462,14 @@ def test_refused_in_one_line_before_anything_runs(
     assert error.count("error ") == 1
     assert "\n" not in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file"]
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_an_engine_without_its_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpatialEmbedError, match="engine torch") as caught:
+        export_onnx(known(), tmp_path / "m.onnx")
+    assert (caught.value.code, caught.value.exit_code) == ("bad_setting", 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("nothing_runs")

@@ -63,7 +63,7 @@ def export_onnx(
 ) -> Path:
     """Write the model of ``predictor`` as one ONNX file, opset 18; returns its path.
 
-    predictor: with the engine "torch", which holds the network. precision: of weights and
+    predictor: of an engine that keeps its network, as "torch" does. precision: of weights and
     convolutions; with float16 the output layers, the activations and all geometry stay float32,
     since neither the coordinates of a wide image nor exp(10 r) fit. int8: images as read, (H, W) or
     (H, W, 3), to calibrate 8-bit convolutions on. progress: called after each of these.
@@ -115,8 +115,7 @@ def _check_settings(predictor: Predictor, precision: str, int8: bool) -> None:
         raise _refused(f"precision {precision!r}", f"use {' or '.join(choices)}")
     if int8 and precision != "float32":
         raise _refused(f"int8 and precision {precision} together", "leave one of them out")
-    if not isinstance(predictor.engine, TorchEngine):
-        raise _refused("a predictor without its network", "load the model with engine torch")
+    _net(predictor)
 
 
 def _refused(what: str, remedy: str) -> SpatialEmbedError:
@@ -139,13 +138,21 @@ def _writable(path: Path) -> Path:
 def _network(predictor: Predictor, precision: str) -> ModelProto:
     """The graph from normalised images to maps, on the CPU whatever the device."""
     dtype = torch.float16 if precision == "float16" else torch.float32
-    net = FoldedNet(_net(predictor), dtype).eval()
+    net = FoldedNet(_copy(_net(predictor)), dtype).eval()
     return to_onnx(net, torch.rand(_EXAMPLE), outputs=Embeddings._fields)
 
 
 def _net(predictor: Predictor) -> SpatialEmbeddingNet:
-    """A copy of its network on the CPU."""
-    return copy.deepcopy(predictor.engine.net).to("cpu")
+    """The network that the engine was made from, wherever it is."""
+    net = getattr(predictor.engine, "net", None)
+    if not isinstance(net, SpatialEmbeddingNet):
+        raise _refused("a predictor without its network", "load the model with engine torch")
+    return net
+
+
+def _copy(net: SpatialEmbeddingNet) -> SpatialEmbeddingNet:
+    """On the CPU whatever the device, float32."""
+    return copy.deepcopy(net).to("cpu", torch.float32)
 
 
 def _whole(network: ModelProto, info: ModelInfo, precision: str) -> ModelProto:
