@@ -51,7 +51,7 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
         "large": 2,
         "overview": 3,
     },
-    "results": {"large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0, "ambiguity_map": 0, "advice": 0, "charts": 0, "findings": 0, "survey_page": 1, "folder": 1},
+    "results": {"large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0, "ambiguity_map": 0, "reliability": -1, "advice": 0, "charts": 0, "findings": 0, "survey_page": 1, "folder": 1},
 }
 ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception
 DOORS = {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.rescale import enlarge_labels, resample, scaled_side, source_span
+from spatialembed.rescale import enlarged, resample, scaled_side, source_span
 from spatialembed.tiling import (
     EXACT_CONTEXT,
     RECEPTIVE_PX,
@@ -147,6 +147,6 @@ def test_reduction_is_that_of_torch(factor: float) -> None:
 @given(st.integers(1, 400), st.floats(1 / 64, 1))
 def test_every_found_pixel_is_shown(side: int, factor: float) -> None:
     small = np.arange(1, scaled_side(side, factor) + 1)[None]
-    shown = enlarge_labels(small, (1, side), factor)[0]
+    shown = enlarged(small, (1, side), factor)[0]
     assert set(shown.tolist()) == set(small[0].tolist())
     assert (np.diff(shown) >= 0).all()

@@ -10,19 +10,20 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from spatialembed.cluster import ClusterOptions
 from spatialembed.data.images import Page, each_page
 from spatialembed.data.listing import list_images, refuse_collisions
-from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
+from spatialembed.errors import PARTIAL, RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.large import TileOptions, goes_by_tiles, predict_large
 from spatialembed.predict import Predictor
 from spatialembed.results.folder import ResultFolder
-from spatialembed.types import Instances
 
 logger = logging.getLogger("spatialembed")
 
@@ -55,6 +56,7 @@ def predict_folder(
     options: ClusterOptions | None = None,
     ambiguity: bool = False,
     pages: Literal["first", "all"] = "first",
+    tiles: TileOptions | None = None,
     progress: bool = True,
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
@@ -65,39 +67,59 @@ def predict_folder(
     ambiguity: each image gets ``<name>_ambiguity.png`` as well.
 
     pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
+    tiles: images that are large by these settings come last, one by one, see ``predict_large``.
 
     Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
     ``disk_full`` (exit 5).
     """
-    out = Path(out)
+    out, tiles = Path(out), tiles or TileOptions()
     images = _inputs(sources, out, pages)
     _check_writable(out)
     result = FolderResult(out)
+    usual: deque[tuple[Path | Page, str]] = deque()
+    large: list[tuple[Path, str]] = []
+
+    def read_whole() -> Iterator[Path | Page]:
+        for path, name in images:
+            if isinstance(path, Path) and goes_by_tiles(path, predictor.info.scale, tiles):
+                large.append((path, name))
+            else:
+                usual.append((path, name))
+                yield path
+
     outcomes = predictor.outcomes(
-        (path for path, _ in images),
+        read_whole(),
         batch=batch,
         augment=augment,
         options=options,
         ambiguity=ambiguity,
+        scale=tiles.scale,
     )
     results = ResultFolder(out, predictor.info.class_names)
-    with results, _progress(progress, len(images)) as advance:
-        for (path, name), outcome in zip(images, outcomes, strict=True):
-            if outcome.instances is None or outcome.pixels is None:
-                assert outcome.error is not None
-                result.failed.append((path, outcome.error))
-                logger.error("%s", _printable(_named(path, outcome.error)))
-            else:
-                file_name = name + path.suffix
-                results.add(
-                    file_name,
-                    outcome.pixels,
-                    outcome.instances,
-                    stem=_short(name),
-                    ambiguity=outcome.ambiguity,
-                )
-                _count(result, path, outcome.instances)
-            advance()
+    with results:
+        with _progress(progress, len(images)) as advance:
+            for outcome in outcomes:
+                path, name = usual.popleft()
+                if outcome.instances is None or outcome.pixels is None:
+                    assert outcome.error is not None
+                    _fail(result, path, outcome.error)
+                else:
+                    results.add(
+                        name + path.suffix,
+                        outcome.pixels,
+                        outcome.instances,
+                        stem=_short(name),
+                        ambiguity=outcome.ambiguity,
+                    )
+                    found = outcome.instances
+                    _count(result, path, len(found), found.truncated)
+                advance()
+        if ambiguity and large:
+            logger.warning("no ambiguity of the %d images that go by tiles", len(large))
+        for path, name in large:
+            logger.info("%s: goes through the network tile by tile", path)
+            how = _Tiled(options or predictor.settings, tiles, augment, progress)
+            _predict_large(predictor, path, name, results, how, result)
     return result
 
 
@@ -113,10 +135,51 @@ def _inputs(
     return images
 
 
-def _count(result: FolderResult, path: Path | Page, instances: Instances) -> None:
+class _Tiled(NamedTuple):
+    """The settings of ``predict_large``."""
+
+    options: ClusterOptions
+    tiles: TileOptions
+    augment: bool
+    progress: bool
+
+
+def _predict_large(
+    predictor: Predictor,
+    path: Path,
+    name: str,
+    results: ResultFolder,
+    how: _Tiled,
+    result: FolderResult,
+) -> None:
+    """One image by tiles; what it comes to is noted in ``result``."""
+    try:
+        found = predict_large(
+            predictor.engine,
+            predictor.info,
+            path,
+            results,
+            name=name + path.suffix,
+            stem=_short(name),
+            **how._asdict(),
+        )
+        _count(result, path, found.objects, found.truncated)
+    except SpatialEmbedError as error:
+        _fail(result, path, error)
+    except MemoryError:
+        what, remedy = f"{path}: no memory left", "give less to --memory"
+        _fail(result, path, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE))
+
+
+def _fail(result: FolderResult, path: Path | Page, error: SpatialEmbedError) -> None:
+    result.failed.append((path, error))
+    logger.error("%s", _printable(_named(path, error)))
+
+
+def _count(result: FolderResult, path: Path | Page, objects: int, truncated: bool) -> None:
     result.images += 1
-    result.objects += len(instances)
-    if instances.truncated:
+    result.objects += objects
+    if truncated:
         result.truncated.append(path)
         logger.warning("%s: stopped at max_instances, more may be there", _printable(str(path)))
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spatialembed import __version__
 from spatialembed.errors import INPUT, MODEL, RESOURCE, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.options import (
+    BenchOptions,
     ConvertOptions,
     DemoOptions,
     DoctorOptions,
@@ -165,8 +166,12 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FolderDataset:
 def predict(options: PredictOptions) -> int:
     """Find the instances in images: label images, overlays, a table and COCO JSON."""
     from spatialembed.bulk import predict_folder
+    from spatialembed.large import TileOptions
     from spatialembed.predict import load
 
+    tiles = TileOptions(
+        options.tile, options.context, options.memory, options.scale, options.tiled_labels
+    )
     predictor = load(
         options.model, device=options.device, precision=options.precision, threads=options.threads
     )
@@ -188,6 +193,7 @@ def predict(options: PredictOptions) -> int:
         augment=options.augment,
         options=thresholds,
         ambiguity=options.ambiguity,
+        tiles=tiles,
     )
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
@@ -209,6 +215,25 @@ def export(options: ExportOptions) -> int:
         Console().print(report.table())
     print("\n".join(report.lines()))
     return 0 if report.passed else MODEL
+
+
+def bench(options: BenchOptions) -> int:
+    """Time every stage of prediction on this machine, engine by engine."""
+    from rich.console import Console
+
+    from spatialembed.bench import bench as run
+
+    report = run(
+        options.model,
+        sizes=[_size(size) for size in options.sizes.split(",")],
+        engines=options.engines.split(","),
+        rounds=options.rounds,
+        device=options.device,
+        threads=options.threads,
+    )
+    Console().print(report.table())
+    print(report.write(options.out))
+    return 0
 
 
 def convert(options: ConvertOptions) -> int:
@@ -286,6 +311,7 @@ VERBS = {
     "tune": Verb(tune, lambda: TuneOptions),
     "predict": Verb(predict, lambda: PredictOptions, "sources"),
     "export": Verb(export, lambda: ExportOptions),
+    "bench": Verb(bench, lambda: BenchOptions),
     "convert": Verb(convert, lambda: ConvertOptions, "file out"),
     "data scenes": Verb(scenes, lambda: ScenesOptions),
     "data streets": Verb(streets, lambda: StreetsOptions),

@@ -19,7 +19,7 @@ from spatialembed.files import atomic_write
 from spatialembed.kernels.candidates import Candidates
 from spatialembed.tiling import Tile
 
-CHUNK_PIXELS = 1 << 22
+CHUNK_PIXELS = 1 << 21
 """Candidates are brought together for about so many pixels of the image at a time."""
 
 
@@ -185,7 +185,7 @@ def label_bands(
 
 
 def owned(
-    by_class: Sequence[Candidates], owners: Sequence[np.ndarray], most: int = CHUNK_PIXELS
+    by_class: Sequence[Candidates], owners: Sequence[np.ndarray], most: int = CHUNK_PIXELS // 4
 ) -> Iterator[tuple[np.ndarray, Candidates]]:
     """Label (P,) and candidates of those that have an owner, some at a time."""
     for found, owner in zip(by_class, owners, strict=True):

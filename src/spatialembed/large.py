@@ -24,7 +24,8 @@ import torch
 from spatialembed.ahead import ahead
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.large import LargeImage, image_size, is_zarr, open_large
+from spatialembed.data.large import LargeImage, image_size, open_large
+from spatialembed.data.listing import is_zarr
 from spatialembed.data.overview import Overview, look_over, rescaled
 from spatialembed.engine import average_over_turns
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -61,7 +62,7 @@ BASE_BYTES = 0.9e9
 """Of the process without the network: libraries, read tiles, clustering."""
 WIDEST = 4096
 """Side of the largest window, as the network sees it; more is not quicker."""
-OVERLAY_SIDE = 4096
+OVERLAY_SIDE = 2048
 """Longest side of the overlay, px."""
 USUAL_SHARE = 0.4
 """Share of candidates among the pixels that room is asked for on the disk."""

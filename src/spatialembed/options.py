@@ -110,6 +110,16 @@ class PredictOptions:
     """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     batch: int = 8
     """Images of one size that go through the network together."""
+    scale: float = 1.0
+    """Reduce images by this, in (0, 1], and enlarge what is found again; quicker on huge ones."""
+    memory: float = 3.0
+    """Process memory in GB; an image that needs more goes through the network tile by tile."""
+    tile: int | None = None
+    """Side of the tiles in px; images above it go by tiles. null: as the memory allows."""
+    context: int = 128
+    """Pixels around a tile that the network sees as well, as it sees them; 624 is exact."""
+    tiled_labels: Literal["tiff", "zarr"] = "tiff"
+    """Label file of an image that went by tiles: a tiled TIFF or an OME-Zarr."""
     foreground: float | None = None
     """A pixel takes part if its seed is above this."""
     start: float | None = None
@@ -126,6 +136,27 @@ class PredictOptions:
     """auto, cpu, cuda or mps."""
     precision: str = "auto"
     """auto, float32 or bfloat16 (of the network)."""
+    threads: int | None = None
+    """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Settings of ``spatialembed bench``."""
+
+    model: str = "nuclei"
+    """Bundled name, model folder, or a file inside one."""
+    sizes: str = "256,512"
+    """Images to time, px: 256 is square, 1024x2048 height first, several with commas between."""
+    engines: str = "torch:float32,torch,onnxruntime,openvino"
+    """As predict takes them, with a precision after a colon; those not installed are left out.
+    compiled is a further one, which takes a minute more."""
+    rounds: int = 5
+    """Times that each stage is run after a first one."""
+    out: str = "runs/bench"
+    """Folder of bench.json."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
     threads: int | None = None
     """Processor threads; null leaves it to torch."""
 

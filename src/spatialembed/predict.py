@@ -169,14 +169,19 @@ class Predictor:
         augment: bool = False,
         options: ClusterOptions | None = None,
         ambiguity: bool = False,
+        scale: float = 1.0,
     ) -> Iterator[Outcome]:
         """As ``map``, but an image that fails gives its error in its place and the rest goes on.
 
         ambiguity: each outcome has the map of that name as well, see ``ambiguity.ambiguity``.
+        scale: images are reduced by it, in (0, 1], and what is found is enlarged again.
         """
         if batch < 1:
             raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
-        return self._outcomes(images, batch, augment, options or self.settings, ambiguity)
+        outcomes = self._outcomes(
+            images, batch, augment, options or self.settings, ambiguity, scale
+        )
+        return outcomes if scale == 1 else (_enlarged(outcome, scale) for outcome in outcomes)
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
         """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to it."""
@@ -211,6 +216,7 @@ class Predictor:
         augment: bool,
         options: ClusterOptions,
         with_ambiguity: bool,
+        scale: float,
     ) -> Iterator[Outcome]:
         readers = helpers()
 
@@ -221,17 +227,20 @@ class Predictor:
         def found(mapped: _Mapped) -> list[Outcome]:
             return self._found(mapped, options, with_ambiguity)
 
-        read = ahead(self._item, images, threads=readers, room=room)
+        def item(source: Any) -> _Item:
+            return self._item(source, scale)
+
+        read = ahead(item, images, threads=readers, room=room)
         mapped = self._all_mapped(_batches(read, batch), augment)
         for outcomes in ahead(found, mapped, threads=1, room=lambda _: 1):
             yield from outcomes
 
-    def _item(self, source: Any) -> _Item:
-        """Read and normalise one image; runs in a reading thread."""
+    def _item(self, source: Any, scale: float = 1.0) -> _Item:
+        """Read and normalise one image, reduced by ``scale``; runs in a reading thread."""
         pixels = None
         try:
             pixels = read_pixels(source, max_pixels=self.max_pixels)
-            return _Item(source, pixels, self._prepare(pixels), None)
+            return _Item(source, pixels, self._prepare(_reduced(pixels, scale)), None)
         except SpatialEmbedError as error:
             return _Item(source, pixels, None, error)
         except MemoryError:
@@ -310,6 +319,29 @@ class _Mapped(NamedTuple):
     items: list[_Item]
     maps: Embeddings | None  # (B, ., H, W)
     error: SpatialEmbedError | None
+
+
+def _reduced(pixels: np.ndarray, scale: float) -> np.ndarray:
+    if scale == 1:
+        return pixels
+    from spatialembed.rescale import reduced  # scipy
+
+    return reduced(pixels, scale)
+
+
+def _enlarged(outcome: Outcome, scale: float) -> Outcome:
+    """What was found in an image that had been reduced by ``scale``, at the image's own size."""
+    if outcome.instances is None or outcome.pixels is None:
+        return outcome
+    from spatialembed.rescale import enlarged  # scipy
+
+    size_hw = (outcome.pixels.shape[0], outcome.pixels.shape[1])
+    labels = enlarged(outcome.instances.labels, size_hw, scale)
+    doubt = outcome.ambiguity
+    return outcome._replace(
+        instances=replace(outcome.instances, labels=labels),
+        ambiguity=None if doubt is None else enlarged(doubt, size_hw, scale),
+    )
 
 
 def _image(maps: Embeddings, b: int) -> Embeddings:

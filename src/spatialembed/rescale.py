@@ -3,7 +3,7 @@
     place     output px i stands at (i + 1/2) / factor - 1/2 in px of the source
     filter    a triangle of half-width max(1, 1 / factor): bilinear when enlarged, antialiased when
               reduced; what falls outside the source is left out, and the weights sum to 1
-    labels    output px i takes its value from source px floor((i + 1/2) factor) of the small image
+    back      px i of the image takes its label from px floor((i + 1/2) factor) of the small one
 
 numpy and scipy only. The weights follow from the place in the whole image, and are added in one
 order, so that windows fit together to the last bit.
@@ -54,6 +54,13 @@ def resample(
     return result[..., 0] if source.ndim == 2 else result
 
 
+def reduced(image: np.ndarray, factor: float) -> np.ndarray:
+    """A whole image (H, W) or (H, W, C) at ``factor`` of its size."""
+    size_hw = (image.shape[0], image.shape[1])
+    height, width = (scaled_side(side, factor) for side in size_hw)
+    return resample(image, (0, 0), size_hw, (0, height, 0, width), factor)
+
+
 def _weights(
     begin: int, end: int, side: int, factor: float, corner: int, length: int
 ) -> sparse.csr_array:
@@ -78,10 +85,13 @@ def nearest_index(begin: int, end: int, small: int, factor: float) -> np.ndarray
     return np.minimum(at, small - 1)
 
 
-def enlarge_labels(labels: np.ndarray, size_hw: tuple[int, int], factor: float) -> np.ndarray:
-    """Labels (h, w) found at ``factor``, at the size (H, W) of the image itself."""
+def enlarged(values: np.ndarray, size_hw: tuple[int, int], factor: float) -> np.ndarray:
+    """Labels, or another map, (h, w) found at ``factor``, at the size (H, W) of the image itself.
+
+    factor is at most 1, so that every label is there again.
+    """
     rows, columns = (
         nearest_index(0, side, small, factor)
-        for side, small in zip(size_hw, labels.shape, strict=True)
+        for side, small in zip(size_hw, values.shape, strict=True)
     )
-    return labels[rows[:, None], columns]
+    return values[rows[:, None], columns]

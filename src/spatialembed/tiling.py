@@ -96,8 +96,8 @@ def image_context(network_px: int, scale: float) -> int:
 def plan_axis(length: int, tile: int, context: int, step: int) -> list[Span]:
     """Tiles along one axis of ``length`` px, as even as the step allows, none above ``tile``.
 
-    tile and context are rounded up to the step. All windows have one length, except that those which
-    end with the axis may be up to step - 1 px longer, and that a single one is the whole axis.
+    tile and context are rounded up to the step. All windows have one length, except that those
+    which end with the axis may be up to step - 1 px longer, and a single one is the whole axis.
     """
     tile, context = (step * math.ceil(side / step) for side in (max(tile, 1), context))
     if length <= tile + 2 * context:

@@ -25,6 +25,7 @@ import tifffile
 from spatialembed.data.checks import check_size, refuse_codec, refuse_damaged, warn
 from spatialembed.data.decode import PLUGINS, opened, upright
 from spatialembed.data.images import plain_type, read_image
+from spatialembed.data.listing import is_zarr
 from spatialembed.data.tiff import (
     COLOURS,
     DAMAGED,
@@ -265,11 +266,6 @@ def _upright(image: LargeImage, orientation: int) -> LargeImage:
 
 
 # ---------------------------------------------------------------- Zarr
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a path is the folder of a Zarr array or group, of format 2 or 3."""
-    return path.is_dir() and any((path / f).is_file() for f in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def _zarr_plane(path: Path) -> LargeImage:

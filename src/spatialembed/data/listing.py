@@ -58,7 +58,9 @@ def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
                 f"{source}: both input and output folder",
                 "choose another output folder; one inside the input is fine",
             )
-        return [(path, _name(path, source)) for path in image_files(source, out)]
+        if is_zarr(source):
+            return [(source, source.stem)]
+        return [(path, _name(path, source)) for path in image_files(source, out, zarr=True)]
     if has_magic(str(source)) and not source.exists():
         return _of_glob(source, out)
     if not os.path.lexists(source):
@@ -66,8 +68,16 @@ def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
     return [(source, source.stem)]
 
 
-def image_files(folder: Path, out: Path | None = None) -> list[Path]:
-    """Image files below a folder, by suffix, sorted by name; links to folders are not followed."""
+def is_zarr(path: Path) -> bool:
+    """Whether a path is the folder of a Zarr array or group, of format 2 or 3: one image."""
+    return path.is_dir() and any((path / f).is_file() for f in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def image_files(folder: Path, out: Path | None = None, *, zarr: bool = False) -> list[Path]:
+    """Image files below a folder, by suffix, sorted by name; links to folders are not followed.
+
+    zarr: folders that are Zarr images count as files; otherwise they are searched like others.
+    """
     paths = []
     for parent, folders, files in os.walk(folder, onerror=_warn_of_folder, followlinks=False):
         if out is not None and Path(parent).resolve() == out:
@@ -75,6 +85,10 @@ def image_files(folder: Path, out: Path | None = None) -> list[Path]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in files if _is_image_name(name)]
+        if zarr:
+            images = [name for name in folders if is_zarr(Path(parent, name))]
+            paths += [Path(parent, name) for name in images]
+            folders[:] = [name for name in folders if name not in images]
     return sorted(paths, key=lambda path: path.parts)
 
 
@@ -92,11 +106,13 @@ def _of_glob(pattern: Path, out: Path | None) -> list[tuple[Path, str]]:
     fixed = next(i for i, part in enumerate(pattern.parts) if has_magic(part))
     base, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
     if "**" in parts:
-        paths = [p for p in image_files(base, out) if _matches(p.relative_to(base).parts, parts)]
+        every = image_files(base, out, zarr=True)
+        paths = [p for p in every if _matches(p.relative_to(base).parts, parts)]
     else:
-        hits = [Path(hit) for hit in sorted(glob(str(pattern))) if _is_image_name(Path(hit).name)]
+        found = [Path(hit) for hit in sorted(glob(str(pattern)))]
+        hits = [hit for hit in found if _is_image_name(hit.name) or is_zarr(hit)]
         paths = [hit for hit in hits if out is None or out not in hit.resolve().parents]
-    return [(path, _name(path, base)) for path in paths if not path.is_dir()]
+    return [(path, _name(path, base)) for path in paths if not path.is_dir() or is_zarr(path)]
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -76,6 +76,18 @@ class ResultFolder:
         self._pending.append((job, size))
         return overlay_path(place)
 
+    def note(self, rows: str, entry: coco.Entry) -> None:
+        """Add an image, whose own files are written already, to the shared files.
+
+        rows, entry: as ``table.rows`` and ``coco.Entry`` say them. Waits for those added before.
+        Raises SpatialEmbedError ``disk_full``.
+        """
+        while self._pending:
+            self._note_first()
+        self._table.append(rows)
+        self._coco.append(entry)
+        self.write()
+
     def _note_written(self, most: int, most_pixels: int) -> None:
         """Note the images that are written, and wait till few enough are left."""
         while self._pending and (

@@ -23,7 +23,9 @@ TILE = 256
 """Side of the tiles of a label file, and height of a band, px."""
 CLASSIC_BYTES = 1 << 31
 """Labels above this, unpacked, go into a BigTIFF: 32-bit offsets end at 4 GB."""
-BLOCK_RUNS = 1 << 20
+STRIP = 4096
+"""Columns of a band that are measured at a time."""
+BLOCK_RUNS = 1 << 18
 """Masks are encoded for so many runs at a time."""
 
 Bands = Iterable[np.ndarray]  # (TILE, W) one after the other, the last one lower; unsigned labels
@@ -62,7 +64,15 @@ class Measure:
                 yield band
 
     def _add(self, band: np.ndarray, top: int, file: IO[bytes]) -> None:
-        owner, x, begin, end = _vertical_runs(band)  # (R,) each
+        for left in range(0, band.shape[1], STRIP):
+            owner, x, begin, end = _vertical_runs(band[:, left : left + STRIP])  # (R,) each
+            self._add_runs(owner, x + left, begin, end, top)
+            place = (x + left) * self._shape_hw[0] + top  # column-major
+            np.stack((owner, place + begin, place + end), axis=1).tofile(file)
+
+    def _add_runs(
+        self, owner: np.ndarray, x: np.ndarray, begin: np.ndarray, end: np.ndarray, top: int
+    ) -> None:
         number, length = len(self._areas), end - begin
         self._runs_of += np.bincount(owner, minlength=number)
         # Sums of integers below 2^53 in float64 are exact.
@@ -73,8 +83,6 @@ class Measure:
         for axis, first, last in ((0, x, x + 1), (1, top + begin, top + end)):
             np.minimum.at(self._low[axis], owner, first)
             np.maximum.at(self._high[axis], owner, last)
-        place = x * self._shape_hw[0] + top  # column-major
-        np.stack((owner, place + begin, place + end), axis=1).tofile(file)
 
     def facts(self) -> Facts:
         """Of the whole image, once all bands have passed."""
