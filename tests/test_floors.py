@@ -25,6 +25,7 @@ FLOORS = {
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 INSIDE = {  # order inside a package; files of one rank do not import each other
+    "engines": {"folded": 0, "choice": 0, "cuda_graphs": 1, "ort": 1, "vino": 1, "inductor": 2},
     "kernels": {
         "jit": 0, "threads": 0, "hinge": 1, "pixels": 1, "gpu": 1,
         "candidates": 1, "groups": 2, "rounds": 3, "cpu": 4,

@@ -100,3 +100,15 @@ class Decoder(nn.Module):
         # bfloat16 has 8 significant bits: an offset of 200 px would move in steps of one pixel.
         with torch.autocast(x.device.type, enabled=False):
             return self.output_conv(x.to(self.output_conv.weight.dtype))
+
+
+def pad_to_stride(images: Tensor) -> Tensor:
+    """Repeat the last row and column of (B, 3, H, W) until both sides are multiples of 8.
+
+    The maps are cropped again before anything is clustered, so the padding never makes an instance.
+    """
+    height, width = images.shape[-2:]
+    bottom, right = -height % STRIDE, -width % STRIDE
+    if bottom == right == 0:
+        return images
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")

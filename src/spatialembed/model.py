@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from spatialembed.erfnet import STRIDE, Decoder, Encoder
+from spatialembed.erfnet import Decoder, Encoder, pad_to_stride
 from spatialembed.types import Embeddings
 
 
@@ -45,15 +44,3 @@ class SpatialEmbeddingNet(nn.Module):
         maps = self.decoders[0](features)[..., :height, :width]  # (B, 2 + S, H, W)
         seed = self.decoders[1](features)[..., :height, :width]  # (B, C, H, W)
         return Embeddings(torch.tanh(maps[:, :2]), maps[:, 2:], torch.sigmoid(seed))
-
-
-def pad_to_stride(images: Tensor) -> Tensor:
-    """Repeat the last row and column of (B, 3, H, W) until both sides are multiples of 8.
-
-    The maps are cropped again before anything is clustered, so the padding never makes an instance.
-    """
-    height, width = images.shape[-2:]
-    bottom, right = -height % STRIDE, -width % STRIDE
-    if bottom == right == 0:
-        return images
-    return F.pad(images, (0, right, 0, bottom), mode="replicate")

@@ -1,0 +1,1 @@
+"""Ways to run the network, each one file; ``spatialembed.engine`` chooses among them."""
