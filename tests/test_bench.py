@@ -1,0 +1,107 @@
+"""Timing: jobs take turns, ratios are those of the seconds, and every stage is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spatialembed import bench, cli
+from spatialembed.bench import Ratio, in_turns, machine, ratio, timed
+from spatialembed.checkpoint import ModelInfo, save
+from spatialembed.cluster import ClusterOptions
+from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.types import Normalization
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    info = ModelInfo(("thing",), True, Normalization(), ClusterOptions())
+    return save(tmp_path_factory.mktemp("models") / "m", SpatialEmbeddingNet(1), info)
+
+
+def test_jobs_take_turns_after_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    seconds = in_turns({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, 3)
+    assert "".join(ran) == "ab" * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_seconds_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((10.0, 12.5))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert timed(lambda: "done") == (2.5, "done")
+
+
+def test_ratio_pairs_the_rounds() -> None:
+    assert ratio([8, 2, 9], [2, 1, 3]) == Ratio(3, 2, 4)
+    assert str(ratio([1.0, 2.0], [2.0, 2.0])) == "0.75 (0.50 to 1.00)"
+    with pytest.raises(ValueError, match="zip"):
+        ratio([1, 2], [1])
+
+
+def test_machine_is_described() -> None:
+    said = machine()
+    assert said["processor"]
+    assert said["cores"] >= 1
+    assert said["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert "openvino-of-another-name" not in said["packages"]
+    assert json.loads(json.dumps(said)) == said
+
+
+def test_every_stage_at_every_size(model: Path, tmp_path: Path) -> None:
+    report = bench.bench(
+        model,
+        sizes=[(16, 24), (8, 8)],
+        engines=["torch:float32", "torch:bfloat16"],
+        rounds=2,
+        device="cpu",
+    )
+    stages = ["read", "normalise", "network torch:float32", "network torch:bfloat16", "cluster"]
+    expected = [(size, stage) for size in ("16x24", "8x8") for stage in (*stages, "write")]
+    assert [(row.size, row.stage) for row in report.rows] == expected
+    assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in report.rows)
+    assert {row.stage for row in report.rows if row.faster} == {"network torch:bfloat16"}
+    assert set(report.first_calls) == {"torch:float32", "torch:bfloat16"}
+    assert report.table().row_count == len(report.rows)
+    stored = json.loads(report.write(tmp_path / "new").read_text())
+    assert [row["seconds"] for row in stored["rows"]] == [row.seconds for row in report.rows]
+
+
+def test_engines_that_are_not_installed_are_left_out(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = bench.load
+
+    def without(path: Path, *, engine: str, **settings: object) -> object:
+        if engine == "openvino":
+            raise missing_extra("openvino", "openvino", "this engine")
+        return load(path, engine=engine, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench, "load", without)
+    report = bench.bench(model, sizes=[(8, 8)], engines=["torch", "openvino"], rounds=1)
+    assert not any("openvino" in row.stage for row in report.rows)
+    assert "openvino is left out" in caplog.text
+    with pytest.raises(SpatialEmbedError, match="no_engine"):
+        bench.bench(model, sizes=[(8, 8)], engines=["openvino"], rounds=1)
+
+
+def test_bad_settings(model: Path) -> None:
+    with pytest.raises(SpatialEmbedError, match="bad_setting") as caught:
+        bench.bench(model, rounds=0)
+    assert caught.value.exit_code == 2
+    with pytest.raises(SpatialEmbedError, match="unknown_engine"):
+        bench.bench(model, engines=["abacus"])
+
+
+def test_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--model", str(model), "--sizes", "8,8x16", "--engines", "torch:float32"]
+    words += ["--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert "normalise" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2 * 5
+    assert cli.main([*words, "--sizes", "8xq"]) == 2
