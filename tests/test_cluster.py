@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ import oracle_cluster
 from spatialembed import geometry
 from spatialembed.cluster import ClusterOptions, cluster, cluster_plain, cluster_with_truth
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.kernels import cpu
+from spatialembed.kernels import candidates, cpu, groups
 from spatialembed.types import UNIT, Embeddings, Instances, Target
 
 EVERYTHING = ClusterOptions(min_pixels=0)
@@ -419,6 +423,188 @@ def test_batched_equals_single() -> None:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def small_parts(part: int = 3, batch: int = 16) -> Iterator[None]:
+    """Parts, batches and windows so small that every map has many."""
+    with (
+        mock.patch.object(cpu, "PART", part),
+        mock.patch.object(cpu, "BATCH", batch),
+        mock.patch.object(cpu, "WINDOW", 7),
+        mock.patch.object(candidates, "PER_THREAD", 8),
+    ):
+        yield
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rng_seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    classes=st.integers(1, 3),
+    channels=st.integers(1, 2),
+    spread_px=st.sampled_from((3.0, 60.0, 900.0, 1e5)),
+    margin_px=st.sampled_from(((0.3, 1.0), (0.5, 40.0), (1.0, 1e4), (1e-6, 1e11))),
+    levels=st.sampled_from((1, 12, 1000)),
+    part=st.sampled_from((1, 3, 20)),
+    options=st.builds(
+        ClusterOptions,
+        foreground=st.sampled_from((0.0, 0.5)),
+        start=st.sampled_from((0.0, 0.7, 0.95)),
+        min_pixels=st.integers(0, 2),
+        min_free=st.sampled_from((0.0, 0.5)),
+        max_instances=st.sampled_from((None, 1, 4, 30)),
+    ),
+)
+def test_groups_apart_equal_oracle(
+    rng_seed: int, options: ClusterOptions, part: int, **maps: Any
+) -> None:
+    """Parts of a few candidates, batches of a few parts: the same as one loop over everything."""
+    with small_parts(part):
+        against_oracle(random_maps(np.random.default_rng(rng_seed), **maps), options)
+
+
+def by_hand(prediction: Embeddings, threads: int | None = None, **settings: Any) -> cpu.Found:
+    offset, log_precision, seed = (m[0].numpy() for m in prediction)
+    settings = {"min_pixels": 0, **settings}
+    return cpu.cluster(offset, log_precision, seed, threads=threads, **settings)
+
+
+def same_found(a: cpu.Found, b: cpu.Found) -> None:
+    for x, y in zip(a[:3], b[:3], strict=True):
+        assert np.array_equal(x, y)
+    assert a.truncated == b.truncated
+
+
+@pytest.mark.parametrize("threads", [pytest.param(n, id=f"INF-10-{n}") for n in (1, 2, 4, None)])
+@pytest.mark.parametrize("most", [None, 50])
+def test_any_number_of_threads(threads: int | None, most: int | None) -> None:
+    prediction = random_maps(
+        np.random.default_rng(1), (70, 90), classes=2, channels=2, spread_px=400, levels=400
+    )
+    expected = by_hand(prediction, 1, max_instances=most)
+    assert len(expected.scores) >= 50
+    with small_parts(50, 1000):
+        same_found(by_hand(prediction, threads, max_instances=most), expected)
+
+
+def test_from_several_threads_at_once() -> None:
+    """As from the workers of a pipeline; numba's own threads could not be used like that."""
+    rng = np.random.default_rng(2)
+    images = [random_maps(rng, (50, 60), spread_px=300, levels=400) for _ in range(8)]
+    expected = [by_hand(image, 1) for image in images]
+    with small_parts(100, 1000), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: by_hand(image, 2), images * 3))
+    for a, b in zip(found, expected * 3, strict=True):
+        same_found(a, b)
+
+
+def test_after_fork_and_without_torch() -> None:
+    """A child of a process that has clustered on threads does not hang; torch is not needed."""
+    code = (
+        "import os, sys, numpy as np\n"
+        "sys.modules['torch'] = None\n"
+        "from spatialembed.kernels import candidates, cpu\n"
+        "candidates.PER_THREAD = 4\n"
+        "maps = [np.full((n, 8, 8), 0.95, np.float32) for n in (2, 1, 1)]\n"
+        "def run(): return len(cpu.cluster(*maps, min_pixels=0, threads=2).scores)\n"
+        "count, child = run(), os.fork()\n"
+        "if child == 0: os._exit(0 if run() == count else 1)\n"
+        "print(count, os.waitpid(child, 0)[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == "1 0\n", done.stderr
+
+
+def in_tiles(prediction: Embeddings, side: int, foreground: float = 0.5) -> list[cpu.Candidates]:
+    """The candidates of each class, gathered tile by tile and then put in order."""
+    height, width = prediction.seed.shape[-2:]
+    found: list[list[cpu.Candidates]] = [[] for _ in range(prediction.seed.shape[1])]
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            window = (m[0, :, top : top + side, left : left + side].numpy() for m in prediction)
+            new = candidates.candidates(
+                *window, foreground=foreground, origin_yx=(top, left), image_width=width
+            )
+            for c, its in enumerate(new):
+                found[c].append(its)
+    merged = []
+    for tiles in found:
+        joined = cpu.Candidates(*(np.concatenate(a, axis=-1) for a in zip(*tiles, strict=True)))
+        order = np.argsort(joined.pixel)
+        merged.append(cpu.Candidates(*(a[..., order] for a in joined)))
+    return merged
+
+
+def settle(by_class: list[cpu.Candidates], **settings: Any) -> cpu.Settled:
+    settings = {"min_pixels": 0, "min_free": 0.5, "max_instances": None, **settings}
+    return cpu.cluster_candidates(by_class, start=0.9, reach=cpu.reach_of(0.5), **settings)
+
+
+@pytest.mark.parametrize("side", [7, 16])
+def test_candidates_of_tiles_are_those_of_the_image(side: int, tmp_path: Path) -> None:
+    """INF-12, as far as the clustering goes; from read-only files, as for huge images."""
+    prediction = random_maps(
+        np.random.default_rng(3), (40, 50), classes=2, channels=2, spread_px=300, levels=400
+    )
+    by_class = in_tiles(prediction, side)
+    whole = candidates.candidates(*(m[0].numpy() for m in prediction), foreground=0.5)
+    on_disk = []
+    for c, (a, b) in enumerate(zip(by_class, whole, strict=True)):
+        for name, x, y in zip(a._fields, a, b, strict=True):
+            assert np.array_equal(x, y)
+            assert x.dtype == y.dtype
+            np.save(tmp_path / f"{c}{name}.npy", x)
+        files = (np.load(tmp_path / f"{c}{name}.npy", mmap_mode="r") for name in a._fields)
+        on_disk.append(cpu.Candidates(*files))
+    expected = by_hand(prediction)
+    with small_parts(20, 100):
+        settled = settle(on_disk)
+    labels = np.zeros(40 * 50, np.int32)
+    for found, owner in zip(by_class, settled.owners, strict=True):
+        assert not labels[found.pixel[owner > 0]].any()
+        labels[found.pixel] += owner
+    assert np.array_equal(labels.reshape(40, 50), expected.labels)
+    assert np.array_equal(settled.scores, expected.scores)
+    assert np.array_equal(settled.classes, expected.classes)
+
+
+def test_batches_bound_what_is_in_memory() -> None:
+    truth, center = discs(256, 4, 1)
+    prediction = pointing(center, log_precision_of(4 / 3), np.where(truth, 0.95, 0.0)[None], 2)
+    by_class = candidates.candidates(*(m[0].numpy() for m in prediction), foreground=0.5)
+    sizes = []
+    gather = groups.gather
+
+    def counted(*arguments: Any) -> Any:
+        points, starts = gather(*arguments)
+        sizes.append(len(points[0]))
+        return points, starts
+
+    with small_parts(100, 1000), mock.patch.object(groups, "gather", counted):
+        settled = settle(by_class)
+    assert len(settled.scores) == truth.max()
+    assert sum(sizes) == len(by_class[0].pixel)
+    assert max(sizes) <= 1000
+    assert len(sizes) < 2.5 * sum(sizes) / 1000  # and they are filled
+
+
+def test_no_candidates_at_all() -> None:
+    """INF-01"""
+    nothing = np.zeros((2, 0), np.float32)
+    empty = cpu.Candidates(np.zeros(0, np.int64), nothing[0], nothing[0], nothing, nothing[0])
+    settled = settle([empty, empty])
+    assert [len(owner) for owner in settled.owners] == [0, 0]
+    assert len(settled.scores) == len(settled.classes) == settled.work == 0
+    assert not settled.truncated
+
+
+def test_precision_is_the_same_in_both_libraries() -> None:
+    raw = np.random.default_rng(4).uniform(-5, 5, 10_000).astype(np.float32)
+    expected = geometry.precision(torch.from_numpy(raw).double()).float().numpy()
+    assert np.array_equal([groups.precision(r) for r in raw], expected)
+
+
 def test_maps_are_left_alone_and_need_no_gradient() -> None:
     prediction = random_maps(np.random.default_rng(0), (20, 20))
     before = [m.clone() for m in prediction]
@@ -526,12 +712,12 @@ def test_read_only_installation_compiles_without_cache(tmp_path: Path) -> None:
         "def full(self): raise OSError('read-only')\n"
         "c._CacheLocator.ensure_cache_path = full\n"
         "import numpy as np\n"
-        "from spatialembed.kernels import cpu\n"
+        "from spatialembed.kernels.candidates import candidates\n"
         "maps = [np.full((n, 2, 3), 0.95, np.float32) for n in (2, 1, 1)]\n"
-        "print(cpu.cluster(*maps, min_pixels=0).labels.tolist())\n"
+        "print(candidates(*maps, foreground=0.5)[0].pixel.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "[[1, 1, 1], [1, 1, 1]]\n", done.stderr
+    assert done.stdout == "[0, 1, 2, 3, 4, 5]\n", done.stderr
 
 
 def test_import_loads_no_compiler() -> None:

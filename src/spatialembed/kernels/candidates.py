@@ -1,7 +1,7 @@
 """From the network's maps to the candidates of the clustering, on the CPU, without torch.
 
-Embeddings are computed for candidates alone: the maps are read twice (a check and a
-count by row, then the filling), and nothing of their size is written.
+Embeddings are computed for candidates alone. The seeds are read once to count candidates by row;
+then every map once, row by row: checked, and while it is in the cache, gathered from.
 """
 
 from __future__ import annotations
@@ -55,22 +55,26 @@ def candidates(
     offset, log_precision, seed = (
         np.ascontiguousarray(m, np.float32) for m in (offset, log_precision, seed)
     )
-    height, width = seed.shape[1:]
+    (classes, height, width), channels = seed.shape, len(log_precision)
     workers = min(usable(threads), 1 + height * width // PER_THREAD)
-    counts = np.zeros((len(seed), height), np.int64)
-    rows = _shares(height, workers)
-    bits = [m.view(np.int32) for m in (offset, log_precision, seed)]
+    rows = [(height * i // workers, height * (i + 1) // workers) for i in range(workers)]
     low = np.float32(foreground)
-    if not all(spread(_count, [(*bits, seed, low, *share, counts) for share in rows], workers)):
-        check_finite(offset, log_precision, seed, name)
+    ends = np.zeros((classes, height + 1), np.int64)  # of row r of class c at [c, r + 1]
+    spread(_count, [(seed, low, *share, ends) for share in rows], workers)
+    ends = ends.cumsum().reshape(ends.shape)
+    pixel = np.empty(ends[-1, -1], np.int64)
+    x, y, seeds = np.empty((3, len(pixel)), np.float32)
+    raw = np.empty(channels * len(pixel), np.float32)  # (S, P_c) of each class
+    maps = (offset, log_precision, seed)
+    bits = tuple(m.view(np.int32) for m in maps)
     place = (*origin_yx, image_width or width)
+    jobs = [(*maps, *bits, low, place, *share, ends, pixel, x, y, raw, seeds) for share in rows]
+    if not all(spread(_fill, jobs, workers)):
+        check_finite(offset, log_precision, seed, name)
     found = []
-    for c in range(len(seed)):
-        ends = counts[c].cumsum()
-        new = _empty(int(ends[-1]) if height else 0, len(log_precision))
-        maps = (offset, log_precision, seed[c])
-        spread(_fill, [(maps, low, place, *share, ends, *new) for share in rows], workers)
-        found.append(new)
+    for own in (slice(row[0], row[-1]) for row in ends):
+        its_raw = raw[channels * own.start : channels * own.stop].reshape(channels, -1)
+        found.append(Candidates(pixel[own], x[own], y[own], its_raw, seeds[own]))
     return found
 
 
@@ -90,19 +94,17 @@ def check_finite(
         )
 
 
-def _shares(height: int, workers: int) -> list[tuple[int, int]]:
-    """Rows first:last of each worker."""
-    return [(height * i // workers, height * (i + 1) // workers) for i in range(workers)]
-
-
-def _empty(points: int, channels: int) -> Candidates:
-    return Candidates(
-        np.empty(points, np.int64),
-        np.empty(points, np.float32),
-        np.empty(points, np.float32),
-        np.empty((channels, points), np.float32),
-        np.empty(points, np.float32),
-    )
+@compiled
+def _count(
+    seed: np.ndarray, foreground: np.float32, first: int, last: int, counts: np.ndarray
+) -> None:
+    """Write candidates by row, counts (C, H + 1) from column 1 on, for rows first:last."""
+    for c in range(len(seed)):
+        for row in range(first, last):
+            n = 0
+            for s in seed[c, row]:
+                n += s > foreground
+            counts[c, row + 1] = n
 
 
 @compiled
@@ -116,33 +118,13 @@ def _all_finite(bits: np.ndarray, row: int) -> bool:
 
 
 @compiled
-def _count(
+def _fill(
+    offset: np.ndarray,
+    log_precision: np.ndarray,
+    seed: np.ndarray,
     offset_bits: np.ndarray,
     log_precision_bits: np.ndarray,
     seed_bits: np.ndarray,
-    seed: np.ndarray,
-    foreground: np.float32,
-    first: int,
-    last: int,
-    counts: np.ndarray,
-) -> bool:
-    """Write ``counts`` (C, H) of candidates for rows first:last; whether all maps are finite."""
-    finite = True
-    for row in range(first, last):
-        finite &= _all_finite(offset_bits, row)
-        finite &= _all_finite(log_precision_bits, row)
-        finite &= _all_finite(seed_bits, row)
-        for c in range(len(seed)):
-            n = 0
-            for s in seed[c, row]:
-                n += s > foreground
-            counts[c, row] = n
-    return finite
-
-
-@compiled
-def _fill(
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray],
     foreground: np.float32,
     place: tuple[int, int, int],
     first: int,
@@ -152,32 +134,37 @@ def _fill(
     x: np.ndarray,
     y: np.ndarray,
     raw: np.ndarray,
-    seed: np.ndarray,
-) -> None:
-    """Fill the arrays of the candidates of rows first:last; those of row r end at ends[r]."""
-    offset, log_precision, seeds = maps
+    seeds: np.ndarray,
+) -> bool:
+    """Fill the arrays of the candidates of rows first:last; whether all maps are finite there."""
     top, left, image_width = place
-    columns = np.empty(seeds.shape[1] + 1, np.int32)
-    begin = ends[first - 1] if first else 0
+    columns = np.empty(seed.shape[2] + 1, np.int32)
+    finite = True
     for row in range(first, last):
-        end = ends[row]
-        if begin == end:
-            continue
-        n = 0
-        row_seed, row_x, row_y = seeds[row], offset[0, row], offset[1, row]
-        for column in range(len(row_seed)):
-            columns[n] = column  # written always, kept where n moves on: nothing to mispredict
-            n += row_seed[column] > foreground
-        pixels, xs, ys, ss = pixel[begin:end], x[begin:end], y[begin:end], seed[begin:end]
+        finite &= _all_finite(offset_bits, row)
+        finite &= _all_finite(log_precision_bits, row)
+        finite &= _all_finite(seed_bits, row)
         place_y = np.float32(top + row) * PER_PIXEL
-        for k in range(end - begin):
-            column = columns[k]
-            pixels[k] = (top + row) * image_width + left + column
-            xs[k] = row_x[column] + np.float32(left + column) * PER_PIXEL
-            ys[k] = row_y[column] + place_y
-            ss[k] = row_seed[column]
-        for channel in range(len(log_precision)):
-            row_raw, raws = log_precision[channel, row], raw[channel, begin:end]
-            for k in range(end - begin):
-                raws[k] = row_raw[columns[k]]
-        begin = end
+        for c in range(len(seed)):
+            begin, size = ends[c, row], ends[c, row + 1] - ends[c, row]
+            if size == 0:
+                continue
+            n = 0
+            row_seed, row_x, row_y = seed[c, row], offset[0, row], offset[1, row]
+            for column in range(len(row_seed)):
+                columns[n] = column  # written always, kept where n moves on: nothing to mispredict
+                n += row_seed[column] > foreground
+            for k in range(size):
+                column = columns[k]
+                pixel[begin + k] = (top + row) * image_width + left + column
+                x[begin + k] = row_x[column] + np.float32(left + column) * PER_PIXEL
+                y[begin + k] = row_y[column] + place_y
+                seeds[begin + k] = row_seed[column]
+            for channel in range(len(log_precision)):
+                row_raw = log_precision[channel, row]
+                # Channel by channel within a class: S times the earlier classes, then earlier rows.
+                before = len(log_precision) * ends[c, 0] + begin - ends[c, 0]
+                before += channel * (ends[c, -1] - ends[c, 0])
+                for k in range(size):
+                    raw[before + k] = row_raw[columns[k]]
+    return finite

@@ -68,13 +68,13 @@ def half_width(raw: float, reach: float) -> float:
 @compiled
 def column_of(grid: Grid, x: float) -> int:
     """Column of cells at x. Monotone in x, so that an interval covers the columns of its ends."""
-    return int(min(max(np.floor((x - grid.left) * grid.per_unit), 0.0), grid.columns - 1.0))
+    return int(min(max((x - grid.left) * grid.per_unit, 0.0), grid.columns - 1.0))
 
 
 @compiled
 def row_of(grid: Grid, y: float) -> int:
     """Row of cells at y."""
-    return int(min(max(np.floor((y - grid.top) * grid.per_unit), 0.0), grid.rows - 1.0))
+    return int(min(max((y - grid.top) * grid.per_unit, 0.0), grid.rows - 1.0))
 
 
 @compiled
@@ -174,7 +174,9 @@ def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
         base[level + 1] = base[level] + blocks
     parent = np.arange(base[levels])
     whole = np.zeros(base[levels], np.bool_)
-    for cell in np.flatnonzero(cells.starts):
+    for cell in range(len(cells.starts)):
+        if cells.starts[cell] == 0:
+            continue
         extent = cells.extent[cell]
         wide, high = half_width(cells.raw[cell, 0], reach), half_width(cells.raw[cell, 1], reach)
         c1, c2, r1, r2 = rectangle(
@@ -210,31 +212,31 @@ def _sum_up(cells: Cells, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Columns: candidates, those that may start, first and last candidate.
     """
-    occupied = np.flatnonzero(cells.points)
-    root = np.full(len(cells.points), -1)
-    starts = np.zeros(len(root), np.int64)
-    for cell in occupied:
-        root[cell] = _root(parent, cell)
-        starts[root[cell]] += cells.starts[cell]
-    number = np.full(len(root), -1)
-    groups = np.zeros((np.count_nonzero(starts), 4), np.int64)
+    starts, number = np.zeros((2, len(cells.points)), np.int64)  # of a group, at its root
     count = 0
-    for cell in occupied:
-        at = root[cell]
-        if starts[at] == 0:
-            root[cell] = -1
+    for cell in range(len(starts)):
+        root = _root(parent, cell)
+        count += starts[root] == 0 and cells.starts[cell] > 0
+        starts[root] += cells.starts[cell]
+    group_of = np.empty(len(starts), np.int64)
+    groups = np.zeros((count, 4), np.int64)
+    count = 0
+    for cell in range(len(starts)):
+        root = _root(parent, cell)
+        group_of[cell] = -1
+        if cells.points[cell] == 0 or starts[root] == 0:
             continue
-        if number[at] < 0:
-            number[at] = count
+        if number[root] == 0:
             groups[count, 2] = cells.first[cell]
             count += 1
-        group = groups[number[at]]
+            number[root] = count
+        group_of[cell] = number[root] - 1
+        group = groups[group_of[cell]]
         group[0] += cells.points[cell]
         group[1] += cells.starts[cell]
         group[2] = min(group[2], cells.first[cell])
         group[3] = max(group[3], cells.last[cell])
-        root[cell] = number[at]
-    return root, groups
+    return group_of, groups
 
 
 class Parts(NamedTuple):
@@ -294,12 +296,12 @@ def gather(
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Candidates of the parts first:last (exclusive), by part and cell.
 
-    -> x, y (n,) float32 and candidate (n,) int64; those that may start (q,) int32, numbered within
+    -> x, y (n,) float32 and candidate (n,) int32; those that may start (q,) int32, numbered within
     their part, by part, ascending by candidate, and the bits of their seeds (q,) int32.
     """
     size = parts.ends[last] - parts.ends[first]
     room = parts.start_ends[last] - parts.start_ends[first]
-    points = (np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int64))
+    points = (np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int32))
     starts = (np.empty(room, np.int32), np.empty(room, np.int32))
     look = slice(int(parts.first[first:last].min()), int(parts.last[first:last].max()) + 1)
     own = (parts.of_cell, parts.place, parts.ends, parts.start_ends.copy())

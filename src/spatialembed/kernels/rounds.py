@@ -38,6 +38,7 @@ LEAF = 24
 """Points of a node that is never split."""
 RADIX = 11
 """Bits of one sorting pass: its 2048 counters stay in the first-level cache."""
+DIGIT = (1 << RADIX) - 1
 BAND = 10
 """Doublings of precision x / precision y that share a tree: one takes all margins up to 5.7 : 1."""
 BANDS = 32
@@ -88,19 +89,21 @@ def _sort_descending(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """
     if len(keys) == 0:
         return index
-    top, bottom = keys.max(), keys.min()
-    keys = top - keys
+    top, bottom = keys[0], keys[0]
+    for key in keys:
+        top, bottom = max(top, key), min(bottom, key)
     shift = 0
     while (top - bottom) >> shift:
-        digit = (keys >> shift) & ((1 << RADIX) - 1)
         place = np.zeros((1 << RADIX) + 1, np.int64)
-        for d in digit:
-            place[d + 1] += 1
-        place = place.cumsum()
+        for key in keys:
+            place[(((top - key) >> shift) & DIGIT) + 1] += 1
+        for digit in range(1 << RADIX):
+            place[digit + 1] += place[digit]
         index_sorted, keys_sorted = np.empty_like(index), np.empty_like(keys)
         for k in range(len(keys)):
-            to = place[digit[k]]
-            place[digit[k]] += 1
+            digit = ((top - keys[k]) >> shift) & DIGIT
+            to = place[digit]
+            place[digit] += 1
             index_sorted[to] = index[k]
             keys_sorted[to] = keys[k]
         index, keys = index_sorted, keys_sorted
@@ -138,7 +141,7 @@ def _cell_trees(
         np.empty((most, 4), np.float32),  # pages that are never written cost no memory
         np.empty((most, 4), np.int64),
         np.empty((most, 2), np.bool_),
-        np.full(BANDS, -1),
+        np.zeros(BANDS, np.int64) - 1,
         np.zeros(2, np.int64),
     )
     begin = 0
@@ -162,11 +165,13 @@ def _plant(trees: Trees, band: int, points: int) -> Trees:
     box, span = np.empty((rows, 4), np.float32), np.empty((rows, 4), np.int64)
     done = np.empty((rows, 2), np.bool_)
     box[:n], span[:n], done[:n] = trees.box[:n], trees.span[:n], trees.done[:n]
-    x = np.concatenate((trees.x, trees.x[:points]))
-    y = np.concatenate((trees.y, trees.y[:points]))
-    point = np.concatenate((trees.point, trees.point[:points]))
+    begin, end = len(trees.x), len(trees.x) + points
+    x, y, point = np.empty(end, np.float32), np.empty(end, np.float32), np.empty(end, np.int32)
+    x[:begin], y[:begin], point[:begin] = trees.x, trees.y, trees.point
+    x[begin:], y[begin:] = trees.x[:points], trees.y[:points]
+    point[begin:] = trees.point[:points]
     trees = Trees(x, y, point, box, span, done, trees.root, trees.tally)
-    trees.root[band] = _make_node(trees, len(x) - points, len(x), False, False)
+    trees.root[band] = _make_node(trees, begin, end, False, False)
     return trees
 
 
@@ -283,19 +288,20 @@ def _mark(
 ) -> tuple[int, int]:
     """``_mark_below`` all roots that serve a margin."""
     band = _band(margin[2], margin[3])
-    if band != SQUARE:
-        return _mark_below(trees, trees.root[band], margin, state, old, new)
-    wide, high = half_width(raw[0], margin[4]), half_width(raw[1], margin[4])
-    c1, c2, r1, r2 = rectangle(
-        grid, margin[0] - wide, margin[1] - high, margin[0] + wide, margin[1] + high
-    )
+    c1, c2, r1, r2 = 0, 0, 0, 0  # one tree over everything
+    if band == SQUARE:
+        wide, high = half_width(raw[0], margin[4]), half_width(raw[1], margin[4])
+        x, y = margin[0], margin[1]
+        c1, c2, r1, r2 = rectangle(grid, x - wide, y - high, x + wide, y + high)
     members, fresh = 0, 0
     trees.tally[1] += (c2 - c1 + 1) * (r2 - r1 + 1)
     for row in range(r1, r2 + 1):
         for column in range(c1, c2 + 1):
-            node = node_of_cell[row * grid.columns + column]
-            if node >= 0:
-                its, turned = _mark_below(trees, node, margin, state, old, new)
+            root = trees.root[band]
+            if band == SQUARE:
+                root = node_of_cell[row * grid.columns + column]
+            if root >= 0:
+                its, turned = _mark_below(trees, root, margin, state, old, new)
                 members += its
                 fresh += turned
     return members, fresh
@@ -313,7 +319,7 @@ def rounds(
     """The rounds over one part.
 
     points: x, y (P,) float32 by cell, in which the trees then move them, and their candidates (P,)
-    int64. starts: those that may start (Q,) int32, ascending by candidate, and the bits of their
+    int32. starts: those that may start (Q,) int32, ascending by candidate, and the bits of their
     seeds (Q,) int32. cells: those of the part, the number of candidates of every cell, and room for
     the node of every cell, -1 where no part has one. everyone: x, y and log-precision (S, ...) of
     all candidates. limits: reach, min_pixels, min_free, max_instances (-1: none).
