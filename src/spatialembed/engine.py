@@ -1,4 +1,4 @@
-"""Running a network on normalised images of any size: device, precision, scale, turns averaged.
+"""Running a network on normalised images of any size: engine, device, precision, scale, turns.
 
 How maps of a resized image become maps of the image; s = new side / side, pixel centres at
 half-integers (``align_corners=False``)::
@@ -13,31 +13,76 @@ half-integers (``align_corners=False``)::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spatialembed.device import (
+    Precision,
+    first_line,
+    resolve_device,
+    resolve_precision,
+)
+from spatialembed.engines.choice import ENGINES, choose
+from spatialembed.engines.folded import FoldedCore, Run
+from spatialembed.engines.inductor import compiled_run, missing_compiler
+from spatialembed.engines.ort import onnxruntime_run
+from spatialembed.engines.vino import openvino_run
+from spatialembed.erfnet import pad_to_stride
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.geometry import LOG_SCALE
 from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.turns import average_over_turns
 from spatialembed.types import Embeddings
 
+__all__ = [
+    "Engine",
+    "FoldedEngine",
+    "Precision",
+    "TorchEngine",
+    "average_over_turns",
+    "build",
+    "map_back",
+    "resize",
+    "resolve_device",
+    "resolve_precision",
+]
 logger = logging.getLogger("spatialembed")
 
-Precision = Literal["float32", "bfloat16"]
-PRECISIONS = ("auto", "float32", "bfloat16")
+CPU_ONLY = ("onnxruntime", "openvino")
+DEVICES = {"compiled": ("cpu", "cuda"), **dict.fromkeys(CPU_ONLY, ("cpu",))}
+"""Kinds of device of an engine; torch takes all."""
 
 
-class TorchEngine:
-    """A network ready to run; it takes ``net`` over: moved to the device, in evaluation mode.
+class Engine(Protocol):
+    """A network ready to run.
 
     precision: of the convolutions; the maps are float32 either way. scale: images are resized by it
     before the network, and the maps back to the image's size.
     """
+
+    name: str
+    device: torch.device
+    precision: Precision
+    scale: float
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        """images (B, 3, H, W) float32, normalised, any size -> Embeddings (B, ., H, W) float32."""
+
+
+class TorchEngine:
+    """The network as it was trained, operation by operation: the reference of the others.
+
+    It takes ``net`` over: moved to the device, in evaluation mode; later changes of it show.
+    """
+
+    name = "torch"
 
     def __init__(
         self,
@@ -55,20 +100,9 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Embeddings:
-        """images (B, 3, H, W) float32, normalised, any size -> Embeddings (B, ., H, W) float32.
-
-        Raises SpatialEmbedError ``out_of_memory`` (exit 5).
-        """
-        size = images.shape[-2:]
+        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
         with _memory_is_named(images, self.device), _reproducible(self.device), self._autocast():
-            images = images.to(self.device)
-            if self.scale == 1:
-                return self._run(images)
-            return map_back(self._run(resize(images, self._scaled(size))), size)
-
-    def _scaled(self, size: torch.Size) -> tuple[int, int]:
-        height, width = (max(1, round(side * self.scale)) for side in size)
-        return height, width
+            return _at_scale(self._run, images.to(self.device), self.scale)
 
     def _run(self, images: Tensor) -> Embeddings:
         maps = self.net(images.contiguous(memory_format=torch.channels_last))
@@ -78,6 +112,132 @@ class TorchEngine:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class FoldedEngine:
+    """The network with its batch-norm folded, run by ``run``; made by ``build``."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        net: SpatialEmbeddingNet,
+        name: str,
+        device: torch.device,
+        precision: Precision,
+        scale: float,
+    ) -> None:
+        self.run = run
+        self.net = net  # what it was made from, for export
+        self.name = name
+        self.device = device
+        self.precision = precision
+        self.scale = scale
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Embeddings:
+        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
+        with _memory_is_named(images, self.device), _reproducible(self.device):
+            return _at_scale(self._run, images.to(self.device), self.scale)
+
+    def _run(self, images: Tensor) -> Embeddings:
+        height, width = images.shape[-2:]
+        maps = self.run(pad_to_stride(images))
+        return Embeddings(*(m[..., :height, :width] for m in maps))
+
+
+def build(
+    net: SpatialEmbeddingNet,
+    *,
+    scale: float = 1.0,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    megapixels: float | None = None,
+) -> FoldedEngine:
+    """An engine for ``net``, which is left as it is; logs which, and how long it took to start.
+
+    engine: one of ENGINES, or "auto": the one that ends a job of ``megapixels`` first (of all its
+    images, as the network sees them; None if unknown). device, precision: see ``resolve_device``
+    and ``resolve_precision``. threads: on the CPU, for the whole process; None leaves them.
+
+    An engine that cannot be started gives way to "torch", with a logged warning. Raises
+    SpatialEmbedError (exit 2): ``unknown_engine``, ``unknown_device``, ``no_device``,
+    ``unknown_precision``, ``bad_threads``; for an engine that is named, ``missing_extra``, and
+    ``no_device`` or ``no_precision`` where it has not the device or precision that is named.
+    """
+    if engine not in ("auto", *ENGINES):
+        remedy = f"use auto, {', '.join(ENGINES)}"
+        raise SpatialEmbedError("unknown_engine", f"{engine!r} is no engine", remedy, USAGE)
+    _set_threads(threads)
+    where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
+    how = _precision_of(engine, precision, where)
+    _check_device(engine, where)
+    name = choose(where.type, how, _there(where), megapixels) if engine == "auto" else engine
+    began = time.perf_counter()
+    try:
+        run = _start(name, net, where, how)
+    except SpatialEmbedError:
+        raise
+    except Exception as error:  # of a compiler or runtime of others: none of its faults is ours
+        if name == "torch":
+            raise
+        logger.warning("engine %s does not start: %s; using torch", name, first_line(error))
+        name, run = "torch", _start("torch", net, where, how)
+    logger.info("engine %s, %s, %s, %.1f s", name, how, where, time.perf_counter() - began)
+    return FoldedEngine(run, net=net, name=name, device=where, precision=how, scale=scale)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise SpatialEmbedError("bad_threads", f"threads is {threads}", "give 1 or more", USAGE)
+    torch.set_num_threads(threads)
+
+
+def _precision_of(engine: str, precision: str, device: torch.device) -> Precision:
+    if engine != "onnxruntime" or precision not in ("auto", "bfloat16"):
+        return resolve_precision(precision, device)
+    if precision == "auto":
+        return "float32"
+    what, remedy = "engine onnxruntime computes in float32 only", "use openvino, compiled or torch"
+    raise SpatialEmbedError("no_precision", what, remedy, USAGE)
+
+
+def _check_device(engine: str, device: torch.device) -> None:
+    kinds = DEVICES.get(engine, (device.type,))
+    if device.type not in kinds:
+        what = f"engine {engine} does not run on {device}"
+        raise SpatialEmbedError("no_device", what, f"use device {' or '.join(kinds)}", USAGE)
+
+
+def _there(device: torch.device) -> set[str]:
+    """Engines that can be expected to start on the device."""
+    needs = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+    found = {name for name, packages in needs.items() if all(map(find_spec, packages))}
+    return found | {"torch"} | (set() if missing_compiler(device) else {"compiled"})
+
+
+def _start(name: str, net: SpatialEmbeddingNet, device: torch.device, precision: Precision) -> Run:
+    own_rounding = name in CPU_ONLY  # from float32 weights
+    dtype = torch.float32 if own_rounding or precision == "float32" else torch.bfloat16
+    core = FoldedCore(net, dtype).to(device)
+    if name == "onnxruntime":
+        return onnxruntime_run(core, torch.get_num_threads())
+    if name == "openvino":
+        return openvino_run(core, torch.get_num_threads(), bfloat16=precision == "bfloat16")
+    return compiled_run(core, device) if name == "compiled" else core
+
+
+def _at_scale(run: Run, images: Tensor, scale: float) -> Embeddings:
+    """Maps of ``images`` by a run that sees them resized by ``scale``."""
+    if scale == 1:
+        return run(images)
+    height, width = images.shape[-2:]
+    seen = max(1, round(height * scale)), max(1, round(width * scale))
+    return map_back(run(resize(images, seen)), (height, width))
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -107,116 +267,14 @@ def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings
     )
 
 
-def average_over_turns(run: Callable[[Tensor], Embeddings], images: Tensor) -> Embeddings:
-    """Test-time augmentation: mean of the maps over the 8 turns and flips of images (B, 3, H, W).
-
-    Offsets are vectors and turn with the image; elliptical log-precisions swap on quarter turns.
-    """
-    total: list[Tensor] = []
-    for flip in (False, True):
-        for quarters in range(4):
-            maps = turn_back(run(turn(images, quarters, flip)), quarters, flip)
-            total = [a + b for a, b in zip(total, maps, strict=True)] if total else list(maps)
-    return Embeddings(*(t / 8 for t in total))
-
-
-def turn(images: Tensor, quarters: int, flip: bool) -> Tensor:
-    """Images (..., H, W), mirrored left to right if ``flip``, turned left ``quarters`` times."""
-    return torch.rot90(images.flip(-1) if flip else images, quarters, (-2, -1))
-
-
-def turn_back(maps: Embeddings, quarters: int, flip: bool) -> Embeddings:
-    """Maps of ``turn(images, quarters, flip)`` as maps of the images."""
-    for _ in range(quarters):
-        maps = _quarter_back(maps)
-    if not flip:
-        return maps
-    offset, log_precision, seed = (m.flip(-1) for m in maps)
-    return Embeddings(offset * offset.new_tensor((-1, 1)).view(2, 1, 1), log_precision, seed)
-
-
-def _quarter_back(maps: Embeddings) -> Embeddings:
-    """A quarter turn to the right: the vector (x, y) becomes (-y, x), y pointing down."""
-    offset, log_precision, seed = (torch.rot90(m, -1, (-2, -1)) for m in maps)
-    x, y = offset.unbind(-3)
-    return Embeddings(torch.stack((-y, x), dim=-3), log_precision.flip(-3), seed)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a torch name ("cpu", "cuda:1", "mps"), or "auto": CUDA, else MPS, else CPU.
-
-    With "auto", a GPU that is there but fails a trial is skipped with a logged warning.
-    Raises SpatialEmbedError (exit 2): ``unknown_device``; ``no_device`` where a named one fails.
-    """
-    if name != "auto":
-        device = _parse_device(name)
-        fault = _fault(device)
-        if fault:
-            remedy = "use device auto or cpu"
-            raise SpatialEmbedError("no_device", f"{name}: {fault}", remedy, USAGE)
-        return device
-    for present, kind in (
-        (torch.cuda.is_available(), "cuda"),
-        (torch.backends.mps.is_available(), "mps"),
-    ):
-        fault = _fault(torch.device(kind)) if present else ""
-        if present and not fault:
-            return torch.device(kind)
-        if fault:
-            logger.warning("device %s is there but fails: %s; falling back", kind, fault)
-    logger.info("no GPU that torch can use: running on the CPU")
-    return torch.device("cpu")
-
-
-def _parse_device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise SpatialEmbedError(
-            "unknown_device", f"{name!r} is no device", "use auto, cpu, cuda, cuda:N or mps", USAGE
-        ) from error
-
-
-def _fault(device: torch.device) -> str:
-    """Why a small convolution fails there, in a line; empty if it does not."""
-    try:
-        F.conv2d(torch.ones(1, 1, 3, 3, device=device), torch.ones(1, 1, 3, 3, device=device)).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    return ""
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """ "auto": bfloat16 where the device computes in it, else float32; or the one that is named.
-
-    Raises SpatialEmbedError ``unknown_precision`` (exit 2).
-    """
-    if name not in PRECISIONS:
-        raise SpatialEmbedError(
-            "unknown_precision", f"{name!r} is no precision", f"use {', '.join(PRECISIONS)}", USAGE
-        )
-    if name == "auto":
-        return "bfloat16" if _computes_bfloat16(device) else "float32"
-    return "bfloat16" if name == "bfloat16" else "float32"
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    """In hardware: emulated bfloat16 is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported()  # AMX machines have it too
-    return False
-
-
 @contextmanager
 def _memory_is_named(images: Tensor, device: torch.device) -> Iterator[None]:
     """An allocation that fails, on any device, as our own error."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+        known = any(text in str(error) for text in ("allocate memory", "bad_alloc"))
+        if not isinstance(error, torch.OutOfMemoryError) and not known:
             raise
         batch, _, height, width = images.shape
         raise SpatialEmbedError(
