@@ -97,7 +97,7 @@ def test_data_set(data: FolderDataset, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["LBL-01 loss"])
 def test_loss(data: FolderDataset, predictor: Predictor, fault: str) -> None:
-    """All instances are alike: own pixels at the centre, 16 of others 3 px away, the rest too far."""
+    """All instances are alike: own pixels at the centre, 16 of others 3 px away, none nearer."""
     maps = Embeddings(*(m.clone().requires_grad_() for m in predictor.engine.maps))  # type: ignore[attr-defined]
     terms = spatial_embedding_loss(maps, [data[0].target], center="learnable")
     sum(terms).backward()

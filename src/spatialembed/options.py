@@ -107,7 +107,8 @@ class PredictOptions:
     pages: Literal["first", "all"] = "first"
     """Of a TIFF of several pages: the first, or each as an image NAME_p0001 and so on."""
     max_pixels: int = 1 << 28
-    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    """Refuse images of more pixels, or of more bytes than 8-bit RGB of as many, that do not go by
+    tiles."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0

@@ -131,7 +131,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- Pillow: all formats but most TIFF
 
-PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
@@ -180,7 +180,7 @@ def _open_pillow(
     path: Path, file: BinaryIO, form: str, page: int, max_pixels: int
 ) -> ImageFile.ImageFile:
     try:
-        image = PLUGINS[form](file)
+        image = _PLUGINS[form](file)
         if page:
             image.seek(page)
     except Image.DecompressionBombError as error:
@@ -275,6 +275,15 @@ def decode(
     # Pillow turns TIFF upright by itself, and forgets that it did.
     read = _read_pillow(path, file, form, max_pixels, found.place, found.bits)
     return read._replace(orientation=found.orientation)
+
+
+def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:
+    """Stored height and width, and Pillow's mode, of what ``opened(path)`` gave but a TIFF.
+
+    Raises SpatialEmbedError: truncated, too_large (exit 5), unsupported_codec.
+    """
+    image = _open_pillow(path, file, form, 0, 0)
+    return image.height, image.width, image.mode
 
 
 def from_pillow(image: Image.Image, max_pixels: int) -> Decoded:

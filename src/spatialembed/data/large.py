@@ -23,7 +23,7 @@ import numpy as np
 import tifffile
 
 from spatialembed.data.checks import check_size, refuse_codec, refuse_damaged, warn
-from spatialembed.data.decode import PLUGINS, opened, upright
+from spatialembed.data.decode import header_of, opened, upright
 from spatialembed.data.images import plain_type, read_image
 from spatialembed.data.listing import is_zarr
 from spatialembed.data.tiff import (
@@ -85,8 +85,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
                 with tifffile.TiffFile(file) as tiff:
                     page = tiff.pages[next(whole_pages(tiff), 0)].aspage()
                     return page.imagelength, page.imagewidth
-            width, height = PLUGINS[form](file).size
-            return height, width
+            return header_of(path, file, form)[:2]
     except (SpatialEmbedError, *DAMAGED):
         return None  # whoever reads it will say what is wrong
 
@@ -346,9 +345,9 @@ def _most_pixels(path: Path) -> int:
     with opened(path) as (file, form):
         if form == "TIFF":
             return WHOLE_BYTES // 3
-        image = PLUGINS[form](file)
+        height, width, mode = header_of(path, file, form)
         size = os.fstat(file.fileno()).st_size
-        if form == "PNG" and image.width * image.height > 8 * DEFLATE_RATIO * size:
-            what = f"{size} bytes cannot hold {image.width} x {image.height} px"
+        if form == "PNG" and width * height > 8 * DEFLATE_RATIO * size:
+            what = f"{size} bytes cannot hold {width} x {height} px"
             refuse_damaged(path, form, what)
-        return WHOLE_BYTES if image.mode in ("1", "L") else WHOLE_BYTES // 3
+        return WHOLE_BYTES if mode in ("1", "L") else WHOLE_BYTES // 3
