@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -373,3 +374,43 @@ def test_truncated_results_are_stated() -> None:
     report = run([cut], Scenes([disks(2)]))
     assert report.to_dict()["truncated_images"] == 1
     assert "limit of instances: 1" in " ".join(text_of(report).split())
+
+
+def test_what_was_said_of_objects_is_held_against_their_iou(tmp_path: Path) -> None:
+    """Found: an image exactly, one with all objects shifted by half a place, and nothing."""
+    truths = [disks(9, seed=s) for s in range(3)]
+    exact, empty = found_of(truths[0]), found_of(np.zeros_like(truths[0]))
+    wrong = found_of(np.roll(truths[1], 8, axis=0))
+    sure = np.full(9, 0.9, np.float32)
+    found = [
+        replace(exact, expected_iou=sure),
+        replace(wrong, expected_iou=np.full(len(wrong), 0.2, np.float32)),
+        replace(empty, expected_iou=np.zeros(0, np.float32)),
+    ]
+    report = run(found, Scenes(truths))
+    said = report.reliability
+    assert said is not None
+    assert said.iou[:9].tolist() == [1] * 9
+    assert (said.iou[9:] < 0.5).all()
+    assert said.expected_iou is not None
+    figures = report.to_dict()["reliability"]
+    assert figures["objects"] == len(said.iou) == 9 + len(wrong)
+    assert figures["expected_iou"]["auc_at_50"] == 1
+    errors = [figures[key]["calibration_error"] for key in ("expected_iou", "score")]
+    assert errors[0] < errors[1]
+    assert sum(b["objects"] for b in figures["score"]["bins"]) == figures["objects"]
+    report.write(tmp_path)
+    page = (tmp_path / "worst.html").read_text()
+    assert page.count("<circle") == len(figures["score"]["bins"]) * 2
+    plain = run([exact, wrong, empty], Scenes(truths))
+    assert "expected_iou" not in plain.to_dict()["reliability"]
+
+
+def test_nothing_found_has_no_reliability(tmp_path: Path) -> None:
+    truth = disks(4)
+    report = run([found_of(np.zeros_like(truth))], Scenes([truth]))
+    report.write(tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text())["reliability"]
+    assert written["objects"] == 0
+    assert written["score"]["calibration_error"] is None
+    assert "<svg" not in (tmp_path / "worst.html").read_text()

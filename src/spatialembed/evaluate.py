@@ -19,7 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spatialembed.cluster import cluster_with_truth
 from spatialembed.data.selection import Dataset, check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.metrics import AP_THRESHOLDS, counts_by_class, missed, overlaps
+from spatialembed.metrics import (
+    AP_THRESHOLDS,
+    Overlaps,
+    best_ious,
+    counts_by_class,
+    missed,
+    overlaps,
+)
+from spatialembed.results.reliability import Reliability, merged
 from spatialembed.results.report import ImageScore, Report, Sampling, WorstImage, mean
 from spatialembed.types import Instances, Sample
 
@@ -55,18 +63,28 @@ def evaluate(
     check_classes(predictor.info.class_names, dataset)
     rows: list[ImageScore] = []
     scores: list[float] = []
+    objects: list[Reliability] = []
     worst: list[WorstImage] = []
     with _progress(enabled=progress) as bar:
         task = bar.add_task("evaluate", total=len(dataset), ap="")
         for i in range(len(dataset)):
             sample = dataset[i]
             found, seconds = _predict(predictor, sample, sampling)
-            rows.append(_score(sample, found, seconds, len(dataset.class_names)))
+            pairs = _overlaps(sample, found)
+            rows.append(_score(sample, found, pairs, seconds, len(dataset.class_names)))
+            objects.append(_reliability(sample, found, pairs))
             scores.append(rows[-1].mean_ap)
             worst = _with_worst(worst, rows[-1], sample, found)
             ap = mean(np.array(scores), axis=0)
             bar.update(task, advance=1, ap="" if math.isnan(ap) else f"AP {ap:.3f}")
-    return Report(tuple(rows), tuple(dataset.class_names), sampling, AP_THRESHOLDS, tuple(worst))
+    return Report(
+        tuple(rows),
+        tuple(dataset.class_names),
+        sampling,
+        AP_THRESHOLDS,
+        tuple(worst),
+        merged(objects) if sampling == "seed" else None,
+    )
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -101,10 +119,24 @@ def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[
     return found.numpy(), time.perf_counter() - began
 
 
-def _score(sample: Sample, found: Instances, seconds: float, classes: int) -> ImageScore:
+def _overlaps(sample: Sample, found: Instances) -> Overlaps:
+    ignore = sample.target.ignore.numpy()
+    truth = sample.target.labels.numpy()
+    return overlaps(found.labels, truth, ignore if ignore.any() else None)
+
+
+def _reliability(sample: Sample, found: Instances, pairs: Overlaps) -> Reliability:
+    """What was said of the objects that count, and their true IoU."""
+    i = pairs.found_ids - 1
+    expected = None if found.expected_iou is None else found.expected_iou[i]
+    truth = sample.target.classes.numpy()
+    return Reliability(found.scores[i], expected, best_ious(pairs, found.classes, truth))
+
+
+def _score(
+    sample: Sample, found: Instances, pairs: Overlaps, seconds: float, classes: int
+) -> ImageScore:
     target = sample.target
-    ignore = target.ignore.numpy()
-    pairs = overlaps(found.labels, target.labels.numpy(), ignore if ignore.any() else None)
     by_class = counts_by_class(pairs, found.classes, target.classes.numpy(), classes)
     labels = missed(pairs, found.classes, target.classes.numpy())
     ids = labels if sample.ids is None else sample.ids[labels - 1]

@@ -106,15 +106,18 @@ class Surface:
 
 
 def mean_over_images(ap: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """ap (I, C, ...) -> mean over images, each (I,) times, then over classes; NaN left out."""
+    """ap (I, C, ...) -> mean over images, then over classes, (...); NaN is left out.
+
+    weights (I,) or (R, I): how often each image counts; of R rows, R means come, (R, ...).
+    """
     counted = np.ones(len(ap)) if weights is None else weights
     defined = np.isfinite(ap)
-    total = np.tensordot(counted, np.where(defined, ap, 0), axes=1)  # (C, ...)
+    total = np.tensordot(counted, np.where(defined, ap, 0), axes=1)  # (R, C, ...) or (C, ...)
     number = np.tensordot(counted, defined.astype(np.float64), axes=1)
     by_class = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
     present = np.isfinite(by_class)
-    classes = present.sum(axis=0)
-    total = np.where(present, by_class, 0).sum(axis=0)
+    classes = present.sum(axis=counted.ndim - 1)
+    total = np.where(present, by_class, 0).sum(axis=counted.ndim - 1)
     return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
 
 

@@ -83,9 +83,9 @@ class Tuning:
         """
         both = np.stack((ap, other), axis=2)  # (I, C, 2)
         mean = mean_over_images(both)
-        drawn = [mean_over_images(both, weights) for weights in self._draws]
-        error = np.std([a - b for a, b in drawn]) if drawn else math.nan
-        return float(mean[0] - mean[1]), float(error)
+        drawn = mean_over_images(both, self._draws)  # (R, 2)
+        error = float(np.std(drawn[:, 0] - drawn[:, 1])) if len(drawn) else math.nan
+        return float(mean[0] - mean[1]), error
 
     @cached_property
     def _draws(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class Tuning:
             mean = float(mean_over_images(ap))
             if not math.isnan(mean):
                 drop, error = self.difference(self.at(self.best), ap)
-                rows.append((float(value), mean, bool(drop <= error)))
+                rows.append((float(value), mean, i == self.best[axis] or drop <= error))
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -264,6 +264,7 @@ def table(tuning: Tuning) -> Table:
         title=f"{said['images']} images, {said['cells']} settings",
         caption=_caption(said),
         caption_justify="left",
+        min_width=78,  # of the caption, which would wrap at the columns
         box=box.SIMPLE_HEAD,
         show_edge=False,
     )

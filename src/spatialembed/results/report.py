@@ -24,6 +24,7 @@ from rich.table import Table
 from spatialembed.files import atomic_write
 from spatialembed.metrics import Counts
 from spatialembed.render import overlay, png_bytes
+from spatialembed.results.reliability import Reliability, reliability_section
 
 Sampling = Literal["seed", "truth"]
 RESAMPLES = 1000
@@ -92,6 +93,7 @@ class Report:
     sampling: Sampling
     thresholds: tuple[float, ...]  # (T,)
     worst: tuple[WorstImage, ...] = field(default=(), repr=False, compare=False)
+    reliability: Reliability | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def _image_ap(self) -> np.ndarray:
@@ -182,6 +184,7 @@ class Report:
                     self.class_names, self.class_ap, self.pooled, strict=True
                 )
             },
+            "reliability": None if self.reliability is None else self.reliability.to_dict(),
             "per_image": [_row_dict(row) for row in self.rows],
         }
         plain: dict[str, Any] = _plain(report)
@@ -303,8 +306,12 @@ def _page(report: Report) -> str:
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Worst images</title>\n'
         f"<style>{STYLE}</style>\n<h1>The {len(report.worst)} worst of {len(report.rows)} images"
         f"</h1>\n<p>Mean AP {_number(report.mean_ap)}. {html.escape(_caption(report))}</p>\n"
-        f"{images}\n</html>\n"
+        f"{images}\n{_reliability(report)}\n</html>\n"
     )
+
+
+def _reliability(report: Report) -> str:
+    return "" if report.reliability is None else reliability_section(report.reliability)
 
 
 def _section(worst: WorstImage) -> str:

@@ -101,7 +101,7 @@ def _profile(axes: Any, name: str, profile: Profile, best: float, before: float)
     axes.scatter(values[good], ap[good], s=36, color=CURVE, zorder=3, label="as good as the best")
     axes.axvline(before, color=BEFORE, linestyle=":", linewidth=1.5, label="before")
     axes.axvline(best, color=BEST, linewidth=1.5, alpha=0.6, label="best")
-    axes.set(xlabel=name, ylim=(max(0.0, float(ap.max()) - 2 * SHOWN), float(ap.max()) + 0.03))
+    axes.set(xlabel=name, ylim=(max(0.0, float(ap.max()) - SHOWN), float(ap.max()) + SHOWN / 8))
     axes.grid(alpha=0.3)
     if name == "foreground":
         axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
