@@ -25,17 +25,11 @@ from spatialembed.calibration import with_expected_iou
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.data.images import MAX_PIXELS, read_pixels
-from spatialembed.engine import (
-    TorchEngine,
-    average_over_turns,
-    resolve_device,
-    resolve_precision,
-)
+from spatialembed.engine import Engine, average_over_turns, build
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.transforms import network_input
 from spatialembed.types import Embeddings, Instances
 
-ENGINES = ("auto", "torch")
 BATCH_PIXELS = 1 << 24
 """A batch holds no more pixels than this (eight Cityscapes images), whatever was asked for."""
 AHEAD_PIXELS = 1 << 26
@@ -59,29 +53,30 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    pixels: float | None = None,
 ) -> Predictor:
     """A model ready to predict.
 
     model: a bundled name ("nuclei"), a model folder, or a file inside one. device: "auto" takes
-    CUDA, else Apple MPS, else the CPU. engine: "auto" or "torch". precision: of the convolutions,
-    "float32", "bfloat16", or "auto": bfloat16 where the device computes in it. threads: of torch
-    on the CPU, for the whole process; None leaves them.
+    CUDA, else Apple MPS, else the CPU. engine: "torch", "compiled", "onnxruntime", "openvino", or
+    "auto": the one that ends a job of so many ``pixels``, of all its images together, first; of
+    unknown length, one that starts at once. precision: of the convolutions, "float32", "bfloat16",
+    or "auto": bfloat16 where the device computes in it. threads: of the network on the CPU, for
+    the whole process; None leaves them.
 
-    Raises SpatialEmbedError: of ``checkpoint.load`` (exit 4); ``unknown_engine``,
-    ``unknown_device``, ``no_device``, ``unknown_precision``, ``bad_threads`` (exit 2).
+    Raises SpatialEmbedError: of ``checkpoint.load`` (exit 4) and ``engine.build`` (exit 2).
     """
-    if engine not in ENGINES:
-        raise SpatialEmbedError(
-            "unknown_engine", f"{engine!r} is no engine", f"use {' or '.join(ENGINES)}", USAGE
-        )
-    if threads is not None:
-        if threads < 1:
-            raise SpatialEmbedError("bad_threads", f"threads is {threads}", "give 1 or more", USAGE)
-        torch.set_num_threads(threads)
-    where = resolve_device(device)
-    how = resolve_precision(precision, where)
     net, info = checkpoint.load(model)
-    return Predictor(TorchEngine(net, device=where, precision=how, scale=info.scale), info)
+    run = build(
+        net,
+        scale=info.scale,
+        engine=engine,
+        device=device,
+        precision=precision,
+        threads=threads,
+        megapixels=None if pixels is None else pixels * info.scale**2 / 1e6,
+    )
+    return Predictor(run, info)
 
 
 class Predictor:
@@ -95,7 +90,7 @@ class Predictor:
     more than ``max_pixels`` are refused; it may be set.
     """
 
-    def __init__(self, engine: TorchEngine, info: ModelInfo) -> None:
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
         self.engine = engine
         self.info = info
         self.settings = info.thresholds

@@ -107,7 +107,7 @@ class FoldedDown(nn.Module):
 
 
 class FoldedResidual(nn.Module):
-    """erfnet.Residual: four convolutions, each with its ReLU; the input is added before the last."""
+    """erfnet.Residual: four convolutions, each with its ReLU, the last one after adding x."""
 
     def __init__(self, block: Residual) -> None:
         super().__init__()

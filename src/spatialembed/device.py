@@ -1,0 +1,87 @@
+"""Where the network runs, and in which precision: names of settings to what the machine has."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from spatialembed.errors import USAGE, SpatialEmbedError
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS = ("auto", "float32", "bfloat16")
+logger = logging.getLogger("spatialembed")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a torch name ("cpu", "cuda:1", "mps"), or "auto": CUDA, else MPS, else CPU.
+
+    With "auto", a GPU that is there but fails a trial is skipped with a logged warning.
+    Raises SpatialEmbedError (exit 2): ``unknown_device``; ``no_device`` where a named one fails.
+    """
+    if name != "auto":
+        device = _parse_device(name)
+        fault = _fault(device)
+        if fault:
+            remedy = "use device auto or cpu"
+            raise SpatialEmbedError("no_device", f"{name}: {fault}", remedy, USAGE)
+        return device
+    for present, kind in (
+        (torch.cuda.is_available(), "cuda"),
+        (torch.backends.mps.is_available(), "mps"),
+    ):
+        fault = _fault(torch.device(kind)) if present else ""
+        if present and not fault:
+            return torch.device(kind)
+        if fault:
+            logger.warning("device %s is there but fails: %s; falling back", kind, fault)
+    logger.info("no GPU that torch can use: running on the CPU")
+    return torch.device("cpu")
+
+
+def _parse_device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SpatialEmbedError(
+            "unknown_device", f"{name!r} is no device", "use auto, cpu, cuda, cuda:N or mps", USAGE
+        ) from error
+
+
+def _fault(device: torch.device) -> str:
+    """Why a small convolution fails there, in a line; empty if it does not."""
+    try:
+        F.conv2d(torch.ones(1, 1, 3, 3, device=device), torch.ones(1, 1, 3, 3, device=device)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return first_line(error)
+    return ""
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """ "auto": bfloat16 where the device computes in it, else float32; or the one that is named.
+
+    Raises SpatialEmbedError ``unknown_precision`` (exit 2).
+    """
+    if name not in PRECISIONS:
+        raise SpatialEmbedError(
+            "unknown_precision", f"{name!r} is no precision", f"use {', '.join(PRECISIONS)}", USAGE
+        )
+    if name == "auto":
+        return "bfloat16" if _computes_bfloat16(device) else "float32"
+    return "bfloat16" if name == "bfloat16" else "float32"
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """In hardware: emulated bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()  # AMX machines have it too
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """What is wrong, in a line; foreign errors can be pages long."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,51 @@
+"""Which engine ends a job first: a start that costs once, and a pace that costs by the pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+ENGINES = ("torch", "compiled", "onnxruntime", "openvino")
+UNKNOWN_MEGAPIXELS = 8.0
+"""A job of unknown length is taken for this: a few photographs, and no long wait for the first."""
+
+
+class Cost(NamedTuple):
+    """What an engine costs, in seconds."""
+
+    start: float  # once, until it is ready
+    megapixel: float  # of the image as the network sees it
+
+
+COSTS: dict[tuple[str, str], dict[str, Cost]] = {
+    ("cpu", "bfloat16"): {
+        "torch": Cost(0.0, 0.22),
+        "compiled": Cost(15.0, 0.18),
+        "openvino": Cost(3.0, 0.22),
+    },
+    ("cpu", "float32"): {
+        "torch": Cost(0.0, 0.70),
+        "compiled": Cost(15.0, 0.49),
+        "onnxruntime": Cost(8.0, 0.39),
+        "openvino": Cost(3.0, 0.39),
+    },
+    ("cuda", "bfloat16"): {"torch": Cost(0.0, 0.005), "compiled": Cost(45.0, 0.002)},
+    ("cuda", "float32"): {"torch": Cost(0.0, 0.010), "compiled": Cost(45.0, 0.008)},
+}
+"""By kind of device and precision. Of the CPU: two cores with AVX-512 and its bfloat16, as
+``benchmarks/engines.py`` prints them; on other machines both columns grow or shrink together, and
+that is all the choice depends on. Of CUDA: assumed, not measured."""
+
+
+def choose(kind: str, precision: str, there: Collection[str], megapixels: float | None) -> str:
+    """The engine of the least expected time.
+
+    kind: of the device, "cpu", "cuda" or "mps". there: engines that can be built. megapixels: of
+    all images of the job as the network sees them; None if nobody knows.
+    """
+    costs = COSTS.get((kind, precision), {})
+    length = UNKNOWN_MEGAPIXELS if megapixels is None else megapixels
+    able = [name for name in costs if name in there]
+    return min(
+        able, key=lambda name: costs[name].start + costs[name].megapixel * length, default="torch"
+    )
