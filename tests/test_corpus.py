@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from spatialembed.predict import Predictor
 from spatialembed.types import Embeddings
 
 Files = list[tuple[Case, Path]]
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "spatialembed"
 SLOWEST = 5.0
 """Seconds for one tiny file; what takes longer hangs or unpacks a bomb."""
 PILLOW_DIFFERS = ("assocalpha", "uint16", "png-4-16", "tiff-int8", "thumbnail-first")
@@ -163,3 +167,20 @@ def test_no_file_ends_the_command(files: Files, tmp_path: Path) -> None:
     assert len(failed) > 20
     labels = {path.name for path in tmp_path.glob("*_labels.png")}
     assert labels == {f"{path.stem}_labels.png" for path in some if path not in failed}
+
+
+READERS = ("checks", "decode", "folder", "images", "listing", "tables", "tiff")
+"""The files that read inputs; docs/inputs.md has their codes."""
+
+
+def test_the_documented_codes_are_those_of_the_source() -> None:
+    raised = set()
+    for name in READERS:
+        for node in ast.walk(ast.parse((SOURCE / "data" / f"{name}.py").read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "SpatialEmbedError":
+                assert isinstance(node.args[0], ast.Constant)
+                raised.add(node.args[0].value)
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "inputs.md").read_text(), re.MULTILINE)
+    assert len(set(table)) == len(table)
+    assert set(table) == raised
+    assert {code for case in corpus() for code in case.codes} <= set(table)

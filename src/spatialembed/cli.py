@@ -430,6 +430,8 @@ def _plain_warnings() -> Iterator[None]:
             shown_before(message, category, *where)
 
     logger = logging.getLogger("spatialembed")
+    # What tifffile tells of a broken header is told again, with the file's name, by our refusal.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     handler = _Lines()
     logger.addHandler(handler)
     warnings.showwarning = show  # type: ignore[assignment]
