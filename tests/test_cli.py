@@ -17,6 +17,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from docstring_parser import parse_from_object
@@ -198,6 +199,24 @@ def test_predict_goes_on_after_a_bad_input(
     assert "0 objects in 1 images, 1 failed" in said.out
     assert (tmp_path / "out" / "shapes_00000_labels.png").is_file()
     assert cli.main([*words[:2], *words[3:]]) == 3  # nothing but the bad one
+
+
+def test_predict_takes_every_page_up_to_the_limit(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--pages and --max-pixels reach the reader; tifffile's own words on a broken file do not."""
+    pages = np.zeros((3, 30, 40), np.uint8)
+    tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
+    (tmp_path / "broken.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:150])
+    words = ["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--pages", "all", "--max-pixels=1200"]) == 6
+    said = capsys.readouterr()
+    assert "0 objects in 3 images, 1 failed" in said.out
+    assert [line.split(":")[0] for line in said.err.splitlines() if "broken" in line] == [
+        "error truncated"
+    ]
+    assert cli.main([*words, "--pages", "all", "--max-pixels=1199"]) != 0
+    assert capsys.readouterr().err.count("too_large") == 3
 
 
 def test_a_warning_is_one_line(

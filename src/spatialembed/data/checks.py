@@ -37,7 +37,7 @@ def refuse_size(where: object, size: str, max_pixels: int) -> NoReturn:
     raise SpatialEmbedError(
         "too_large",
         f"{where}: {size}, the limit is {max_pixels} px of 3 bytes",
-        "cut it into tiles, or raise max_pixels",
+        "cut it into tiles, or raise the limit, --max-pixels",
         RESOURCE,
     )
 

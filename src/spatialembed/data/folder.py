@@ -154,7 +154,7 @@ def instances_of(
         raise SpatialEmbedError(
             "label_scheme",
             f"{path}: its {len(present)} ids, {present[0]} to {present[-1]}, look like {scheme}",
-            "name the class of each id in classes.csv, or take them as numbers with --plain_ids",
+            "name the class of each id in classes.csv, or take them as numbers with --plain-ids",
         )
     if len(present) != 1 or present[0] not in (1, 255):
         return ids
