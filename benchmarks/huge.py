@@ -165,6 +165,7 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
         write_field(field, image)
         settings = {"model": options.model, "scale": options.scale, "context": options.context}
         settings |= {"memory": options.memory, "precision": options.precision}
+        settings |= {} if options.tile is None else {"tile": options.tile}
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         result: dict[str, Any] = {"size": options.size, "file_mb": image.stat().st_size / 1e6}
         result |= settings | run(image, out, arguments)
@@ -187,6 +188,7 @@ def contexts(options: argparse.Namespace) -> dict[str, Any]:
 
     dataset = split_dataset(open_folder(options.data), group_by=options.group_by)[1]
     predictor = load(options.model, precision=options.precision)
+    tile = options.tile or 128
     ways = ["whole", *(int(c) for c in options.contexts.split(","))]
     scores: dict[Any, list[np.ndarray]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory(dir=options.work) as work:
@@ -203,12 +205,12 @@ def contexts(options: argparse.Namespace) -> dict[str, Any]:
                         done = predict_large(
                             predictor.engine, predictor.info, path, results, name="a", stem="a",
                             options=predictor.settings, progress=False,
-                            tiles=TileOptions(tile=options.tile, context=way),
+                            tiles=TileOptions(tile=tile, context=way),
                         )  # fmt: skip
                     labels = tifffile.imread(done.labels).astype(np.int32)
                 scores[way].append(label_ap(labels, truth, THRESHOLDS))
     means = {str(way): float(np.nanmean(values)) for way, values in scores.items()}
-    return {"images": len(scores["whole"]), "tile": options.tile, "mean AP": means}
+    return {"images": len(scores["whole"]), "tile": tile, "mean AP": means}
 
 
 def main() -> None:
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="folder of images/ and masks/ for --contexts")
     parser.add_argument("--group-by", default="mosaic")
     parser.add_argument("--every", type=int, default=1, help="of the validation images, each nth")
-    parser.add_argument("--tile", type=int, default=128, help="px, for --contexts")
+    parser.add_argument("--tile", type=int, default=None, help="px; with --contexts 128")
     parser.add_argument("--json", default=None, help="write the figures there")
     options = parser.parse_args()
     result = contexts(options) if options.contexts else huge(options)

@@ -18,6 +18,8 @@ from spatialembed.tiling import (
     EXACT_CONTEXT,
     RECEPTIVE_PX,
     STRIDE,
+    Tile,
+    cut_off,
     image_context,
     origin_step,
     plan_axis,
@@ -76,6 +78,28 @@ def test_context_covers_what_the_network_sees(scale: float) -> None:
     # One more px on each side of an enlarged image takes part in what the network sees there.
     assert (context - (0 if scale == 1 else 1)) * scale >= RECEPTIVE_PX
     assert image_context(0, scale) == 0
+
+
+@settings(deadline=None)
+@given(st.integers(30, 200), st.integers(30, 200), st.integers(0, 40), st.data())
+def test_objects_that_are_cut_off(
+    height: int, width: int, context: int, data: st.DataObject
+) -> None:
+    tiles = plan_tiles(height, width, tile=24, context=context, scale=1.0)
+    y1, x1 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    y2, x2 = data.draw(st.integers(y1 + 1, height)), data.draw(st.integers(x1 + 1, width))
+
+    def whole(tile: Tile) -> bool:
+        """Whether the tile holds no pixel of the box, or sees all of it."""
+        core, window = tile.core, tile.window
+        apart = y2 <= core.y0 or y1 >= core.y1 or x2 <= core.x0 or x1 >= core.x1
+        inside = window.y0 <= y1 < y2 <= window.y1 and window.x0 <= x1 < x2 <= window.x1
+        return apart or inside
+
+    cut = cut_off(np.array([[x1, y1, x2, y2]]), tiles, (height, width))
+    assert (len(cut) == 0) == all(whole(tile) for tile in tiles)
+    if max(y2 - y1, x2 - x1) <= context:
+        assert len(cut) == 0
 
 
 def test_memory_picks_the_tile() -> None:

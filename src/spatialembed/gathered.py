@@ -196,39 +196,6 @@ def owned(
             yield label[mine], Candidates(*(a[..., i : i + most][..., mine] for a in part))
 
 
-def unseen(
-    by_class: Sequence[Candidates],
-    owners: Sequence[np.ndarray],
-    tiles: Sequence[Tile],
-    shape_hw: tuple[int, int],
-    number: int,
-) -> np.ndarray:
-    """Labels of the objects with a pixel that points out of the window of its tile.
-
-    The network placed their centres where it did not look.
-    """
-    beyond = np.zeros(number + 1, bool)
-    low_y, high_y = _limits(shape_hw[0], [(t.core[:2], t.window[:2]) for t in tiles])
-    low_x, high_x = _limits(shape_hw[1], [(t.core[2:], t.window[2:]) for t in tiles])
-    for label, found in owned(by_class, owners):
-        row, column = np.divmod(found.pixel, shape_hw[1])
-        x, y = found.x * 1024, found.y * 1024
-        out = (y < low_y[row]) | (y > high_y[row]) | (x < low_x[column]) | (x > high_x[column])
-        beyond[label[out]] = True
-    return np.flatnonzero(beyond)
-
-
-def _limits(
-    length: int, spans: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each place of an axis the first and last px of its window; none where the image ends."""
-    low, high = np.empty(length, np.float32), np.empty(length, np.float32)
-    for (begin, end), (first, last) in spans:
-        low[begin:end] = -np.inf if first == 0 else first
-        high[begin:end] = np.inf if last == length else last - 1
-    return low, high
-
-
 def _check_room(folder: Path, need: int) -> None:
     """Raise ``disk_full`` before a file system lacks ``need`` bytes: mapped files would crash."""
     free = shutil.disk_usage(folder).free

@@ -29,7 +29,7 @@ from spatialembed.data.listing import is_zarr
 from spatialembed.data.overview import Overview, look_over, rescaled
 from spatialembed.engine import average_over_turns
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.gathered import WorkFolder, check_room, label_bands, owned, unseen
+from spatialembed.gathered import WorkFolder, check_room, label_bands, owned
 from spatialembed.kernels.candidates import Candidates, candidates
 from spatialembed.render import overlay, write_png
 from spatialembed.rescale import nearest_index
@@ -45,7 +45,14 @@ from spatialembed.results.large import (
 )
 from spatialembed.results.overlay import overlay_path
 from spatialembed.stages import Stages
-from spatialembed.tiling import EXACT_CONTEXT, Tile, image_context, plan_tiles, tile_for
+from spatialembed.tiling import (
+    EXACT_CONTEXT,
+    Tile,
+    cut_off,
+    image_context,
+    plan_tiles,
+    tile_for,
+)
 from spatialembed.transforms import network_input
 from spatialembed.types import Instances
 
@@ -64,7 +71,7 @@ WIDEST = 4096
 """Side of the largest window, as the network sees it; more is not quicker."""
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, px."""
-USUAL_SHARE = 0.4
+USUAL_SHARE = 0.25
 """Share of candidates among the pixels that room is asked for on the disk."""
 
 
@@ -186,9 +193,8 @@ class _Run:
             width = image.shape_hw[1]
             found = self.folder.gather(plan, width, len(self.info.class_names))
             instances, owners = self.cluster(found)
-            self.warn_of_size(found, owners, plan, image.shape_hw, len(instances))
             labels, overlay = self.write(
-                results, name, (found, owners, instances), source, image, overview, stages
+                results, name, (found, owners, instances), source, image, plan, overview, stages
             )
         self.folder.remove()
         done = len(plan) - len(todo)
@@ -297,24 +303,19 @@ class _Run:
         return instances, settled.owners
 
     def warn_of_size(
-        self,
-        found: Sequence[Candidates],
-        owners: Sequence[np.ndarray],
-        plan: Sequence[Tile],
-        shape_hw: tuple[int, int],
-        number: int,
+        self, boxes: np.ndarray, plan: Sequence[Tile], shape_hw: tuple[int, int]
     ) -> None:
-        """Say it where the context was too small for what was found."""
+        """Say it where the context was too small for what was found; boxes in px of the plan."""
         if self.tiles.context >= EXACT_CONTEXT:
             return
-        beyond = unseen(found, owners, plan, shape_hw, number)
-        if len(beyond):
+        cut = cut_off(boxes, plan, shape_hw)
+        if len(cut):
             window = plan[0].window.shape_hw
             logger.warning(
-                "%s: %d of %d objects reach beyond what a tile could see (%d x %d px), so their "
-                "outlines may be wrong: give a larger --context (624 is exact) or a smaller "
-                "--scale; the first is object %d",
-                self.source, len(beyond), number, window[1], window[0], beyond[0],
+                "%s: %d of %d objects are longer than a tile could see around them (%d x %d px), "
+                "so their outlines may be wrong: give a larger --context (624 is exact) or a "
+                "smaller --scale; the first is object %d",
+                self.source, len(cut), len(boxes), window[1], window[0], cut[0] + 1,
             )  # fmt: skip
 
     def write(
@@ -324,6 +325,7 @@ class _Run:
         what: tuple[Sequence[Candidates], Sequence[np.ndarray], Instances],
         source: LargeImage,
         worked: LargeImage,
+        plan: Sequence[Tile],
         overview: Overview,
         stages: Stages,
     ) -> tuple[Path, Path]:
@@ -343,17 +345,29 @@ class _Run:
         write = write_label_tiff if self.tiles.labels == "tiff" else write_label_zarr
         suffix = "tif" if self.tiles.labels == "tiff" else "zarr"
         path = self.place.with_name(f"{self.place.name}_labels.{suffix}")
-        write(path, bands, size_hw, len(instances))
-        for other in {"png", "tif", "zarr"} - {suffix}:  # of an earlier run
-            remove_labels(self.place.with_name(f"{self.place.name}_labels.{other}"))
+        written = write(self.folder.path / f"labels.{suffix}", bands, size_hw, len(instances))
+        for kind in ("png", "tif", "zarr"):  # of an earlier run
+            remove_labels(self.place.with_name(f"{self.place.name}_labels.{kind}"))
+        os.replace(written, path)
         picture = overlay(overview.picture, seen.labels)
         shown = write_png(overlay_path(self.place), picture)
         facts = measure.facts()
+        self.warn_of_size(_reduced_boxes(facts.boxes, factor, small_hw), plan, small_hw)
         lines = table.rows(name, instances, facts.boxes, facts.areas, facts.centroids)
         entries = coco.entries(measure.masks(), facts.boxes, facts.areas, instances)
         about = coco.about(name, size_hw, instances.truncated)
         results.note(lines, coco.Entry(about, entries))
         return path, shown
+
+
+def _reduced_boxes(boxes: np.ndarray, factor: float, small_hw: tuple[int, int]) -> np.ndarray:
+    """Boxes (N, 4) of an image as boxes of the image that was worked on."""
+    most = np.array(small_hw[::-1]) - 1  # (x, y)
+    first, last = (
+        np.minimum(((corner + 0.5) * factor).astype(np.int64), most)
+        for corner in (boxes[:, :2], boxes[:, 2:] - 1)
+    )
+    return np.concatenate((first, last + 1), axis=1)
 
 
 def _identity(source: Path) -> list[int]:

@@ -26,8 +26,11 @@ Nothing here knows pixels' values. Sides and places are in px of the image that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
+
+import numpy as np
 
 from spatialembed.errors import USAGE, SpatialEmbedError
 
@@ -131,6 +134,24 @@ def plan_tiles(height: int, width: int, *, tile: int, context: int, scale: float
         for i, y in enumerate(rows)
         for j, x in enumerate(columns)
     ]
+
+
+def cut_off(boxes: np.ndarray, tiles: Sequence[Tile], shape_hw: tuple[int, int]) -> np.ndarray:
+    """Which objects no tile saw whole from each of their pixels: indices, ascending.
+
+    boxes: (N, 4) x1 y1 x2 y2 px, x2 and y2 exclusive. An object that is not longer than the context
+    is never cut off; a longer one may be, where it lies at a seam.
+    """
+    seen = np.ones(len(boxes), bool)
+    for axis, length in ((1, shape_hw[0]), (0, shape_hw[1])):  # boxes have x first
+        first, end = np.empty(length, np.int64), np.empty(length, np.int64)
+        for tile in tiles:
+            core, window = (t[2:] if axis == 0 else t[:2] for t in (tile.core, tile.window))
+            first[slice(*core)], end[slice(*core)] = window
+        low, high = boxes[:, axis], boxes[:, axis + 2]
+        # Windows move on with their cores: the last pixel sees least of what lies before it.
+        seen &= (first[high - 1] <= low) & (end[low] >= high)
+    return np.flatnonzero(~seen)
 
 
 def tile_for(

@@ -6,7 +6,6 @@ sums and the runs of its mask are kept, the runs in a file.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -206,15 +205,15 @@ def _tiles(band: np.ndarray) -> Iterator[np.ndarray]:
 def write_label_zarr(path: Path, bands: Bands, shape_hw: tuple[int, int], number: int) -> Path:
     """Write labels 0..number as an OME-Zarr 0.5 label image, the folder ``path``; one resolution.
 
+    Stopped on the way it leaves a part of them.
     Raises SpatialEmbedError: ``missing_extra`` (exit 2), ``disk_full``.
     """
     try:
         import zarr
     except ImportError as error:
         raise missing_extra("zarr", "zarr", "writing OME-Zarr") from error
-    temporary = path.with_name(f".{path.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    group = zarr.open_group(temporary, mode="w", zarr_format=3)
+    remove_labels(path)
+    group = zarr.open_group(path, mode="w", zarr_format=3)
     scale = [{"type": "scale", "scale": [1.0, 1.0]}]
     facts: Any = {
         "version": "0.5",
@@ -234,6 +233,4 @@ def write_label_zarr(path: Path, bands: Bands, shape_hw: tuple[int, int], number
     for band in bands:
         array[top : top + len(band)] = band
         top += len(band)
-    remove_labels(path)
-    os.replace(temporary, path)
     return path
