@@ -510,3 +510,7 @@ def test_which_go_by_tiles(tmp_path: Path) -> None:
     assert goes_by_tiles(tmp_path / "a.tif", 1.0, TileOptions(tile=3999))
     assert not goes_by_tiles(tmp_path / "a.tif", 1.0, TileOptions(tile=4000))
     assert not goes_by_tiles(tmp_path / "missing.tif", 1.0, TileOptions())
+    # It would not be read whole, however small it then is for the network.
+    assert goes_by_tiles(tmp_path / "a.tif", 1.0, TileOptions(scale=0.1), max_pixels=10**7)
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((9000, 9000), np.uint8), compression="zlib")
+    assert goes_by_tiles(tmp_path / "b.tif", 1.0, TileOptions(scale=0.1))

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from spatialembed.cluster import ClusterOptions
 from spatialembed.data.images import Page, each_page
+from spatialembed.data.large import image_size
 from spatialembed.data.listing import list_images, refuse_collisions
 from spatialembed.errors import PARTIAL, RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.large import TileOptions, goes_by_tiles, predict_large
@@ -26,6 +28,10 @@ from spatialembed.predict import Predictor
 from spatialembed.results.folder import ResultFolder
 
 logger = logging.getLogger("spatialembed")
+
+
+SAMPLED = 16
+"""Headers that are read to tell how long a job will be."""
 
 
 @dataclass
@@ -81,7 +87,8 @@ def predict_folder(
 
     def read_whole() -> Iterator[Path | Page]:
         for path, name in images:
-            if isinstance(path, Path) and goes_by_tiles(path, predictor.info.scale, tiles):
+            scale, most = predictor.info.scale, predictor.max_pixels
+            if isinstance(path, Path) and goes_by_tiles(path, scale, tiles, most):
                 large.append((path, name))
             else:
                 usual.append((path, name))
@@ -121,6 +128,22 @@ def predict_folder(
             how = _Tiled(options or predictor.settings, tiles, augment, progress)
             _predict_large(predictor, path, name, results, how, result)
     return result
+
+
+def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
+    """Pixels of all images of a ``predict_folder`` together, estimated by a few headers.
+
+    What cannot be read counts nothing: ``predict_folder`` says what is wrong.
+    """
+    try:
+        files = list_images(sources, exclude=out)
+    except SpatialEmbedError:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again when the image is read
+        sizes = [image_size(path) for path, _ in files[:: -(-len(files) // SAMPLED)]]
+    known = [height * width for height, width in filter(None, sizes)]
+    return len(files) * sum(known) / max(1, len(known))
 
 
 def _inputs(

@@ -24,6 +24,7 @@ import torch
 from spatialembed.ahead import ahead
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
+from spatialembed.data.images import MAX_PIXELS
 from spatialembed.data.large import LargeImage, image_size, open_large
 from spatialembed.data.listing import is_zarr
 from spatialembed.data.overview import Overview, look_over, rescaled
@@ -65,6 +66,8 @@ BYTES_WHOLE = 140
 """Memory of the network for each pixel that it sees, bytes: 124 to 132 from 2048 px square on."""
 BYTES_TILE = 300
 """The same as it is planned for tiles: smaller ones take up to 218, and the next one is read."""
+BYTES_READ = 45
+"""Of an image that is read whole, bytes for each pixel: its colours, as floats, and on the way."""
 BASE_BYTES = 0.9e9
 """Of the process without the network: libraries, read tiles, clustering."""
 WIDEST = 4096
@@ -114,20 +117,25 @@ class LargeResult(NamedTuple):
     resumed: int  # tiles that an earlier run had done
 
 
-def goes_by_tiles(path: Path, network_scale: float, tiles: TileOptions) -> bool:
+def goes_by_tiles(
+    path: Path, network_scale: float, tiles: TileOptions, max_pixels: int = MAX_PIXELS
+) -> bool:
     """Whether an image file is one for ``predict_large``, by its header alone.
 
-    network_scale: at which the model's network sees images.
+    network_scale: at which the model's network sees images. max_pixels: above it the usual reader
+    refuses an image.
     """
     if is_zarr(path):
         return True
     size = image_size(path)
     if size is None:
         return False  # the usual reader says what is wrong
-    if tiles.tile is not None:
-        return max(size) * tiles.scale > tiles.tile
-    seen = size[0] * size[1] * (tiles.scale * network_scale) ** 2
-    return seen * BYTES_WHOLE > tiles.memory * 1e9
+    if tiles.tile is not None and max(size) * tiles.scale > tiles.tile:
+        return True
+    pixels = size[0] * size[1]
+    seen = pixels * (tiles.scale * network_scale) ** 2
+    need = max(pixels * BYTES_READ, seen * BYTES_WHOLE)
+    return pixels > max_pixels or (tiles.tile is None and need > tiles.memory * 1e9)
 
 
 def predict_large(
