@@ -1,0 +1,135 @@
+"""A training step, taken apart: which share of it is not the network.
+
+    python benchmarks/training_step.py
+
+Data loading is counted as if no worker helped: files are read, cropped and augmented in the
+process that trains. "rest" is the optimiser, its zeroing, and the copy of batch-norm statistics
+that undoes a step without a finite loss. The loss has its own part of the backward pass, measured
+by cutting the graph at the maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from report import Table, finish, percent
+from torch import Tensor
+
+from spatialembed.bench import in_turns
+from spatialembed.data.folder import open_folder
+from spatialembed.data.module import Batch, CropPlan, Crops, collate
+from spatialembed.data.synthetic import SyntheticDataset, write_folder
+from spatialembed.engine import resolve_device, resolve_precision
+from spatialembed.loss import spatial_embedding_loss
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.transforms import AugmentOptions
+from spatialembed.types import Embeddings, Normalization
+
+CASES = ((512, 4), (1024, 2))
+"""Side of the crops and crops a step, as the two published stages have them, fitted to a CPU."""
+
+
+class Step:
+    """The parts of a step on one batch, each to be run again and again."""
+
+    def __init__(self, crops: Crops, device: torch.device, half: bool) -> None:
+        self.crops, self.device, self.half = crops, device, half
+        self.batch: Batch = self.load()
+        self.net = SpatialEmbeddingNet(1).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), 5e-4, weight_decay=1e-4)
+        self.loss()  # gradients for the other parts
+
+    def load(self) -> Batch:
+        batch = collate([self.crops[i] for i in range(self.crops.plan.batch)])
+        assert isinstance(batch, Batch)
+        return batch.to(self.device)
+
+    def forward(self) -> Embeddings:
+        images = self.batch.images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return Embeddings(*self.net(images))
+
+    def network(self) -> None:
+        """Forward and backward, with gradients of the maps that are there."""
+        torch.autograd.backward(list(self.forward()), [*self.gradients])
+
+    def loss(self) -> Tensor:
+        """Forward and backward from the maps."""
+        if not hasattr(self, "maps"):
+            self.maps = [m.detach().requires_grad_() for m in self.forward()]
+        for m in self.maps:
+            m.grad = None
+        terms = spatial_embedding_loss(
+            Embeddings(*self.maps), self.batch.targets, center="centroid"
+        )
+        terms.total().backward()
+        self.gradients = [m.grad for m in self.maps]
+        return terms.total().detach()
+
+    def rest(self) -> None:
+        _ = [buffer.clone() for buffer in self.net.buffers()]
+        self.optimizer.step()
+        for parameter in self.net.parameters():  # kept for the next round; zeroing is as long
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+
+def main() -> None:
+    options = parsed()
+    device = resolve_device(options.device)
+    half = resolve_precision(options.precision, device) == "bfloat16"
+    rows, facts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size, batch in CASES:
+            where = Path(folder) / str(size)
+            pictures = SyntheticDataset("nuclei", (size, 2 * size), 4)
+            write_folder(pictures, where, progress=False)
+            plan = CropPlan(size, 1.0, 4 * batch, batch, seed=0, epoch=0)
+            crops = Crops(open_folder(where), Normalization(), AugmentOptions(), plan)
+            step = Step(crops, device, half)
+            jobs: dict[str, Callable[[], object]] = {
+                "network": step.network,
+                "loss": step.loss,
+                "loading": partial(step.load),
+                "rest": step.rest,
+            }
+            seconds = in_turns(jobs, options.rounds)
+            rows.append(row(size, batch, seconds))
+            facts[f"{size}x{batch}"] = seconds
+    precision = "bfloat16" if half else "float32"
+    finish(
+        f"training_step_{device.type}",
+        [
+            Table(
+                f"A training step, {device.type}, {precision}",
+                ["crops", "network", "loss", "loading", "rest", "all but the network"],
+                rows,
+            )
+        ],
+        facts={"seconds": facts},
+    )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def row(size: int, batch: int, seconds: dict[str, list[float]]) -> list[str]:
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    whole = sum(medians.values())
+    shares = [value / whole for value in medians.values()]
+    return [f"{batch} of {size} x {size}", *map(percent, [*shares, 1 - shares[0]])]
+
+
+if __name__ == "__main__":
+    main()
