@@ -128,6 +128,8 @@ def _writable(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
+    except FileExistsError:
+        fault = f"{path.parent}: is a file, not a folder"
     except OSError as error:
         fault = f"{path}: {error.strerror}"
     if fault:
@@ -213,6 +215,8 @@ class ExportReport:
             )
         if self.comparisons:
             verdict = "agrees with torch" if self.passed else "DIFFERS from torch"
+            if self.precision not in LIMITS:
+                verdict = "compared with torch, without limits in 8 bits"
             lines.append(f"{verdict}; {self.checked.name} has the numbers")
         return lines
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Engine = Callable[[Tensor], Embeddings]
-OPERATORS = ("Conv", "Relu", "Add", "Concat", "MaxPool")
+OPERATORS = ("Conv", "Relu", "Add", "Mul", "Concat", "MaxPool")
 """In 8 bits: all that stands between two convolutions, so that nothing is converted in between."""
 CALIBRATION_IMAGES = 32
 """As many at most, spread over the folder; half of them where it is small."""
