@@ -274,9 +274,9 @@ def export(
     """
     _check_settings(predictor, precision, int8 is not None)
     path, info = _writable(Path(path)), predictor.info
+    images = None if int8 is None else open_int8_images(int8)
     accuracy, comparisons = None, list[Comparison]()
     with _steps(enabled=progress) as step:
-        images = None if int8 is None else open_int8_images(int8)
         network = step("network to ONNX", 1, lambda _: _network(predictor, precision))
         model = whole = _whole(network, info, precision)
         if images is not None:
