@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from report import Table, finish, percent
 from scenes import scene_image
 
 from spatialembed import checkpoint
-from spatialembed.bench import in_turns, ratio, timed
+from spatialembed.bench import in_turns, ratio
 from spatialembed.cluster import cluster, cluster_plain
 from spatialembed.labels import relabel
 from spatialembed.metrics import label_ap
@@ -66,8 +67,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = at_pixel_size(options.model, Path(folder) / "model")
         plain = Plain(*checkpoint.load(model))
-        ours = {name: loaded(model, name, options.threads) for name in options.engines}
-        first = {name: timed(partial(p, image))[0] for name, p in ours.items()}
+        ours, starts = {}, {}
+        for name in options.engines:
+            began = time.perf_counter()
+            ours[name] = loaded(model, name, options.threads)
+            ours[name](image)
+            starts[name] = time.perf_counter() - began
         truth = plain(image)
         check_clustering(plain, image)
         rows_equal = [equality(name, p(image), truth, p) for name, p in ours.items()]
@@ -83,8 +88,8 @@ def main() -> None:
         [
             Table(
                 f"End to end, {scene}",
-                ["engine", "times faster than plain", "first call by usual call"],
-                [speed_row(name, p, seconds, first) for name, p in ours.items()],
+                ["engine", "times faster than plain", "start and first call, by usual calls"],
+                [speed_row(name, p, seconds, starts) for name, p in ours.items()],
             ),
             Table("The same instances as plain float32", EQUALITY, rows_equal),
             Table(
@@ -98,7 +103,7 @@ def main() -> None:
                 [floor_row(name, p, floors[name], shares, seconds) for name, p in ours.items()],
             ),
         ],
-        facts={"seconds": seconds, "first_call": first, "shares": shares, "floors": floors},
+        facts={"seconds": seconds, "start": starts, "shares": shares, "floors": floors},
     )
 
 
@@ -125,12 +130,13 @@ def loaded(model: Path, name: str, threads: int | None) -> Predictor:
     return load(model, engine=engine, precision=precision or "auto", device="cpu", threads=threads)
 
 
-def label(name: str, predictor: Predictor) -> str:
-    return f"{name.partition(':')[0]} {predictor.engine.precision}"
+def label(predictor: Predictor) -> str:
+    """What really runs: an engine that does not start gives way to torch."""
+    return f"{predictor.engine.name} {predictor.engine.precision}"
 
 
 def named(shares: dict[str, Any], ours: dict[str, Predictor]) -> list[tuple[str, Any]]:
-    return [(label(n, ours[n]) if n in ours else n, share) for n, share in shares.items()]
+    return [(label(ours[n]) if n in ours else n, share) for n, share in shares.items()]
 
 
 # ---------------------------------------------------------------- equal results
@@ -156,7 +162,7 @@ def equality(name: str, found: Instances, truth: Instances, predictor: Predictor
         assert len(found) == len(truth), f"{name}: {len(found)} objects, plain {len(truth)}"
         assert differ <= SAME_PIXELS, f"{name}: {differ:.2%} of the pixels differ"
     numbers = (str(len(found)), f"{differ:.4%}", f"{ap[0]:.3f}", f"{ap[1]:.3f}")
-    return [label(name, predictor), *numbers]
+    return [label(predictor), *numbers]
 
 
 def differing(labels: np.ndarray, truth: np.ndarray) -> float:
@@ -215,11 +221,11 @@ def the_floor(predictor: Predictor, size_hw: tuple[int, int]) -> tuple[float, fl
 
 
 def speed_row(
-    name: str, predictor: Predictor, seconds: dict[str, list[float]], first: dict[str, float]
+    name: str, predictor: Predictor, seconds: dict[str, list[float]], starts: dict[str, float]
 ) -> list[str]:
     usual = statistics.median(seconds[name])
     faster = ratio(seconds["plain"], seconds[name])
-    return [label(name, predictor), str(faster), f"{first[name] / usual:.1f}"]
+    return [label(predictor), str(faster), f"{starts[name] / usual:.1f}"]
 
 
 def floor_row(
@@ -231,7 +237,7 @@ def floor_row(
 ) -> list[str]:
     network = shares[name]["network"] * statistics.median(seconds[name])
     return [
-        label(name, predictor),
+        label(predictor),
         f"{network / max(floors):.2f}",
         f"{floors[0] / floors[1]:.2f}",
     ]

@@ -68,7 +68,7 @@ def main() -> None:
         objects = len(ours(image))
         jobs = {"Mask R-CNN": partial(theirs, image), "ours": partial(ours, image)}
         seconds = in_turns(jobs, options.rounds)
-    name = label(options.engine, ours)
+    name = label(ours)
     found = [f"{detections} detections, {objects} objects"]
     finish(
         "mask_rcnn",

@@ -55,7 +55,7 @@ def at_size(side: int, engines: dict[str, Predictor], rounds: int) -> dict[str, 
     images = network_input(image, info.normalization)[None]
     jobs: dict[str, Callable[[], object]] = {
         "normalise": partial(network_input, image, info.normalization),
-        **{f"network, {label(n, p)}": partial(p.engine, images) for n, p in engines.items()},
+        **{f"network, {label(p)}": partial(p.engine, images) for p in engines.values()},
         "cluster": partial(cluster, maps, info.thresholds),
     }
     seconds = in_turns(jobs, rounds)

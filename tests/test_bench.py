@@ -66,7 +66,7 @@ def test_every_stage_at_every_size(model: Path, tmp_path: Path) -> None:
     assert [(row.size, row.stage) for row in report.rows] == expected
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in report.rows)
     assert {row.stage for row in report.rows if row.faster} == {"network torch:bfloat16"}
-    assert set(report.first_calls) == {"torch:float32", "torch:bfloat16"}
+    assert set(report.starts) == {"torch:float32", "torch:bfloat16"}
     assert report.table().row_count == len(report.rows)
     stored = json.loads(report.write(tmp_path / "new").read_text())
     assert [row["seconds"] for row in stored["rows"]] == [row.seconds for row in report.rows]

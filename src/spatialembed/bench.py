@@ -139,18 +139,18 @@ class BenchReport:
     model: str
     machine: dict[str, Any]
     rows: list[Row]
-    first_calls: dict[str, float]  # seconds of the first image: export, compilation, loading
+    starts: dict[str, float]  # seconds of each engine until its first maps: loading, compilation
 
     def table(self) -> Table:
         """For the terminal."""
         from rich.table import Table
 
         table = Table(title=f"{self.model} on {self.machine['gpu'] or self.machine['processor']}")
-        for name in ("size", "stage", "ms", "least", "most", "times faster", "first call s"):
+        for name in ("size", "stage", "ms", "least", "most", "times faster", "start s"):
             table.add_column(name, justify="left" if name in ("size", "stage") else "right")
         for row in self.rows:
             numbers = [row.median, min(row.seconds), max(row.seconds)]
-            first = self.first_calls.get(row.stage.removeprefix(f"{NETWORK} "))
+            first = self.starts.get(row.stage.removeprefix(f"{NETWORK} "))
             table.add_row(
                 row.size,
                 row.stage,
@@ -187,34 +187,35 @@ def bench(
     """
     if rounds < 1:
         raise SpatialEmbedError("bad_setting", f"rounds is {rounds}", "give 1 or more", USAGE)
-    predictors = _load_all(model, engines, device, threads)
+    predictors: dict[str, Predictor] = {}
+    starts: dict[str, float] = {}
     rows: list[Row] = []
     image = _image(*sizes[0])
-    first_calls = {name: timed(partial(p.embeddings, image))[0] for name, p in predictors.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        for height, width in sizes:
-            jobs = _stages(predictors, _image(height, width), Path(folder))
-            rows += _rows(f"{height}x{width}", in_turns(jobs, rounds))
-    return BenchReport(str(model), machine(), rows, first_calls)
-
-
-def _load_all(
-    model: str | Path, engines: Sequence[str], device: str, threads: int | None
-) -> dict[str, Predictor]:
-    predictors: dict[str, Predictor] = {}
     for name in engines:
-        engine, _, precision = name.partition(":")
+        start = partial(_start, model, name, device, threads, image)
         try:
-            predictors[name] = load(
-                model, engine=engine, precision=precision or "auto", device=device, threads=threads
-            )
+            starts[name], predictors[name] = timed(start)
         except SpatialEmbedError as error:
             if error.code != "missing_extra":
                 raise
             logger.warning("engine %s is left out: %s", name, error)
     if not predictors:
         raise SpatialEmbedError("no_engine", "none of the engines is installed", "add torch", USAGE)
-    return predictors
+    with tempfile.TemporaryDirectory() as folder:
+        for height, width in sizes:
+            jobs = _stages(predictors, _image(height, width), Path(folder))
+            rows += _rows(f"{height}x{width}", in_turns(jobs, rounds))
+    return BenchReport(str(model), machine(), rows, starts)
+
+
+def _start(
+    model: str | Path, name: str, device: str, threads: int | None, image: np.ndarray
+) -> Predictor:
+    """A predictor of "engine" or "engine:precision" that has seen an image."""
+    engine, _, how = name.partition(":")
+    predictor = load(model, engine=engine, precision=how or "auto", device=device, threads=threads)
+    predictor.embeddings(image)
+    return predictor
 
 
 def _image(height: int, width: int) -> np.ndarray:
