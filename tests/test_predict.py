@@ -18,7 +18,7 @@ from torch import Tensor
 import spatialembed
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed import predict
-from spatialembed.ahead import helpers
+from spatialembed.ahead import ahead, helpers
 from spatialembed.calibration import Calibration
 from spatialembed.checkpoint import ModelInfo, save
 from spatialembed.cluster import ClusterOptions
@@ -269,6 +269,48 @@ def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch
     results.close()  # type: ignore[attr-defined]
     assert threading.main_thread() not in threads
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_work_ahead_is_handed_out_in_order_and_bounded() -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def work(i: int) -> int:
+        begun.append(i)
+        if i:  # the first one tells how many may follow
+            gate.wait(20)
+        return i
+
+    results = ahead(work, range(100), threads=2, room=lambda _: 3)
+    assert next(results) == 0
+    assert begun == [0]
+    second = threading.Thread(target=lambda: begun.append(-next(results)))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    assert sorted(begun) == [0, 1, 2]  # two threads work, and of further ones four wait
+    gate.set()
+    second.join(20)
+    assert list(results) == list(range(2, 100))
+
+
+@pytest.mark.parametrize("at_fault", ["work", "items"])
+def test_a_fault_of_work_ahead_comes_in_its_turn(at_fault: str) -> None:
+    def items() -> Iterator[int]:
+        yield from range(6)
+        if at_fault == "items":
+            raise KeyboardInterrupt
+        yield 6
+
+    def work(i: int) -> int:
+        if i == 6:
+            raise KeyboardInterrupt
+        return i
+
+    results = ahead(work, items(), threads=3, room=lambda _: 4)
+    assert [next(results) for _ in range(6)] == list(range(6))
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
 
 
 def test_map_of_nothing_and_bad_batch() -> None:
