@@ -52,6 +52,8 @@ class EvaluateOptions:
     """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    engine: str = "auto"
+    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
     precision: str = "auto"
     """auto, float32 or bfloat16 (of the network)."""
 
@@ -107,8 +109,8 @@ class PredictOptions:
     pages: Literal["first", "all"] = "first"
     """Of a TIFF of several pages: the first, or each as an image NAME_p0001 and so on."""
     max_pixels: int = 1 << 28
-    """Refuse images of more pixels, or of more bytes than 8-bit RGB of as many, that do not go by
-    tiles."""
+    """Images of more pixels go by tiles; pages of --pages all and images of more bytes than 8-bit
+    RGB of as many are refused."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0
@@ -135,6 +137,8 @@ class PredictOptions:
     """Stop after so many instances in an image."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    engine: str = "auto"
+    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
     precision: str = "auto"
     """auto, float32 or bfloat16 (of the network)."""
     threads: int | None = None
