@@ -27,7 +27,7 @@ FLOORS = {
 INSIDE = {  # order inside a package; files of one rank do not import each other
     "engines": {"folded": 0, "choice": 0, "cuda_graphs": 1, "ort": 1, "vino": 1, "inductor": 2},
     "kernels": {
-        "jit": 0, "threads": 0, "hinge": 1, "pixels": 1, "gpu": 1,
+        "jit": 0, "threads": 0, "hinge": 1, "pixels": 1, "png": 1, "gpu": 1,
         "candidates": 1, "groups": 2, "rounds": 3, "cpu": 4,
     },
     "data": {
@@ -49,6 +49,7 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
         "twins": 4,
         "survey": 5,
         "selection": 3,
+        "png": 0,
         "large": 2,
         "overview": 3,
     },

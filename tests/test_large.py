@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 import os
@@ -395,6 +396,19 @@ def test_disk_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert engine.calls == 0
 
 
+def test_a_full_disk_is_told_and_not_run_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    tifffile.imwrite(tmp_path / "a.tif", field(100, 90))
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(SpatialEmbedError, match=r"disk_full: .*all_0_pixel") as caught:
+        run(NearCentres(), tmp_path / "a.tif", tmp_path / "out")
+    assert caught.value.exit_code == 5
+
+
 @pytest.mark.parametrize(
     "wrong", [{"tile": 8}, {"context": -1}, {"memory": 0.5}, {"scale": 0.0}, {"scale": 1.5}]
 )
@@ -432,6 +446,7 @@ print(result.objects, max(peaks) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("fault", ["INF-12 memory"])
 def test_memory_does_not_grow_with_the_image(tmp_path: Path, fault: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -104,12 +107,88 @@ def test_tiff_by_the_rules_of_small_images(kind: str, tmp_path: Path) -> None:
     check_windows(path, tmp_path, read_image(path))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.gif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.bmp", "a.gif"])
 def test_decoded_whole_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(picture(1 if name == "a.gif" else 3)).save(tmp_path / name)
     check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
     monkeypatch.setattr("spatialembed.data.large.read_image", None)  # it is not read again
     check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", [*range(5), "mixed"])
+def test_png_by_rows(
+    kind: int | str, bits: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every filter, in every row or in turns, in several chunks and blocks."""
+    pixels = picture(channels, np.uint8 if bits == 8 else np.uint16)
+    write_png(tmp_path / "a.png", pixels.reshape(83, 131, channels), kind)
+    want = read_image(tmp_path / "a.png")
+    kept = pixels if channels % 2 else pixels[..., : channels - 1]
+    assert np.array_equal(want, kept[..., 0] if kept.shape[2:] == (1,) else kept)
+    monkeypatch.setattr("spatialembed.data.large.read_image", None)
+    monkeypatch.setattr("spatialembed.data.png.BLOCK_BYTES", 5000)
+    check_windows(tmp_path / "a.png", tmp_path, want)
+
+
+def write_png(path: Path, pixels: np.ndarray, kind: int | str) -> None:
+    """A PNG of pixels (H, W, C) whose rows have the filter ``kind``, or all in turns."""
+    height, width, channels = pixels.shape
+    rows = pixels.astype(pixels.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
+    rows = rows.astype(int)
+    step = channels * pixels.itemsize
+    up = np.vstack((np.zeros_like(rows[:1]), rows[:-1]))
+    left, corner = (np.hstack((np.zeros((height, step), int), r[:, :-step])) for r in (rows, up))
+    near = np.stack((left, up, corner))
+    paeth = np.take_along_axis(near, np.abs(near - (left + up - corner)).argmin(0)[None], 0)[0]
+    guesses = np.stack((np.zeros_like(rows), left, up, (left + up) // 2, paeth))
+    kinds = np.arange(height) % 5 if kind == "mixed" else np.full(height, kind)
+    stored = (rows - guesses[kinds, np.arange(height)]) % 256
+    packed = zlib.compress(np.column_stack((kinds, stored)).astype(np.uint8).tobytes())
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, colour, 0, 0, 0)
+    pieces = [(b"IDAT", packed[i : i + 9000]) for i in range(0, len(packed), 9000)]
+    path.write_bytes(png((b"IHDR", head), *pieces, (b"IEND", b"")))
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        made += struct.pack(">I", len(body)) + kind + body + check
+    return made
+
+
+def test_png_that_is_not_read_by_rows(tmp_path: Path) -> None:
+    image = Image.fromarray(picture(3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.quantize(20).save(tmp_path / "palette.png")
+    Image.fromarray(picture() > 99).save(tmp_path / "bits.png")
+    for name in ("turned.png", "palette.png", "bits.png"):
+        (tmp_path / name[0]).mkdir()
+        with pytest.warns(ImageWarning) if name[0] == "t" else contextlib.nullcontext():
+            whole = read_image(tmp_path / name)
+            check_windows(tmp_path / name, tmp_path / name[0], whole)
+
+
+@pytest.mark.parametrize("change", ["cut", "bit", "filter", "short"])
+def test_damaged_png(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png(path, picture().reshape(83, 131, 1), "mixed")
+    data = path.read_bytes()
+    if change == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif change == "bit":
+        path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    else:
+        head = struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)
+        body = bytes([5, 0, 0, 0, 0]) * 4 if change == "filter" else bytes(15)
+        path.write_bytes(png((b"IHDR", head), (b"IDAT", zlib.compress(body)), (b"IEND", b"")))
+    with pytest.raises(SpatialEmbedError, match=r"truncated: .*a\.png"):
+        open_large(path, tmp_path)
 
 
 @needs_zarr
@@ -185,16 +264,8 @@ def read_all(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + check
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks))
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    path.write_bytes(png((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")))
 
 
 def five_channels(path: Path) -> None:

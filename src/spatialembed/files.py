@@ -1,15 +1,46 @@
-"""The one atomic write: a file is either the old one or the whole new one, at any moment."""
+"""Files: the one atomic write, either the old file or the whole new one; arrays in files."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 from spatialembed.errors import RESOURCE, SpatialEmbedError
+
+
+def mapped_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """A new array in a file of its own, mapped: it costs no memory that is not backed by the file.
+
+    Its room is taken from the disk at once: a write into a hole that finds none kills the process.
+    Raises SpatialEmbedError ``disk_full`` (exit 5).
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    with open(path, "wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise SpatialEmbedError(
+                "disk_full",
+                f"{path}: no space left on the disk for {size / 1e9:.1f} GB",
+                "free some space, or choose another output folder",
+                RESOURCE,
+            ) from error
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 @contextmanager

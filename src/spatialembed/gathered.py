@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, mapped_array
 from spatialembed.kernels.candidates import Candidates
 from spatialembed.tiling import Tile
 
@@ -103,7 +103,6 @@ class WorkFolder:
         assert len(present) == len(tiles), "a tile is missing"
         borders = [np.searchsorted(r["class"], range(classes + 1)) for r in present]
         counts = np.diff(borders, axis=1).sum(0)
-        _check_room(self.path, int(counts.sum()) * self.record.itemsize)
         gathered = [self._mapped(c, int(n)) for c, n in enumerate(counts)]
         for c, whole in enumerate(gathered):
             done = 0
@@ -117,9 +116,7 @@ class WorkFolder:
         """Arrays of ``count`` candidates in new files."""
 
         def new(name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-            if not count:
-                return np.empty(shape, dtype)
-            return np.memmap(self.path / f"all_{index}_{name}", dtype, "w+", shape=shape)
+            return mapped_array(self.path / f"all_{index}_{name}", dtype, shape)
 
         channels = self.record["log_precision"].shape[0]
         return Candidates(
@@ -196,9 +193,13 @@ def owned(
             yield label[mine], Candidates(*(a[..., i : i + most][..., mine] for a in part))
 
 
-def _check_room(folder: Path, need: int) -> None:
-    """Raise ``disk_full`` before a file system lacks ``need`` bytes: mapped files would crash."""
-    free = shutil.disk_usage(folder).free
+def check_room(folder: Path, pixels: int, share: float, itemsize: int) -> None:
+    """Before the work: room for it where this ``share`` of an image's pixels are candidates.
+
+    Counted are the tiles, all of them together, owners and labels.
+    Raises SpatialEmbedError ``disk_full`` (exit 5).
+    """
+    need, free = int(pixels * (share * 2 * itemsize + 1)), shutil.disk_usage(folder).free
     if need > free:
         raise SpatialEmbedError(
             "disk_full",
@@ -207,13 +208,3 @@ def _check_room(folder: Path, need: int) -> None:
             "free some space, or choose another output folder",
             RESOURCE,
         )
-
-
-def check_room(folder: Path, pixels: int, share: float, itemsize: int) -> None:
-    """Before the work: room for it where this ``share`` of an image's pixels are candidates.
-
-    Counted are the tiles, all of them together, owners and labels (at most 4 bytes a pixel).
-    Raises SpatialEmbedError ``disk_full`` (exit 5).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_room(folder, int(pixels * (share * 2 * itemsize + 1)))

@@ -2,8 +2,9 @@
 
     TIFF, BigTIFF, OME-TIFF   by their tiles or strips; uncompressed ones are mapped from the file
     Zarr, OME-Zarr            by their chunks (extra ``zarr``), at full resolution
-    all others                decoded whole, once, into a file that is then mapped: PNG, JPEG, WebP,
-                              BMP, GIF, and TIFF with a codec or colours that only Pillow knows
+    PNG                       row by row, once, into a file that is then mapped
+    all others                decoded whole, once, into such a file: JPEG, WebP, BMP, GIF, palettes,
+                              interlaced PNG, and TIFF with a codec that only Pillow knows
 
 Pixels are by the rules of ``data.images``: alpha dropped, upright, uint8, uint16 or float32. What
 is wrong with the pixels themselves is found when they are read.
@@ -26,6 +27,7 @@ from spatialembed.data.checks import check_size, refuse_codec, refuse_damaged, w
 from spatialembed.data.decode import header_of, opened, upright
 from spatialembed.data.images import plain_type, read_image
 from spatialembed.data.listing import is_zarr
+from spatialembed.data.png import stream_png
 from spatialembed.data.tiff import (
     COLOURS,
     DAMAGED,
@@ -36,6 +38,7 @@ from spatialembed.data.tiff import (
     whole_pages,
 )
 from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.files import mapped_array
 
 WHOLE_BYTES = 3 << 28
 """An image that can only be decoded whole may have this many bytes, as 8-bit grey 28,000 px square
@@ -325,13 +328,18 @@ def _plane_of(path: Path, array: Any, axes: Sequence[str]) -> LargeImage:
 
 def _whole(path: Path, scratch: Path) -> LargeImage:
     """Any other image, its pixels in a file of ``scratch`` that is mapped."""
-    store, facts = scratch / "pixels.npy", scratch / "pixels.json"
-    if not facts.is_file():  # written last: then the pixels are whole
-        pixels = read_image(path, max_pixels=_most_pixels(path))
-        np.save(store, pixels)
-        facts.write_text(json.dumps(pixels.shape))
-        del pixels
-    mapped = np.load(store, mmap_mode="r")
+    store, facts = scratch / "pixels", scratch / "pixels.json"
+    if facts.is_file():  # written last: then the pixels are whole
+        dtype, *shape = json.loads(facts.read_text())
+        mapped: np.ndarray = np.memmap(store, dtype, "r", shape=tuple(shape))
+    else:
+        streamed = _streamed(path, store)
+        if streamed is None:
+            pixels = read_image(path, max_pixels=_most_pixels(path))
+            streamed = mapped_array(store, pixels.dtype, pixels.shape)
+            streamed[:] = pixels
+        mapped = streamed
+        facts.write_text(json.dumps([mapped.dtype.name, *mapped.shape]))
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return np.array(mapped[y0:y1, x0:x1])
@@ -340,14 +348,20 @@ def _whole(path: Path, scratch: Path) -> LargeImage:
     return LargeImage(str(path), (mapped.shape[0], mapped.shape[1]), channels, mapped.dtype, read)
 
 
+def _streamed(path: Path, store: Path) -> np.ndarray | None:
+    """The pixels of a PNG that could be unpacked row by row into the file."""
+    with opened(path) as (file, form):
+        if form != "PNG":
+            return None
+        height, width, _ = header_of(path, file, form)
+        size = os.fstat(file.fileno()).st_size
+        if width * height > 8 * DEFLATE_RATIO * size:  # 1 bit a pixel at least
+            refuse_damaged(path, form, f"{size} bytes cannot hold {width} x {height} px")
+        return stream_png(path, file, store)
+
+
 def _most_pixels(path: Path) -> int:
     """The limit for ``read_image``: by bytes, of which 8-bit grey has one a pixel."""
     with opened(path) as (file, form):
-        if form == "TIFF":
-            return WHOLE_BYTES // 3
-        height, width, mode = header_of(path, file, form)
-        size = os.fstat(file.fileno()).st_size
-        if form == "PNG" and width * height > 8 * DEFLATE_RATIO * size:
-            what = f"{size} bytes cannot hold {width} x {height} px"
-            refuse_damaged(path, form, what)
-        return WHOLE_BYTES if mode in ("1", "L") else WHOLE_BYTES // 3
+        grey = form != "TIFF" and header_of(path, file, form)[2] in ("1", "L")
+    return WHOLE_BYTES if grey else WHOLE_BYTES // 3

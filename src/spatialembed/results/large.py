@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 
 from spatialembed.errors import missing_extra
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, mapped_array
 from spatialembed.labels import Rle, encode_runs
 
 TILE = 256
@@ -126,7 +126,7 @@ def _vertical_runs(band: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _sorted_by_owner(runs: np.ndarray, runs_of: np.ndarray, path: Path) -> np.ndarray:
     """The runs (R, 3) by owner, in a new file that is mapped; a block at a time is sorted."""
-    result = np.memmap(path, np.int64, "w+", shape=runs.shape)
+    result = mapped_array(path, np.int64, runs.shape)
     place = np.concatenate(([0], runs_of.cumsum()))[:-1]  # the next free one of each owner
     for i in range(0, len(runs), BLOCK_RUNS):
         block = runs[i : i + BLOCK_RUNS]
