@@ -11,7 +11,8 @@
 Both ways are equal to the last bit, at any number of threads. Embeddings are one float32 addition;
 a precision is rounded once from float64, so that libraries agree on it; both ways compare d, in one
 order of operations, with float32(-log(membership)), and never phi, whose exp differs between
-libraries; seeds are compared with float32 thresholds.
+libraries; seeds are compared with float32 thresholds. On a GPU ``kernels.gpu`` plays the same
+rounds, many at once.
 """
 
 from __future__ import annotations
@@ -96,6 +97,10 @@ def cluster(
     from spatialembed.kernels import cpu  # numba: 0.4 s, and not needed to import the package
 
     names = _class_names(prediction, class_names)
+    if prediction.seed.is_cuda and options.max_instances is None:
+        on_gpu = _cluster_on_gpu(prediction, options, names)
+        if on_gpu is not None:
+            return on_gpu
     results = []
     for b, maps in enumerate(_float32_maps(prediction)):
         offset, log_precision, seed = (m.numpy() for m in maps)
@@ -116,6 +121,37 @@ def cluster(
         instances = Instances(labels, scores, classes, names, found.truncated)
         results.append(_on_device_of(prediction, instances))
     return results
+
+
+def _cluster_on_gpu(
+    prediction: Embeddings, options: ClusterOptions, names: tuple[str, ...]
+) -> list[Instances] | None:
+    """``cluster`` where the maps lie; None for what is left to the processor.
+
+    That is: no Triton, values that are not finite, and candidates that would take the GPU far more
+    than linear time.
+    """
+    try:
+        from spatialembed.kernels import gpu
+    except ModuleNotFoundError:
+        return None
+    maps = Embeddings(*(m.detach().float().contiguous() for m in prediction))
+    if not torch.stack([m.isfinite().all() for m in maps]).all():
+        return None
+    found = gpu.cluster(
+        geometry.embed(maps.offset),
+        geometry.precision(maps.log_precision.double()).float(),
+        maps.seed,
+        foreground=options.foreground,
+        start=options.start,
+        reach=_reach(options.membership),
+        min_pixels=options.min_pixels,
+        min_free=options.min_free,
+    )
+    if found is None:
+        return None
+    parts = zip(found.labels, found.scores, found.classes, strict=True)
+    return [Instances(*part, names) for part in parts]
 
 
 def cluster_plain(
