@@ -273,7 +273,13 @@ def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch
 
 def test_work_ahead_is_handed_out_in_order_and_bounded() -> None:
     begun: list[int] = []
+    drawn: list[int] = []
     gate = threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            drawn.append(i)
+            yield i
 
     def work(i: int) -> int:
         begun.append(i)
@@ -281,14 +287,15 @@ def test_work_ahead_is_handed_out_in_order_and_bounded() -> None:
             gate.wait(20)
         return i
 
-    results = ahead(work, range(100), threads=2, room=lambda _: 3)
+    results = ahead(work, items(), threads=2, room=lambda _: 3)
     assert next(results) == 0
     assert begun == [0]
-    second = threading.Thread(target=lambda: begun.append(-next(results)))
+    second = threading.Thread(target=next, args=(results,))
     second.start()
     second.join(0.2)
     assert second.is_alive()
-    assert sorted(begun) == [0, 1, 2]  # two threads work, and of further ones four wait
+    assert sorted(begun) == [0, 1, 2]  # two threads work
+    assert drawn == [0, 1, 2, 3, 4]  # one is waited for, and there is room for three
     gate.set()
     second.join(20)
     assert list(results) == list(range(2, 100))
