@@ -462,6 +462,16 @@ def test_groups_apart_equal_oracle(
         against_oracle(random_maps(np.random.default_rng(rng_seed), **maps), options)
 
 
+@pytest.mark.parametrize("rng_seed", range(4))
+@pytest.mark.parametrize("most", [1, 4, 30])
+def test_ties_across_groups(rng_seed: int, most: int) -> None:
+    """INF-04: which of equal seeds are the first ones does not depend on their parts."""
+    rng = np.random.default_rng(rng_seed)
+    prediction = random_maps(rng, (16, 16), spread_px=900, margin_px=(1, 40), levels=1)
+    with small_parts():
+        assert both(prediction, ClusterOptions(min_pixels=0, max_instances=most)).truncated
+
+
 def by_hand(prediction: Embeddings, threads: int | None = None, **settings: Any) -> cpu.Found:
     offset, log_precision, seed = (m[0].numpy() for m in prediction)
     settings = {"min_pixels": 0, **settings}
