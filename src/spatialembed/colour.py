@@ -75,7 +75,7 @@ def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for distance in (2**i for i in range(max(1, (max(labels.shape) // 12).bit_length()))):
         step = max(1, distance // 2)
-        coarse = labels[::step, ::step].astype(np.int64)
+        coarse = labels[::step, ::step]
         hop = distance // step
         for a, b in (
             (coarse[:, hop:], coarse[:, :-hop]),
@@ -84,8 +84,10 @@ def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             (coarse[hop:, :-hop], coarse[:-hop, hop:]),
         ):
             apart = (a != b) & (a > 0) & (b > 0)
-            codes += [np.unique(a[apart] << 32 | b[apart]), np.unique(b[apart] << 32 | a[apart])]
-            distances += [np.full(len(code), distance) for code in codes[-2:]]
+            one, other = a[apart].astype(np.int64), b[apart].astype(np.int64)
+            met = np.unique(one << 32 | other)
+            codes += [met, (met & 0xFFFFFFFF) << 32 | met >> 32]
+            distances += [np.full(len(met), distance)] * 2
     pairs, first = np.unique(np.concatenate(codes), return_index=True)
     return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1), np.concatenate(distances)[first]
 

@@ -118,7 +118,8 @@ def overlay(
     light = picture[:: 1 + height // 256, :: 1 + width // 256].mean() > 128
     dense, ids = relabel(labels)
     colours = instance_colours(dense, len(ids))
-    dense = np.repeat(np.repeat(dense, zoom, axis=0), zoom, axis=1)
+    if zoom > 1:
+        dense = np.repeat(np.repeat(dense, zoom, axis=0), zoom, axis=1)
     inside = dense > 0
     fill = colours[dense[inside]].astype(np.float32)
     picture = picture.copy()
