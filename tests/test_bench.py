@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +19,8 @@ from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError, missing_extra
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.types import Normalization
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +111,74 @@ def test_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "normalise" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2 * 5
     assert cli.main([*words, "--sizes", "8xq"]) == 2
+
+
+# ---------------------------------------------------------------- the scripts of benchmarks/
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_loss_of_the_benchmark_is_ours(
+    benchmark: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written there as the equations stand, it gives the value and the gradient of the package."""
+    script = benchmark("loss")
+    script.agree(*script.training_scene(96, 6))
+    assert "gradients agree" in capsys.readouterr().out
+    disks = script.disks(128, 10, 0.2)
+    assert disks.labels.unique().tolist() == list(range(11))
+    assert float((disks.labels > 0).float().mean()) == pytest.approx(0.2, abs=0.02)
+
+
+def test_pixels_that_differ_do_not_depend_on_numbers(
+    benchmark: Callable[[str], ModuleType],
+) -> None:
+    differing = benchmark("end_to_end").differing
+    truth = np.array([[1, 1, 0, 2, 2, 2, 0, 0, 3, 3]], np.int32)
+    other = np.array([[2, 2, 0, 1, 1, 0, 0, 0, 3, 3]], np.int32)
+    assert differing(truth, truth) == 0
+    assert differing(other, truth) == pytest.approx(0.1)
+    assert differing(np.zeros_like(truth), truth) == pytest.approx(0.7)
+
+
+def test_page_is_renewed_between_its_markers(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report, run = benchmark("report"), benchmark("run")
+    for module in (report, run):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    page = "before\n<!-- loss -->\nold\n<!-- /loss -->\nafter\n"
+    assert run.renewed(page) == page
+    report.finish("loss", [report.Table("T", ["a", "b"], [["x", "1.0"]])])
+    renewed = run.renewed(page)
+    assert "old" not in renewed
+    assert "| x | 1.0 |\n" in renewed
+    assert renewed.startswith("before\n")
+    assert renewed.endswith("after\n")
+    assert run.renewed(renewed) == renewed
+
+
+def test_every_benchmark_has_its_place_on_the_page(
+    benchmark: Callable[[str], ModuleType],
+) -> None:
+    page = (BENCHMARKS.parent / "docs" / "speed.md").read_text()
+    for name in benchmark("run").SCRIPTS:
+        assert (BENCHMARKS / f"{name}.py").exists() or name == "engines"
+        markers = [name] if name != "training_step" else ["training_step_cpu", "training_step_cuda"]
+        for marker in markers:
+            assert page.count(f"<!-- {marker} -->") == page.count(f"<!-- /{marker} -->") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_no_gpu_is_said_plainly(
+    benchmark: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    benchmark("gpu").main()
+    assert capsys.readouterr().out == "no CUDA device\n"
