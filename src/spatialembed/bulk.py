@@ -196,7 +196,7 @@ def _predict_large(
 
 def _fail(result: FolderResult, path: Path | Page, error: SpatialEmbedError) -> None:
     result.failed.append((path, error))
-    logger.error("%s", _printable(_named(path, error)))
+    logger.error("%s", printable(_named(path, error)))
 
 
 def _count(result: FolderResult, path: Path | Page, objects: int, truncated: bool) -> None:
@@ -204,7 +204,7 @@ def _count(result: FolderResult, path: Path | Page, objects: int, truncated: boo
     result.objects += objects
     if truncated:
         result.truncated.append(path)
-        logger.warning("%s: stopped at max_instances, more may be there", _printable(str(path)))
+        logger.warning("%s: stopped at max_instances, more may be there", printable(str(path)))
 
 
 def _check_writable(folder: Path) -> None:
@@ -232,11 +232,6 @@ def _short(name: str) -> str:
 def _named(path: Path | Page, error: SpatialEmbedError) -> str:
     """The error's line with the path in it, once."""
     return str(error) if str(path) in error.message else f"{path}: {error}"
-
-
-def _printable(text: str) -> str:
-    """Safe on a terminal, whatever a file is called: control and broken characters escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager

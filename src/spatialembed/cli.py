@@ -6,13 +6,8 @@ memory, 6 done but some inputs failed, 130 and 143 interrupted and saved.
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import signal
 import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spatialembed import __version__
-from spatialembed.errors import INPUT, MODEL, RESOURCE, USAGE, SpatialEmbedError, missing_extra
+from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.options import (
     BenchOptions,
     ConvertOptions,
@@ -33,6 +28,7 @@ from spatialembed.options import (
     StreetsOptions,
     TuneOptions,
 )
+from spatialembed.terminal import of_system, plain_messages, stop_on_sigterm, tell
 
 if TYPE_CHECKING:
     from spatialembed.data.folder import FolderDataset
@@ -119,7 +115,9 @@ def evaluate(options: EvaluateOptions) -> int:
     from spatialembed.predict import load
 
     dataset = _dataset(options)
-    predictor = load(options.model, device=options.device, precision=options.precision)
+    predictor = load(
+        options.model, device=options.device, engine=options.engine, precision=options.precision
+    )
     report = run(predictor, dataset, sampling=options.sampling)
     report.write(options.out)
     Console().print(report.table())
@@ -165,15 +163,21 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FolderDataset:
 
 def predict(options: PredictOptions) -> int:
     """Find the instances in images: label images, overlays, a table and COCO JSON."""
-    from spatialembed.bulk import predict_folder
+    from spatialembed.bulk import job_pixels, predict_folder
     from spatialembed.large import TileOptions
     from spatialembed.predict import load
 
     tiles = TileOptions(
         options.tile, options.context, options.memory, options.scale, options.tiled_labels
     )
+    pixels = job_pixels(options.sources, options.out) * options.scale**2
     predictor = load(
-        options.model, device=options.device, precision=options.precision, threads=options.threads
+        options.model,
+        device=options.device,
+        engine=options.engine,
+        precision=options.precision,
+        threads=options.threads,
+        pixels=8 * pixels if options.augment else pixels,
     )
     thresholds = predictor.options(
         foreground=options.foreground,
@@ -321,18 +325,18 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with _signals(), _plain_warnings():
+    with stop_on_sigterm(), plain_messages():
         try:
             code = _dispatch(words)
             sys.stdout.flush()  # a reader that has gone is found here, not at exit
             return code
         except SpatialEmbedError as error:
-            return _fail(error)
+            return tell(error)
         except BrokenPipeError:  # who read our output has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (OSError, MemoryError) as error:
-            return _fail(_of_system(error))
+            return tell(of_system(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -368,75 +372,3 @@ def _usage() -> str:
         "usage: spatialembed VERB ...\n\nInstance segmentation by spatial embeddings.\n\n"
         f"{verbs}\n\nspatialembed VERB --help shows the settings of a verb. --version"
     )
-
-
-# ---------------------------------------------------------------- faults
-
-
-def _fail(error: SpatialEmbedError) -> int:
-    print(_line("error", str(error)), file=sys.stderr)
-    return error.exit_code
-
-
-def _line(level: str, text: str) -> str:
-    """One line that is safe on a terminal, whatever a file is called."""
-    return f"{level} " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _of_system(error: OSError | MemoryError) -> SpatialEmbedError:
-    if isinstance(error, MemoryError):
-        return SpatialEmbedError("out_of_memory", "no memory left", "", RESOURCE)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    where = f"{error.filename}: " if error.filename is not None else ""
-    message = f"{where}{error.strerror or error}"
-    return SpatialEmbedError(
-        "disk_full" if full else "system", message, "", RESOURCE if full else INPUT
-    )
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that what is done gets written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Lines(logging.Handler):
-    """Log records as lines on what is standard error at that moment, above a progress bar too."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(_line(record.levelname.lower(), record.getMessage()), file=sys.stderr)
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Log records and warnings of the package as one line each; those of others as ever."""
-    shown_before = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if category.__module__.startswith("spatialembed"):
-            print(_line("warning", str(message)), file=sys.stderr)
-        else:
-            shown_before(message, category, *where)
-
-    logger = logging.getLogger("spatialembed")
-    # What tifffile tells of a broken header is told again, with the file's name, by our refusal.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    handler = _Lines()
-    logger.addHandler(handler)
-    warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        warnings.showwarning = shown_before
