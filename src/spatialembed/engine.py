@@ -30,7 +30,7 @@ from spatialembed.device import (
     resolve_precision,
 )
 from spatialembed.engines.choice import ENGINES, choose
-from spatialembed.engines.folded import FoldedCore, Run
+from spatialembed.engines.folded import FoldedNet, Run
 from spatialembed.engines.inductor import compiled_run, missing_compiler
 from spatialembed.engines.ort import onnxruntime_run
 from spatialembed.engines.vino import openvino_run
@@ -223,12 +223,12 @@ def _there(device: torch.device) -> set[str]:
 def _start(name: str, net: SpatialEmbeddingNet, device: torch.device, precision: Precision) -> Run:
     own_rounding = name in CPU_ONLY  # from float32 weights
     dtype = torch.float32 if own_rounding or precision == "float32" else torch.bfloat16
-    core = FoldedCore(net, dtype).to(device)
+    folded = FoldedNet(net, dtype).to(device)
     if name == "onnxruntime":
-        return onnxruntime_run(core, torch.get_num_threads())
+        return onnxruntime_run(folded, torch.get_num_threads())
     if name == "openvino":
-        return openvino_run(core, torch.get_num_threads(), bfloat16=precision == "bfloat16")
-    return compiled_run(core, device) if name == "compiled" else core
+        return openvino_run(folded.core, torch.get_num_threads(), bfloat16=precision == "bfloat16")
+    return compiled_run(folded.core, device) if name == "compiled" else folded.core
 
 
 def _at_scale(run: Run, images: Tensor, scale: float) -> Embeddings:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spatialembed.engines.folded import FoldedCore, Run
+from spatialembed.engines.folded import FoldedNet, Run
 from spatialembed.errors import missing_extra
 from spatialembed.onnx_graph import to_onnx
 from spatialembed.types import Embeddings
 
 
-def onnxruntime_run(core: FoldedCore, threads: int) -> Run:
-    """``core``, of float32, as an onnxruntime session.
+def onnxruntime_run(net: FoldedNet, threads: int) -> Run:
+    """``net``, of float32, as an onnxruntime session.
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2).
     """
@@ -22,7 +22,7 @@ def onnxruntime_run(core: FoldedCore, threads: int) -> Run:
         raise missing_extra("onnxruntime", "export", "engine onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    graph = to_onnx(core, torch.rand(2, 3, 64, 96), outputs=Embeddings._fields)
+    graph = to_onnx(net, torch.rand(2, 3, 37, 50), outputs=Embeddings._fields)
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
