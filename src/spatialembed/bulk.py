@@ -26,6 +26,7 @@ from spatialembed.errors import PARTIAL, RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.large import TileOptions, goes_by_tiles, predict_large
 from spatialembed.predict import Predictor
 from spatialembed.results.folder import ResultFolder
+from spatialembed.terminal import printable
 
 logger = logging.getLogger("spatialembed")
 
