@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from model_files import WRITERS, Bomb, new_net, plain_pickle, same_weights
 from spatialembed import checkpoint, files
+from spatialembed.calibration import Calibration
 from spatialembed.checkpoint import ModelInfo, load, save
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
@@ -77,6 +78,18 @@ def test_round_trip(saved: Path, inside: str) -> None:
     assert not net.training
     assert all(p.dtype == torch.float32 and p.requires_grad for p in net.parameters())
     assert sorted(path.name for path in saved.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_the_calibration_travels_along(model: Path, tmp_path: Path) -> None:
+    calibrated = replace(INFO, calibration=Calibration((0.4, 0.9), (0.1, 0.8), 300, 0.01, 0.2))
+    weights = (model / "model.safetensors").read_bytes()
+    other = checkpoint.save_as(model, tmp_path / "other", calibrated)
+    assert load(other)[1] == calibrated
+    assert (other / "model.safetensors").read_bytes() == weights
+    assert load(model)[1] == INFO  # without one, as files were before
+    assert checkpoint.save_as(model, model, calibrated) == model
+    assert load(model)[1] == calibrated
+    assert all(load(name)[1].calibration is not None for name in checkpoint.bundled_models())
 
 
 def test_load_draws_no_random_numbers(saved: Path) -> None:
@@ -287,6 +300,7 @@ THRESHOLDS = {
     "foreground": 0.5, "start": 0.9, "membership": 0.5, "min_pixels": 128, "min_free": 0.5,
     "max_instances": None,
 }  # fmt: skip
+CALIBRATION = asdict(Calibration((0.4, 0.9), (0.1, 0.8), 300, 0.01, 0.2))
 
 
 @pytest.mark.parametrize(
@@ -311,6 +325,11 @@ THRESHOLDS = {
         ({"thresholds": THRESHOLDS | {"min_pixels": 1.5}}, "min_pixels: '1.5'"),
         ({"thresholds": THRESHOLDS | {"max_instances": True}}, "max_instances: 'True'"),
         ({"thresholds": THRESHOLDS | {"sart": 0.9}}, "unknown key 'sart'"),
+        ({"calibration": {"ious": [0.5]}}, "missing key 'error'"),
+        ({"calibration": CALIBRATION | {"ious": [0.5, 0.4]}}, "IoUs fall"),
+        ({"calibration": CALIBRATION | {"ious": [0.5, "a"]}}, "ious: 'a'"),
+        ({"calibration": CALIBRATION | {"mean_seeds": 0.5}}, "mean_seeds: '0.5'"),
+        ({"calibration": CALIBRATION | {"objects": 1.5}}, "objects: '1.5'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
