@@ -10,6 +10,7 @@ the centre, bandwidths are about right, with noise. Value and gradient of both m
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import re
 import subprocess
@@ -225,10 +226,11 @@ def memory_of(way: str, options: argparse.Namespace) -> int:
 
 
 def peak_bytes(way: str, size: int, instances: int) -> int:
-    """What a step needs above the maps themselves: the peak of resident memory (Linux)."""
+    """What a step needs above the maps themselves: the peak of resident memory (Linux, glibc)."""
     small = training_scene(64, 3)
     step(ours, *small)  # compiles
     maps, target = training_scene(size, instances)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again unseen
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     step({"plain": plain_loss, "ours": ours}[way], maps, target)
