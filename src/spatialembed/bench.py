@@ -173,7 +173,7 @@ def bench(
     *,
     sizes: Sequence[tuple[int, int]] = ((256, 256), (512, 512)),
     engines: Sequence[str] = ("torch:float32", "torch"),
-    rounds: int = 5,
+    rounds: int = 3,
     device: str = "auto",
     threads: int | None = None,
 ) -> BenchReport:

@@ -156,7 +156,7 @@ class BenchOptions:
     engines: str = "torch:float32,torch,onnxruntime,openvino"
     """As predict takes them, with a precision after a colon; those not installed are left out.
     compiled is a further one, which takes a minute more."""
-    rounds: int = 5
+    rounds: int = 3
     """Times that each stage is run after a first one."""
     out: str = "runs/bench"
     """Folder of bench.json."""
