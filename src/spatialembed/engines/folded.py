@@ -37,7 +37,7 @@ class FoldedNet(nn.Module):
     """``SpatialEmbeddingNet`` with its batch-norm folded: images of any size -> ``Embeddings``.
 
     The weights are copies, rounded once to ``dtype``, of the network as it is now. The last layers
-    and the activations stay float32, as do the maps.
+    and the activations stay in the precision of its own, float32, as do the maps.
     """
 
     def __init__(self, net: Branched, dtype: torch.dtype = torch.float32) -> None:
@@ -98,8 +98,8 @@ class FoldedDown(nn.Module):
         gain, shift = _affine(block.bn)
         own = block.conv.out_channels
         self.conv = _copy(block.conv, gain[:own], shift[:own])
-        self.gain = nn.Parameter(gain[own:].float()[:, None, None])
-        self.shift = nn.Parameter(shift[own:].float()[:, None, None])
+        self.gain = nn.Parameter(gain[own:, None, None])
+        self.shift = nn.Parameter(shift[own:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.max_pool2d(x, 2) * self.gain + self.shift
@@ -157,12 +157,16 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _copy(
     conv: _Convolution, gain: Tensor | None = None, shift: Tensor | None = None
 ) -> _Convolution:
-    """A convolution with weights of its own, followed by gain and shift (outputs,) if given."""
+    """A convolution with weights of its own, followed by gain and shift (outputs,) if given.
+
+    Then it is float64, so that whoever rounds it does so once.
+    """
     copy = deepcopy(conv)
     if gain is None or shift is None:
         return copy
+    copy = copy.double()
     assert copy.bias is not None
     outputs = (1, -1, 1, 1) if isinstance(copy, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    copy.weight.copy_(copy.weight.double() * gain.view(outputs))
-    copy.bias.copy_(copy.bias.double() * gain + shift)
+    copy.weight.mul_(gain.view(outputs))
+    copy.bias.mul_(gain).add_(shift)
     return copy

@@ -22,8 +22,9 @@ from spatialembed.types import Embeddings
 
 EXAMPLE_HW = (512, 1024)
 """What is compiled first; loops are shared among threads as suits this size, and any other runs."""
-LEAST_SIDE = 64
-"""px. Below it sides of 1 appear inside the network, for which torch would compile anew."""
+LEAST_SIDE = 128
+"""px. Smaller images run as they are: torch would compile anew for sides of 1 inside the network,
+and for maps so small that its library convolves them in another way."""
 
 
 def missing_compiler(device: torch.device) -> str:
