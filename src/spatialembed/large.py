@@ -62,10 +62,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spatialembed")
 
-BYTES_WHOLE = 140
-"""Memory of the network for each pixel that it sees, bytes: 124 to 132 from 2048 px square on."""
+BYTES_WHOLE = 200
+"""Memory of the network for each pixel that it sees, bytes: torch 90 to 220, OpenVINO 200."""
 BYTES_TILE = 300
-"""The same as it is planned for tiles: smaller ones take up to 218, and the next one is read."""
+"""The same as it is planned for tiles, with their maps and the next one that is read."""
 BYTES_READ = 45
 """Of an image that is read whole, bytes for each pixel: its colours, as floats, and on the way."""
 BASE_BYTES = 0.9e9
