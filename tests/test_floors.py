@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
 FLOORS = {
     "types": 0, "errors": 0, "files": 0,
-    "geometry": 1, "labels": 1, "lovasz": 1, "near": 1, "erfnet": 1, "kernels": 1, "arguments": 1, "ahead": 1,
-    "colour": 1, "terminal": 1, "typed_json": 1,
+    "geometry": 1, "labels": 1, "lovasz": 1, "near": 1, "erfnet": 1, "kernels": 1, "arguments": 1,
+    "ahead": 1, "colour": 1, "terminal": 1, "typed_json": 1,
     "model": 2, "loss": 2, "cluster": 2, "tiling": 2, "metrics": 2, "cityscapes_ap": 2, "transforms": 2, "render": 2,
     "calibration": 2, "ambiguity": 2,
     "data": 3, "checkpoint": 3, "engine": 3, "results": 3,
