@@ -22,7 +22,7 @@ from torch import Tensor
 
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed import predict
-from spatialembed.bulk import predict_folder
+from spatialembed.bulk import SAMPLED, job_pixels, predict_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.predict import Predictor
 from spatialembed.results import folder
@@ -305,6 +305,19 @@ def test_truncated_results_are_reported(
     )
     assert result.truncated == [inputs / "a.png"]
     assert "max_instances" in caplog.text
+
+
+def test_length_of_a_job(inputs: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pixels = scene(0).size
+    assert job_pixels([inputs], tmp_path / "out") == 3 * pixels
+    (inputs / "text.png").write_text("not an image")  # counts as the others do
+    assert job_pixels([inputs], tmp_path / "out") == 4 * pixels
+    assert job_pixels([inputs / "text.png"], tmp_path / "out") == 0
+    assert job_pixels([inputs / "gone.png"], tmp_path / "out") == 0
+    for i in range(3 * SAMPLED):
+        Image.fromarray(scene(0)).save(inputs / f"more{i}.png")
+    assert job_pixels([inputs], tmp_path / "out") == (4 + 3 * SAMPLED) * pixels
+    assert not recwarn.list
 
 
 def test_progress_bar_goes_to_standard_error(

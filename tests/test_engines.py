@@ -51,9 +51,9 @@ def trained(elliptical: bool = True) -> SpatialEmbeddingNet:
             nn.init.normal_(layer.running_mean, std=0.1)
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
             nn.init.normal_(layer.weight, 0.8, 0.2)
-            with torch.no_grad():
-                layer.weight[-1] = -0.5  # of erfnet.Down: a channel that was pooled
             nn.init.normal_(layer.bias, std=0.1)
+            with torch.no_grad():  # of erfnet.Down: a channel that was pooled, not all below 0
+                layer.weight[-1], layer.bias[-1] = -0.5, 0.4
     for decoder in net.decoders:
         nn.init.normal_(decoder.output_conv.weight, std=0.1)
     return net
