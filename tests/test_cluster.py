@@ -258,20 +258,23 @@ def test_rejected_round_leaves_its_members_to_others() -> None:
     assert found.scores.tolist() == [np.float32(0.95).item()]
 
 
-def test_ties_take_the_lowest_index() -> None:
-    """INF-04: of equal seeds in a chain the first in reading order starts, run after run."""
+@pytest.mark.parametrize("value", [0.95, pytest.param(1.0, id="INF-04")])
+def test_ties_take_the_lowest_index(value: float) -> None:
+    """Of equal seeds in a chain the first in reading order starts, run after run."""
     target = np.zeros((2, 4, 4))
     target[0] = np.arange(16).reshape(4, 4) * 4.0  # a chain; a margin of 5 px holds the neighbours
-    prediction = pointing(target, log_precision_of(5.0), np.full((1, 4, 4), 0.95))
+    prediction = pointing(target, log_precision_of(5.0), np.full((1, 4, 4), value))
     found = against_oracle(prediction)
     assert found.labels.flatten()[:3].tolist() == [1, 1, 2]
     for _ in range(3):
         same(cluster(prediction, EVERYTHING)[0], found)
 
 
-@pytest.mark.parametrize(("second", "owner"), [(0.97, 1), (0.95, 0), (0.92, 0)])
+@pytest.mark.parametrize(
+    ("second", "owner"), [(0.97, 1), pytest.param(0.95, 0, id="INF-06"), (0.92, 0)]
+)
 def test_overlap_goes_to_the_higher_score_then_the_lower_class(second: float, owner: int) -> None:
-    """INF-06: one heap in two classes; a class left without a pixel is dropped."""
+    """One heap in two classes; a class left without a pixel is dropped."""
     seed = np.stack((np.full((5, 5), 0.95), np.full((5, 5), second)))
     found = against_oracle(pointing(np.zeros((2, 5, 5)), 1.0, seed))
     assert found.classes.tolist() == [owner]
@@ -368,9 +371,9 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", HOSTILE, ids=lambda kind: f"INF-02-{kind}")
 def test_hostile_maps_stay_linear(kind: str) -> None:
-    """INF-02: steps per pixel, which cannot flicker as seconds do. Quadratic: 4,096 and 65,536."""
+    """Steps per pixel, which cannot flicker as seconds do. Quadratic: 4,096 and 65,536."""
     assert work(hostile(kind, 64)) / 64**2 < 100
     assert work(hostile(kind, 256)) / 256**2 < 140
 

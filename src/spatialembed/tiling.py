@@ -52,6 +52,7 @@ class Window(NamedTuple):
 
     @property
     def shape_hw(self) -> tuple[int, int]:
+        """Height and width in px."""
         return self.y1 - self.y0, self.x1 - self.x0
 
 
