@@ -15,7 +15,7 @@ FLOORS = {
     "model": 2, "loss": 2, "cluster": 2, "tiling": 2, "metrics": 2, "cityscapes_ap": 2, "transforms": 2, "render": 2,
     "calibration": 2, "ambiguity": 2,
     "data": 3, "checkpoint": 3, "engine": 3, "results": 3,
-    "onnx_graph": 1, "device": 1, "engines": 2, "turns": 2,
+    "onnx_graph": 1, "device": 1, "engines": 2, "turns": 2, "device_input": 3,
     "onnx_frame": 2, "onnx_check": 4, "onnx_int8": 4,
     "settings": 3, "runs": 3, "thresholds": 3, "options": 3,
     "rescale": 2, "gathered": 3, "stages": 3, "large": 4,

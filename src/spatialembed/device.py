@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -80,6 +82,27 @@ def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported()  # AMX machines have it too
     return False
+
+
+@contextmanager
+def memory_is_named(shape: Sequence[int], device: torch.device) -> Iterator[None]:
+    """An allocation that fails, for images (B, C, H, W), by any library on any device, as our own.
+
+    Raises SpatialEmbedError ``out_of_memory`` (exit 5).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        known = any(text in str(error) for text in ("allocate memory", "bad_alloc"))
+        if not isinstance(error, torch.OutOfMemoryError) and not known:
+            raise
+        batch, _, height, width = shape
+        raise SpatialEmbedError(
+            "out_of_memory",
+            f"no memory left for {batch} image(s) of {width} x {height} px on {device}",
+            "use a smaller batch, a smaller image, or device cpu",
+            RESOURCE,
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from spatialembed.device import (
     Precision,
     first_line,
+    memory_is_named,
     resolve_device,
     resolve_precision,
 )
@@ -35,7 +35,7 @@ from spatialembed.engines.inductor import compiled_run, missing_compiler
 from spatialembed.engines.ort import onnxruntime_run
 from spatialembed.engines.vino import openvino_run
 from spatialembed.erfnet import pad_to_stride
-from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.geometry import LOG_SCALE
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.turns import average_over_turns
@@ -101,7 +101,11 @@ class TorchEngine:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Embeddings:
         """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
-        with _memory_is_named(images, self.device), _reproducible(self.device), self._autocast():
+        with (
+            memory_is_named(images.shape, self.device),
+            _reproducible(self.device),
+            self._autocast(),
+        ):
             return _at_scale(self._run, images.to(self.device), self.scale)
 
     def _run(self, images: Tensor) -> Embeddings:
@@ -137,7 +141,7 @@ class FoldedEngine:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Embeddings:
         """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
-        with _memory_is_named(images, self.device), _reproducible(self.device):
+        with memory_is_named(images.shape, self.device), _reproducible(self.device):
             return _at_scale(self._run, images.to(self.device), self.scale)
 
     def _run(self, images: Tensor) -> Embeddings:
@@ -265,24 +269,6 @@ def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings
     return Embeddings(
         offset / by_axis, log_precision + gain, resize(maps.seed, (height, width)).clamp(0, 1)
     )
-
-
-@contextmanager
-def _memory_is_named(images: Tensor, device: torch.device) -> Iterator[None]:
-    """An allocation that fails, on any device, as our own error."""
-    try:
-        yield
-    except RuntimeError as error:
-        known = any(text in str(error) for text in ("allocate memory", "bad_alloc"))
-        if not isinstance(error, torch.OutOfMemoryError) and not known:
-            raise
-        batch, _, height, width = images.shape
-        raise SpatialEmbedError(
-            "out_of_memory",
-            f"no memory left for {batch} image(s) of {width} x {height} px on {device}",
-            "use a smaller batch, a smaller image, or device cpu",
-            RESOURCE,
-        ) from error
 
 
 def _reproducible(device: torch.device) -> AbstractContextManager[object]:

@@ -25,6 +25,7 @@ from spatialembed.calibration import with_expected_iou
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.data.images import MAX_PIXELS, read_pixels
+from spatialembed.device_input import device_input
 from spatialembed.engine import Engine, average_over_turns, build
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.transforms import network_input
@@ -292,6 +293,8 @@ class Predictor:
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""
+        if self.device.type == "cuda" and pixels.dtype == np.uint8:
+            return device_input(pixels, self.info.normalization, self.device)
         return network_input(pixels, self.info.normalization)
 
     def _maps(self, images: Tensor, augment: bool) -> Embeddings:

@@ -58,6 +58,8 @@ def _record(run: Run, images: Tensor) -> Recording:
             run(held)
     torch.cuda.current_stream(images.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(images.device), torch.cuda.graph(graph):
+    # thread_local: other threads, which read and cluster, may allocate meanwhile.
+    mode = "thread_local"
+    with torch.cuda.device(images.device), torch.cuda.graph(graph, capture_error_mode=mode):
         maps = run(held)
     return Recording(graph, held, maps)
