@@ -499,6 +499,32 @@ def test_a_broken_large_one_fails_alone(tmp_path: Path) -> None:
     assert result.images == 1
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
+@pytest.mark.parametrize("source", ["in", "in/*.zarr", "in/**/b.zarr", "in/deep/b.zarr"])
+def test_zarr_folders_are_images(source: str, tmp_path: Path) -> None:
+    import zarr
+
+    pixels = field(70, 80)
+    for name in ("a.zarr", "deep/b.zarr"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        zarr.create_array(tmp_path / "in" / name, data=pixels, chunks=(32, 32))
+    predictor = Predictor(NearCentres(), info())  # type: ignore[arg-type]
+    result = predict_folder(predictor, [tmp_path / source], tmp_path / "out", progress=False)
+    assert result.failed == []
+    found = {p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/**/*.tif")}
+    assert (
+        found
+        == {
+            "in": {"a_labels.tif", "deep/b_labels.tif"},
+            "in/*.zarr": {"a_labels.tif"},
+            "in/**/b.zarr": {"deep/b_labels.tif"},
+            "in/deep/b.zarr": {"b_labels.tif"},
+        }[source]
+    )
+    labels = tifffile.imread(tmp_path / "out" / found.pop())
+    assert np.array_equal(labels, whole(NearCentres(), pixels).labels)
+
+
 def test_scale_of_small_images(tmp_path: Path) -> None:
     pixels = field(101, 133, seed=4)
     (tmp_path / "in").mkdir()
