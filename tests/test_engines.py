@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spatialembed import engine as engines
+from spatialembed import predict
 from spatialembed.engine import FoldedEngine, TorchEngine, build
 from spatialembed.engines import cuda_graphs, inductor
 from spatialembed.engines.choice import COSTS, ENGINES, choose
@@ -234,7 +235,31 @@ def test_an_engine_that_fails_gives_way(
     assert_near(run(x), reference(x), "float32")
 
 
+def test_auto_goes_on_without_a_package(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that seemed to be there, and is not whole."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(engines, "choose", lambda *_: "openvino")
+    assert build(trained(), device="cpu").name == "torch"
+    assert "openvino does not start" in caplog.text
+
+
 # Settings
+
+
+def test_load_tells_the_length_as_the_network_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nuclei model sees images at twice their size."""
+    lengths = []
+
+    def choose(kind: str, precision: str, there: set[str], length: float, threads: int) -> str:
+        lengths.append(length)
+        return "torch"
+
+    monkeypatch.setattr(engines, "choose", choose)
+    predict.load("nuclei", device="cpu", pixels=3e6)
+    predict.load("nuclei", device="cpu")
+    assert lengths == [12, None]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +326,19 @@ def test_choice(
     kind: str, precision: str, there: tuple[str, ...], megapixels: float | None, chosen: str
 ) -> None:
     assert choose(kind, precision, there, megapixels) == chosen
+
+
+def test_more_threads_make_a_start_dearer() -> None:
+    """Half the time a megapixel: the compiler pays from twice as many on."""
+    costs = COSTS["cpu", "bfloat16"]
+    even = costs["compiled"].start / (costs["torch"].megapixel - costs["compiled"].megapixel)
+    there = ("torch", "compiled")
+    for threads, megapixels, chosen in (
+        (2, 1.1 * even, "compiled"),
+        (4, 1.1 * even, "torch"),
+        (4, 2.1 * even, "compiled"),
+    ):
+        assert choose("cpu", "bfloat16", there, megapixels, threads) == chosen
 
 
 @given(

@@ -178,14 +178,15 @@ def build(
     where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
     how = _precision_of(engine, precision, where)
     _check_device(engine, where)
-    name = choose(where.type, how, _there(where), megapixels) if engine == "auto" else engine
+    name = engine
+    if engine == "auto":
+        name = choose(where.type, how, _there(where), megapixels, torch.get_num_threads())
     began = time.perf_counter()
     try:
         run = _start(name, net, where, how)
-    except SpatialEmbedError:
-        raise
     except Exception as error:  # of a compiler or runtime of others: none of its faults is ours
-        if name == "torch":
+        missing = isinstance(error, SpatialEmbedError) and engine != "auto"
+        if missing or name == "torch":
             raise
         logger.warning("engine %s does not start: %s; using torch", name, first_line(error))
         name, run = "torch", _start("torch", net, where, how)

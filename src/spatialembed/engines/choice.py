@@ -32,19 +32,29 @@ COSTS: dict[tuple[str, str], dict[str, Cost]] = {
     ("cuda", "bfloat16"): {"torch": Cost(0.0, 0.005), "compiled": Cost(45.0, 0.002)},
     ("cuda", "float32"): {"torch": Cost(0.0, 0.010), "compiled": Cost(45.0, 0.008)},
 }
-"""By kind of device and precision. Of the CPU: two cores with AVX-512 and its bfloat16, as
-``benchmarks/engines.py`` prints them; on other machines both columns grow or shrink together, and
-that is all the choice depends on. Of CUDA: assumed, not measured."""
+"""By kind of device and precision. Of the CPU: as ``benchmarks/engines.py`` prints them on two
+cores with AVX-512 and its bfloat16. Of CUDA: assumed, not measured. On another machine both columns
+grow or shrink, and what the choice depends on is their ratio alone."""
+THREADS = 2
+"""Of those measurements; the pace on the CPU grows with them, the start does not."""
 
 
-def choose(kind: str, precision: str, there: Collection[str], megapixels: float | None) -> str:
+def choose(
+    kind: str,
+    precision: str,
+    there: Collection[str],
+    megapixels: float | None,
+    threads: int = THREADS,
+) -> str:
     """The engine of the least expected time.
 
     kind: of the device, "cpu", "cuda" or "mps". there: engines that can be built. megapixels: of
-    all images of the job as the network sees them; None if nobody knows.
+    all images of the job as the network sees them; None if nobody knows. threads: of the CPU.
     """
     costs = COSTS.get((kind, precision), {})
     length = UNKNOWN_MEGAPIXELS if megapixels is None else megapixels
+    if kind == "cpu":
+        length *= THREADS / threads
     able = [name for name in costs if name in there]
     return min(
         able, key=lambda name: costs[name].start + costs[name].megapixel * length, default="torch"
