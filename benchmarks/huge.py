@@ -28,6 +28,8 @@ import tifffile
 from rich.progress import track
 from scipy import ndimage
 
+from spatialembed.data.large import open_large
+
 BAND = 512  # rows
 EDGE = 8  # rows beyond a band that its blur looks at
 THRESHOLDS = np.arange(0.5, 0.91, 0.05)
@@ -108,8 +110,6 @@ def write_field(field: Field, path: Path) -> None:
 
 def match(field: Field, labels: Path) -> dict[str, float]:
     """Objects found against the truth, by pixels in common."""
-    from spatialembed.data.large import open_large
-
     found = open_large(labels, labels.parent)
     both: list[np.ndarray] = []
     true_area, found_area = np.zeros((2, field.cells**2 + 1), np.int64)
@@ -169,6 +169,7 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         result: dict[str, Any] = {"size": options.size, "file_mb": image.stat().st_size / 1e6}
         result |= settings | run(image, out, arguments)
+        print(json.dumps(result))
         result |= match(field, out / "field_labels.tif")
         if options.keep:
             os.rename(out, options.keep)
