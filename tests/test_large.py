@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import tifffile
 import torch
 
 from spatialembed.bulk import predict_folder
+from spatialembed.calibration import Calibration
 from spatialembed.cluster import cluster
 from spatialembed.data.images import read_image
 from spatialembed.data.large import open_large
@@ -140,6 +142,21 @@ def test_an_object_across_seams_is_one(tmp_path: Path, fault: str) -> None:
     labels = tifffile.imread(result.labels)
     assert np.array_equal(labels == 2, pixels == 200)
     assert np.array_equal(labels == 1, pixels == 250)
+
+
+def test_expected_iou_is_that_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spatialembed.gathered.CHUNK_PIXELS", 4000)
+    calibration = Calibration((0.5, 0.9, 1.0), (0.1, 0.5, 0.95), 500, 0.1, 0.2)
+    about = replace(info(2), calibration=calibration)
+    pixels = field(150, 170)
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    predictor = Predictor(NearCentres(2), about)  # type: ignore[arg-type]
+    for way, tiles in (("whole", TileOptions()), ("tiled", SMALL)):
+        predict_folder(predictor, [tmp_path / "a.tif"], tmp_path / way, tiles=tiles, progress=False)
+    tables = [(tmp_path / way / "objects.csv").read_text() for way in ("whole", "tiled")]
+    assert tables[0] == tables[1]
+    rows = list(csv.DictReader(tables[0].splitlines()))
+    assert len({row["expected_iou"] for row in rows}) > 3
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.3])

@@ -216,7 +216,7 @@ class _Run:
             "model": self.info.weights_sha256,
             "normalization": asdict(self.info.normalization),
             "engine": [self.engine.name, self.engine.precision, self.engine.scale],
-            "tiles": asdict(self.tiles),
+            "tiles": {k: v for k, v in asdict(self.tiles).items() if k != "labels"},
             "augment": self.augment,
             "foreground": self.options.foreground,
         }
