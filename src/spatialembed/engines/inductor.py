@@ -1,9 +1,9 @@
 """The network compiled by torch (Inductor): convolutions, additions and activations fused.
 
-On the CPU the weights are constants of the program (frozen), laid out once as oneDNN wants them.
 Height and width stay open: one program serves every size, so that a folder of many sizes is not
-compiled again and again. On CUDA the first batch shape has a program of its own, the second one
-makes it open to all, and the launches are recorded (see ``cuda_graphs``).
+compiled again and again. On the CPU the weights are constants of the program (frozen), laid out
+once as oneDNN wants them. On CUDA a batch of one and larger ones have a program each, and their
+launches are recorded (see ``cuda_graphs``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _on_cpu(core: FoldedCore) -> Run:
 
 
 def _on_cuda(core: FoldedCore) -> Run:
-    program = Recorded(torch.compile(core))
+    program = Recorded(torch.compile(core, dynamic=True))
 
     def run(images: Tensor) -> Embeddings:
         if min(images.shape[-2:]) < LEAST_SIDE:
