@@ -79,32 +79,11 @@ def instance_term(
                     found += 1
 
         side = _radix_sort(keys, order, found)
-        own_before = other_before = 0
-        for n in range(found):
-            if own_before == total:
-                break
-            i = order[side, n]
-            pixel, d = pixels[i], exponents[i]
-            union = total + other_before
-            if i < total:
-                step = 1.0 / union
-                error, slope = -2.0 * np.expm1(-d), 2.0 * step * np.exp(-d)
-                own_before += 1
-            else:
-                step = (total - own_before) / (union * (union + 1.0))
-                error = 2.0 * np.exp(-d)
-                slope = -step * error
-                other_before += 1
-            value += error * step
-            slope /= len(counts)
-            dx, dy = embedding[0, pixel] - cx, embedding[1, pixel] - cy
-            pull_x, pull_y = 2 * slope * px * dx, 2 * slope * py * dy
-            grad_embedding[0, pixel] += pull_x
-            grad_embedding[1, pixel] += pull_y
-            grad_centers[0, k] -= pull_x
-            grad_centers[1, k] -= pull_y
-            grad_precisions[0, k] += slope * dx * dx
-            grad_precisions[1, k] += slope * dy * dy
+        own = (cx, cy, px, py)
+        gradients = (grad_embedding, grad_centers[:, k], grad_precisions[:, k])
+        value += _sum_up(
+            embedding, own, total, pixels, exponents, order[side, :found], len(counts), gradients
+        )
     return (
         value / max(len(counts), 1),
         grad_embedding,
@@ -112,6 +91,53 @@ def instance_term(
         grad_precisions.astype(np.float32),
         phi,
     )
+
+
+@compiled
+def _sum_up(
+    embedding: np.ndarray,
+    own: tuple[float, float, float, float],
+    total: int,
+    pixels: np.ndarray,
+    exponents: np.ndarray,
+    order: np.ndarray,
+    instances: int,
+    gradients: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> float:
+    """Hinge of one instance; adds to the gradients by embedding (2, P), center and precision (2,).
+
+    own: center and precision (x, y). total: its pixels, which stand first in pixels and exponents.
+    order: of these, by descending error. The gradients are those of the mean over ``instances``.
+    """
+    cx, cy, px, py = own
+    grad_embedding, grad_center, grad_precision = gradients
+    value = 0.0
+    own_before = other_before = 0
+    for i in order:
+        if own_before == total:
+            break
+        pixel, d = pixels[i], exponents[i]
+        union = total + other_before
+        if i < total:
+            step = 1.0 / union
+            error, slope = -2.0 * np.expm1(-d), 2.0 * step * np.exp(-d)
+            own_before += 1
+        else:
+            step = (total - own_before) / (union * (union + 1.0))
+            error = 2.0 * np.exp(-d)
+            slope = -step * error
+            other_before += 1
+        value += error * step
+        slope /= instances
+        dx, dy = embedding[0, pixel] - cx, embedding[1, pixel] - cy
+        pull_x, pull_y = 2 * slope * px * dx, 2 * slope * py * dy
+        grad_embedding[0, pixel] += pull_x
+        grad_embedding[1, pixel] += pull_y
+        grad_center[0] -= pull_x
+        grad_center[1] -= pull_y
+        grad_precision[0] += slope * dx * dx
+        grad_precision[1] += slope * dy * dy
+    return value
 
 
 @compiled
