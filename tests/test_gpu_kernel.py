@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import gpu_scenes
-from spatialembed.cluster import ClusterOptions, cluster, cluster_plain
+from spatialembed.cluster import ClusterOptions, _cluster_on_gpu, cluster, cluster_plain
 
 pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch alone")
 
@@ -68,6 +70,25 @@ def test_compiles_and_rounds_as_the_processor_does() -> None:
     )
     assert compiled.asm["cubin"]
     assert "fma.rn.f32" not in compiled.asm["ptx"]
+
+
+def test_runs_on_the_device_of_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, which need not be that of the maps."""
+    from spatialembed.kernels import gpu
+
+    steps: list[str] = []
+
+    @contextmanager
+    def device_of(maps: torch.Tensor) -> Iterator[None]:
+        steps.append("enter")
+        yield
+        steps.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(gpu, "cluster", lambda *maps, **options: steps.append("launch"))
+    maps = gpu_scenes.scenes()["disks"]
+    assert _cluster_on_gpu(maps, ClusterOptions(), ("object",)) is None
+    assert steps == ["enter", "launch", "leave"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

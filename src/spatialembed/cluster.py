@@ -138,16 +138,17 @@ def _cluster_on_gpu(
     maps = Embeddings(*(m.detach().float().contiguous() for m in prediction))
     if not torch.stack([m.isfinite().all() for m in maps]).all():
         return None
-    found = gpu.cluster(
-        geometry.embed(maps.offset),
-        geometry.precision(maps.log_precision.double()).float(),
-        maps.seed,
-        foreground=options.foreground,
-        start=options.start,
-        reach=_reach(options.membership),
-        min_pixels=options.min_pixels,
-        min_free=options.min_free,
-    )
+    with torch.cuda.device_of(maps.seed):  # Triton launches on the current device, whatever it gets
+        found = gpu.cluster(
+            geometry.embed(maps.offset),
+            geometry.precision(maps.log_precision.double()).float(),
+            maps.seed,
+            foreground=options.foreground,
+            start=options.start,
+            reach=_reach(options.membership),
+            min_pixels=options.min_pixels,
+            min_free=options.min_free,
+        )
     if found is None:
         return None
     parts = zip(found.labels, found.scores, found.classes, strict=True)
