@@ -72,7 +72,9 @@ class FoldedCore(nn.Module):
         x = images.to(self.dtype, memory_format=torch.channels_last)
         features = self.encoder(x)  # (B, 128, H/8, W/8)
         maps, seed = (decoder(features) for decoder in self.decoders)  # (B, 2 + S, H, W), (B, C, ..
-        return Embeddings(torch.tanh(maps[:, :2]), maps[:, 2:], torch.sigmoid(seed))
+        # Copied first: a tanh over a slice of the channels is not vectorised, five times slower.
+        offset = torch.tanh(maps[:, :2].contiguous())
+        return Embeddings(offset, maps[:, 2:], torch.sigmoid(seed))
 
 
 class FoldedDecoder(nn.Module):
