@@ -165,6 +165,16 @@ def random_maps(seed: int, classes: int) -> Embeddings:
     return Embeddings(offset, raw, torch.rand(1, classes, SIZE, SIZE, generator=g))
 
 
+@pytest.mark.parametrize("foreground", [0.7, 0.99])
+def test_thresholds_whose_start_is_below_their_foreground_are_a_cell_too(foreground: float) -> None:
+    """Above all tried starts, too: then there is no other one."""
+    base = replace(BASE, start=0.6, foreground=foreground)
+    surface = swept([0.75, 0.995], [sample([0, 1])], base)
+    assert at(surface) == pytest.approx(1.0 if foreground < 0.75 else 0.5)
+    assert at(surface, start=0.5) != at(surface, start=0.5)  # not tried: NaN
+    assert len(surface.objects_at(base).ious) == (2 if foreground < 0.75 else 1)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_one_clustering_serves_all_starts(seed: int) -> None:
     """AP by leaving out low scores is AP of clustering anew."""

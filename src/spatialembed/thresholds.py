@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Values to try of each threshold, ascending; ``start`` at or above ``foreground`` only."""
+    """Values to try of each threshold, ascending; see ``starts``."""
 
     foreground: tuple[float, ...]
     start: tuple[float, ...]
@@ -63,6 +63,14 @@ class Grid(NamedTuple):
             values.index(getattr(options, name))
             for name, values in zip(self._fields, self, strict=True)
         )
+
+    def starts(self, f: int, base: ClusterOptions) -> list[int]:
+        """Starts tried with a foreground: those at or above it, and the one before in any case.
+
+        Below it all starts are alike: only pixels above ``foreground`` take part.
+        """
+        low = self.foreground[f]
+        return [s for s, value in enumerate(self.start) if value >= low or value == base.start]
 
     def options(self, cell: Sequence[int], base: ClusterOptions) -> ClusterOptions:
         """``base`` with the thresholds of a cell."""
@@ -183,7 +191,7 @@ def sweep(
         maps = embeddings_of(engine, how, sample)
         ap = np.full((num_classes, *map(len, grid)), np.nan, np.float32)
         for f, m, p in product(*(range(len(grid[axis])) for axis in (0, 2, 3))):
-            starts = [s for s in range(len(grid.start)) if grid.start[s] >= grid.foreground[f]]
+            starts = grid.starts(f, base)
             options = grid.options((f, starts[0], m, p), base)
             found = cluster(maps, options)[0].numpy()
             pairs = overlaps_with(sample, found)
