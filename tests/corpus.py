@@ -588,6 +588,8 @@ def foreign() -> Iterator[Case]:
         yield Case(f"empty.{suffix}", b"", None, ("empty_file",))
     apple = PNG_START + chunk(b"CgBI", bytes(4)) + png(noise((3, 3, 3)), 8, 2)[8:]
     yield Case("png-of-apple.png", apple, None, ("unsupported_codec",))
+    lost = png(noise(SHAPE), 8, 3)  # of a palette, without it
+    yield Case("png-without-palette.png", lost, None, ("truncated",))
     for side in (20_000, 1 << 30):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         data = PNG_START + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")

@@ -472,6 +472,41 @@ def test_bits_as_labels(tmp_path: Path) -> None:
         assert np.array_equal(read_labels(saved(tmp_path / f"a.{suffix}", BITS)), 255 * BITS)
 
 
+def turned_mask(path: Path) -> Path:
+    """GREY with an orientation that its image may not have."""
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(GREY).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("store", [{}, {"compression": "zlib"}, {"compression": "packbits"}])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.uint32])
+def test_ids_are_as_stored_where_white_is_0(
+    dtype: type, store: dict[str, str], tmp_path: Path
+) -> None:
+    """So tifffile writes masks of bool, and ImageJ those with an inverting table."""
+    ids = np.zeros((20, 24), dtype)
+    ids[3:9, 4:9] = 1
+    ids[12:15, 10:20] = 2
+    tifffile.imwrite(tmp_path / "a.tif", ids, photometric="miniswhite", **store)
+    expected = 255 * ids.astype(int) if dtype is bool else ids
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), expected)
+    if dtype is bool:
+        tifffile.imwrite(tmp_path / "b.tif", ids)
+        assert np.array_equal(read_labels(tmp_path / "b.tif"), expected)
+
+
+def test_fax_masks(tmp_path: Path) -> None:
+    """What only Pillow decodes, and turns into black as 0, is turned back."""
+    for name in ("group4", "tiff_lzw"):
+        path = tmp_path / f"{name}.tif"
+        Image.fromarray(BITS).save(path, compression=name, tiffinfo={262: 0})
+        with tifffile.TiffFile(path) as file:
+            stored = file.pages.first.photometric == 0
+        assert np.array_equal(read_labels(path), 255 * (~BITS if stored else BITS))
+
+
 LABELS_REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("LBL-04-rgb", "colour_labels", lambda d: saved(d / "a.png", RGB)),
     ("LBL-04-tif", "colour_labels", lambda d: saved(d / "a.tif", RGB)),
@@ -481,6 +516,8 @@ LABELS_REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("LBL-07-fraction", "label_values", lambda d: tiff(d / "a.tif", GREY / np.float32(2))),
     ("LBL-07-negative", "label_values", lambda d: tiff(d / "a.tif", -np.int32(GREY))),
     ("LBL-07-nan", "label_values", lambda d: tiff(d / "a.tif", WITH_NAN)),
+    ("IMG-23-png", "oriented_image", lambda d: turned_mask(d / "a.png")),
+    ("IMG-23-tif", "oriented_image", lambda d: turned_mask(d / "a.tif")),
     ("LBL-07-too-large", "label_values", lambda d: tiff(d / "a.tif", np.uint32(GREY) << 24)),
 ]
 

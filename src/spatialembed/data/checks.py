@@ -71,7 +71,7 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
 
     Raises SpatialEmbedError: truncated, too_large, empty_image, unsupported_codec.
     """
-    kept, moves, room = [_PNG_START], False, 0
+    kept, moves, room, palette_due = [_PNG_START], False, 0, False
     file.seek(len(_PNG_START))
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -90,10 +90,14 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
             refuse_damaged(path, "PNG", f"wrong checksum of a chunk {kind.decode('ascii')}")
         if kind == b"IHDR":
             room = _png_room(path, body, max_pixels)
+            palette_due = body[9] == 3
         elif kind == b"IDAT" and (room := room - length) < 0:
             refuse_size(path, "PNG with more data than its pixels can take", max_pixels)
         if sound and ((kind[1:] != b"TXt" and kind[1:] != b"EXt") or body.startswith(_TURN_WORDS)):
             kept += [head, body]
+        palette_due &= kind != b"PLTE"
+        if kind == b"IDAT" and palette_due:  # Pillow would take one of its own
+            refuse_damaged(path, "PNG", "its palette is missing")
         if kind == b"IEND":
             return io.BytesIO(b"".join(kept)), moves
     refuse_damaged(path, "PNG", "it has no end")

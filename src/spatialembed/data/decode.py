@@ -52,6 +52,7 @@ class Decoded(NamedTuple):
     orientation: int  # EXIF, 1 to 8, that was undone
     mode: str = ""  # Pillow's, "" where tifffile read it
     bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
+    inverted: bool = False  # white is 0 in the file; here black is
 
 
 # ---------------------------------------------------------------- which format a file has
@@ -270,11 +271,11 @@ def decode(
     found = read_tiff(path, file, max_pixels, page)
     if found.pixels is not None:
         pixels = upright(found.pixels, found.orientation)
-        return Decoded(pixels, found.orientation, bits=found.bits)
+        return Decoded(pixels, found.orientation, bits=found.bits, inverted=found.inverted)
     file.seek(0)
     # Pillow turns TIFF upright by itself, and forgets that it did.
     read = _read_pillow(path, file, form, max_pixels, found.place, found.bits)
-    return read._replace(orientation=found.orientation)
+    return read._replace(orientation=found.orientation, inverted=found.inverted)
 
 
 def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:

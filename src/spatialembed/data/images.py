@@ -27,12 +27,12 @@ from PIL import Image
 
 from spatialembed.data.checks import ImageWarning
 from spatialembed.data.decode import decode, from_pillow, opened
-from spatialembed.data.tiff import page_numbers
+from spatialembed.data.tiff import invert, page_numbers
 from spatialembed.errors import SpatialEmbedError
 
 __all__ = [
-    "MAX_PIXELS", "ImageWarning", "Page", "each_page", "read_image", "read_labels", "read_oriented",
-    "read_pixels",
+    "MAX_PIXELS", "ImageWarning", "Page", "each_page", "oriented", "read_image", "read_labels",
+    "read_oriented", "read_pixels",
 ]  # fmt: skip
 
 MAX_PIXELS = 2**28
@@ -84,6 +84,15 @@ def read_oriented(
     with opened(where) as (file, form):
         found = decode(where, file, form, max_pixels, index)
     return np.ascontiguousarray(plain_type(path, found.pixels)), found.orientation
+
+
+def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:
+    """``oriented_image``: nobody knows whether image and truth were turned alike."""
+    return SpatialEmbedError(
+        "oriented_image",
+        f"{path}: EXIF orientation {orientation}, which its {partner} not share",
+        "save it upright, without EXIF orientation",
+    )
 
 
 def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -167,10 +176,12 @@ def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a label mask, PNG or TIFF of one channel: (H, W) int32 ids, 0 background.
 
-    The ids are as stored. 1-bit masks have the id 255. Whole numbers stored as float are taken.
+    The ids are as stored, whatever a TIFF says of its white. 1-bit masks have the id 255. Whole
+    numbers stored as float are taken.
 
     Raises SpatialEmbedError as ``read_image`` does, and: label_format (JPEG and other lossy or
-    foreign formats), colour_labels (RGB or palette), label_values (negative, fractions, NaN).
+    foreign formats), colour_labels (RGB or palette), label_values (negative, fractions, NaN),
+    oriented_image.
     """
     path = Path(path)
     with opened(path) as (file, form):
@@ -180,7 +191,9 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
                 f"{path}: a mask as {form}, which does not keep ids",
                 "save masks as 16-bit PNG or TIFF",
             )
-        pixels, _, mode, bits = decode(path, file, form, max_pixels)
+        pixels, orientation, mode, bits, inverted = decode(path, file, form, max_pixels)
+    if orientation != 1:
+        raise oriented(path, orientation, "image may")
     if pixels.ndim != 2:
         what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
         raise SpatialEmbedError(
@@ -188,6 +201,8 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
             f"{path}: a mask with {what}: colours are no ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
+    if inverted:  # ImageJ and tifffile write masks so, and mean the number
+        pixels = invert(pixels, bits)
     if bits in (2, 4):  # stretched to 0..255, as a picture is
         pixels = pixels // (255 // (2**bits - 1))
     return np.ascontiguousarray(_as_ids(path, pixels))

@@ -12,7 +12,13 @@ import numpy as np
 
 from spatialembed.data.decode import decode, opened
 from spatialembed.data.folder import instances_of
-from spatialembed.data.images import MAX_PIXELS, ImageWarning, read_labels, read_oriented
+from spatialembed.data.images import (
+    MAX_PIXELS,
+    ImageWarning,
+    oriented,
+    read_labels,
+    read_oriented,
+)
 from spatialembed.data.objects import Objects, describe
 from spatialembed.errors import SpatialEmbedError
 
@@ -37,6 +43,11 @@ class Fault:
     code: str
     message: str  # path first
     remedy: str
+
+
+def fault_of(error: SpatialEmbedError) -> Fault:
+    """What a reader raised."""
+    return Fault(error.code, error.message, error.remedy)
 
 
 @dataclass(frozen=True)
@@ -104,14 +115,14 @@ def probe(pair: Pair, reading: Reading) -> Pair:
         try:
             image = _image(image_path, faults)
         except SpatialEmbedError as error:
-            faults.append(Fault(error.code, error.message, error.remedy))
+            faults.append(fault_of(error))
         try:
             ids = read_labels(mask_path)
             if pair.classes is None:
                 ids = _instances(mask_path, ids, reading, faults)
             mask = _mask(mask_path, ids)
         except SpatialEmbedError as error:
-            faults.append(Fault(error.code, error.message, error.remedy))
+            faults.append(fault_of(error))
     if image and mask and image.size_hw != mask.size_hw:
         faults.append(_size_fault(image_path, image.size_hw, mask_path, mask.size_hw))
     notes = (str(w.message) for w in caught if issubclass(w.category, ImageWarning))
@@ -129,9 +140,7 @@ def _size_fault(
 def _image(path: Path, faults: list[Fault]) -> ImageFacts:
     pixels, orientation = read_oriented(path)
     if orientation != 1:
-        message = f"{path}: EXIF orientation {orientation}, which its mask does not share"
-        remedy = "save the image upright, without EXIF orientation"
-        faults.append(Fault("oriented_image", message, remedy))
+        faults.append(fault_of(oriented(path, orientation, "mask does")))
     colour = pixels.ndim == 3
     grey = not colour or bool(
         (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
@@ -207,5 +216,5 @@ def _instances(path: Path, ids: np.ndarray, reading: Reading, faults: list[Fault
     try:
         return instances_of(path, ids, reading.split_components, reading.plain_ids)
     except SpatialEmbedError as error:
-        faults.append(Fault(error.code, error.message, error.remedy))
+        faults.append(fault_of(error))
         return ids

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from spatialembed.data.folder import splits
 from spatialembed.data.listing import image_files
-from spatialembed.data.probe import Fault, Pair, Reading, probe
+from spatialembed.data.probe import Fault, Pair, Reading, fault_of, probe
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.data.twins import Twin, find_twins
 from spatialembed.errors import SpatialEmbedError
@@ -162,7 +162,7 @@ class _Part:
 def _check_layout(root: Path) -> None:
     """Refuse what holds no images/ and masks/, naming what it holds instead."""
     if not root.is_dir():
-        what = "not a folder" if root.exists() else "no such folder"
+        what = "not a folder, and COCO is not looked at" if root.exists() else "no such folder"
         raise SpatialEmbedError("not_found", f"{root}: {what}", "name one with images/ and masks/")
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if not missing:
@@ -173,7 +173,7 @@ def _check_layout(root: Path) -> None:
     if {"gtFine", "leftImg8bit"} & set(inside):
         remedy = "this looks like Cityscapes: make label images of it first"
     if any(name.endswith(".json") for name in inside) and not other:
-        remedy = "is it a COCO data set? Make label images of it first"
+        remedy = "a COCO data set? train and evaluate take its JSON file; the doctor needs masks"
     raise SpatialEmbedError(
         "no_layout", f"{root}: no folder {' and no folder '.join(missing)} in it", remedy
     )
@@ -238,5 +238,5 @@ def _read(
     try:
         return reader(path)
     except SpatialEmbedError as error:
-        faults.append(Fault(error.code, error.message, error.remedy))
+        faults.append(fault_of(error))
         return None

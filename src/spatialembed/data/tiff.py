@@ -56,6 +56,7 @@ class Read(NamedTuple):
     place: int  # of the page among all in the file
     orientation: int  # EXIF, 1 to 8
     bits: int  # a sample
+    inverted: bool  # white is 0 in the file
 
 
 def valid_orientation(orientation: object) -> int:
@@ -79,7 +80,8 @@ def read_tiff(path: Path, file: BinaryIO, max_pixels: int, index: int | None) ->
                 warn(f"{path}: the first of {count} pages was read (--pages all takes each)")
             orientation = valid_orientation(page.tags.valueof(_ORIENTATION_TAG))
             pixels = _page_pixels(path, page) if page.photometric in (0, 1, 2) else None
-            return Read(pixels, place, orientation, page.bitspersample)
+            inverted = page.photometric == WHITE_IS_ZERO
+            return Read(pixels, place, orientation, page.bitspersample, inverted)
     except DAMAGED as error:
         refuse_damaged(path, "TIFF", error)
 
@@ -211,10 +213,14 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     if page.bitspersample < 8:
         pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
     if page.photometric == WHITE_IS_ZERO:
-        top = 255 if page.bitspersample < 8 else 2**page.bitspersample - 1
-        pixels = pixels.dtype.type(top) - pixels
+        pixels = invert(pixels, page.bitspersample)
     pixels = pixels[..., : COLOURS[page.photometric]]
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def invert(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """White for black, and back; fewer than 8 bits lie stretched to 0..255."""
+    return pixels.dtype.type(255 if bits < 8 else 2**bits - 1) - pixels
 
 
 def _check_pillow_can(path: Path, page: tifffile.TiffPage) -> None:
