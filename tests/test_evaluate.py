@@ -229,6 +229,17 @@ def test_written_report(mixed: Report, tmp_path: Path) -> None:
     ]
 
 
+def test_names_of_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """IMG-29: such a name reaches both files, and ends no evaluation."""
+    scored = run([NOTHING], Scenes([disks(3)]))
+    rows = [replace(scored.rows[0], name="caf\udce9")]
+    worst = [replace(scored.worst[0], score=rows[0])]
+    replace(scored, rows=tuple(rows), worst=tuple(worst)).write(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["per_image"][0]["name"] == "caf\udce9"
+    assert "caf\\udce9" in (tmp_path / "worst.html").read_text()
+
+
 def test_page_of_the_worst_stands_alone(mixed: Report, tmp_path: Path) -> None:
     mixed.write(tmp_path)
     page = (tmp_path / "worst.html").read_text()

@@ -225,7 +225,8 @@ class Report:
         with atomic_write(Path(folder) / "report.json") as path:
             path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
         with atomic_write(Path(folder) / "worst.html") as path:
-            path.write_text(_page(self), "utf-8")
+            # Names of files may hold bytes that are no text.
+            path.write_text(_page(self), "utf-8", errors="backslashreplace")
 
 
 def _number(value: float | np.ndarray) -> str:
