@@ -134,6 +134,22 @@ BROKEN: dict[str, Callable[[Path], Path]] = {
     "compressed run lengths": lambda d: write(
         d, [annotation(31, {"size": list(SIZE), "counts": "zz~"})]
     ),
+    "text as numbers": lambda d: write(d, [annotation(31, [["0", "0", "9", "0", "9", "9"]])]),
+    "points as pairs": lambda d: write(d, [annotation(31, [[[0, 0], [9, 0], [9, 9]] * 2])]),
+    "a polygon as long as the equator": lambda d: write(
+        d, [annotation(31, [[0, 0, 1e9, 0, 1e9, 1e9]])]
+    ),
+    "an integer beyond all floats": lambda d: write(
+        d, [annotation(31, [[0, 0, 9, 0, 9, 10**400]])]
+    ),
+    "half a pixel of run length": lambda d: write(
+        d, [annotation(31, {"size": list(SIZE), "counts": [0.5, 599.5]})]
+    ),
+    "a size of one number": lambda d: write(d, [annotation(31, {"size": 5, "counts": [600]})]),
+    "run lengths of no text": lambda d: write(
+        d, [annotation(31, {"size": list(SIZE), "counts": "\ud800"})]
+    ),
+    "a crowd in words": lambda d: write(d, [annotation(31, square(0, 0, 4, 4)) | {"iscrowd": "0"}]),
     "no such image": lambda d: write(d, [annotation(31, square(0, 0, 4, 4)) | {"image_id": 5}]),
     "image of a wrong type": lambda d: write(d, [annotation(31, []) | {"image_id": [1]}]),
     "no such category": lambda d: write(d, [annotation(31, square(0, 0, 4, 4), 8)]),
@@ -158,6 +174,15 @@ def test_names_the_annotation_that_is_broken(name: str, tmp_path: Path) -> None:
         ({"categories": [{"id": 1}]}, "bad_json"),
         ({"images": [{"id": 1, "file_name": "b.png", "height": 2, "width": 2}]}, "missing_pairs"),
         ({"images": []}, "no_images"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": "x", "width": 2}]}, "bad_json"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 20.5, "width": 2}]}, "bad_json"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": None, "width": 2}]}, "bad_json"),
+        ({"images": [{"id": 1, "file_name": "", "height": 2, "width": 2}]}, "missing_pairs"),
+        ({"images": [{"id": 1, "file_name": "a" * 999, "height": 2, "width": 2}]}, "missing_pairs"),
+        ({"annotations": [annotation(1 << 70, square(0, 0, 4, 4))]}, "bad_annotation"),
+        ({"categories": []}, "bad_json"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "bad_json"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "bad_json"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 3, "width": 2}]}, "size_mismatch"),
     ],
 )

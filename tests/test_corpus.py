@@ -173,7 +173,9 @@ def test_no_file_ends_the_command(files: Files, tmp_path: Path) -> None:
     assert labels == {f"{path.stem}_labels.png" for path in some if path not in failed}
 
 
-READERS = ("checks", "decode", "folder", "images", "listing", "tables", "tiff")
+READERS = (
+    "checks", "coco", "decode", "folder", "images", "listing", "selection", "tables", "tiff",
+)  # fmt: skip
 """The files that read inputs; docs/inputs.md has their codes."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -160,6 +161,9 @@ REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("utf-16", "bad_table", "classes.csv", lambda r: (
         (r / "classes.csv").write_bytes(b"\xff\xfea\0"))),
     ("index", "bad_table", "index.csv", lambda r: write(r, "index.csv", "name,group\na,1\n")),
+    ("LBL-15-no-row", "bad_table", "classes.csv", table),
+    ("LBL-15-long", "bad_table", "line 2", lambda r: table(r, f"a,{'9' * 5000},x")),
+    ("LBL-15-dots", "bad_table", "'..png'", lambda r: table(r, "..png,7,x")),
 ]  # fmt: skip
 
 
@@ -232,7 +236,6 @@ READ_REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("LBL-15-no-class", "unknown_id", "id 12 is in", lambda r: table(r, "a,7,x", "a,300,x")),
     ("LBL-15-no-pixel", "unknown_id", "id 8 has a class", lambda r: table(
         r, "a,7,x", "a,300,x", "a,12,x", "a,8,x")),
-    ("LBL-15-no-row", "unknown_id", "id 7 ", table),
     ("IMG-23", "oriented_image", "orientation 3", oriented),
     ("LBL-06", "label_format", "JPEG", lambda r: (
         save(r / "masks" / "a.jpg", np.uint8(IDS)).rename(r / "masks" / "a.png"))),
@@ -295,24 +298,6 @@ def test_sizes_are_limited(root: Path) -> None:
         open_folder(root, max_pixels=99)[i]
         with pytest.raises(SpatialEmbedError, match="too_large"):
             open_folder(root, max_pixels=98).subset([i])[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "says"),
-    [
-        pytest.param('{"images": [', "bad_json", "line 1 column 13", id="LBL-21-broken"),
-        pytest.param("ÿ", "bad_json", "", id="LBL-21-bytes"),
-        pytest.param("[" * 100_000, "bad_json", "", id="LBL-21-deep"),
-        pytest.param('{"images": [], "annotations": []}', "no_layout", "COCO", id="LBL-21-sound"),
-    ],
-)
-def test_json_as_data_is_named(text: str, code: str, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "instances.json"
-    path.write_text(text, "latin-1")
-    with pytest.raises(SpatialEmbedError, match=re.escape(str(path))) as caught:
-        open_folder(path)
-    assert caught.value.code == code
-    assert says in caught.value.message
 
 
 def test_split_components(tmp_path: Path) -> None:
@@ -452,6 +437,21 @@ def test_duplicates_are_found_by_content(root: Path, fault: str) -> None:
     assert dataset.names == ["a", "c", "deep/b"]
     assert duplicates(dataset.subset([0, 2]), dataset.subset([1])) == [("a", "c")]
     assert duplicates(dataset.subset([0, 1]), dataset.subset([2])) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("device", ["IMG-28 pipe", "IMG-28 /dev/zero"])
+def test_duplicates_are_looked_for_in_files_only(device: str, root: Path) -> None:
+    """They would be read for ever, before training looks at any image."""
+    image = root / "images" / "a.png"
+    image.unlink()
+    if device.endswith("pipe"):
+        os.mkfifo(image)
+    else:
+        image.symlink_to("/dev/zero")
+    dataset = open_folder(root)
+    with pytest.raises(SpatialEmbedError, match=r"not_a_file: .*a\.png"):
+        duplicates(dataset.subset([0]), dataset.subset([1]))
 
 
 def test_nuclei(data_root: Path) -> None:

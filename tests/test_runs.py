@@ -20,6 +20,19 @@ from spatialembed.settings import StageOptions, TrainOptions
 from spatialembed.transforms import AugmentOptions
 from spatialembed.types import Normalization
 
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("fault", ["IMG-29 --out", "IMG-29 --name"])
+def test_a_run_lies_where_tensorboard_can_write(fault: str, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    out, name = (tmp_path / odd, "a") if fault.endswith("out") else (tmp_path, odd)
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting: .*UTF-8") as caught:
+        runs.new_run(out, name, "b")
+    assert caught.value.exit_code == 2
+    assert runs.new_run(tmp_path, None, "caf\u00e9") == tmp_path / "caf\u00e9"
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

@@ -31,7 +31,7 @@ from spatialembed.options import (
 from spatialembed.terminal import of_system, plain_messages, stop_on_sigterm, tell
 
 if TYPE_CHECKING:
-    from spatialembed.data.folder import FolderDataset
+    from spatialembed.data.folder import Listed
     from spatialembed.settings import TrainOptions
 
 # ---------------------------------------------------------------- verbs
@@ -57,10 +57,11 @@ def doctor(options: DoctorOptions) -> int:
     """Look at a data set before training: faults, plots, samples, settings to train with."""
     from rich.console import Console
 
+    from spatialembed.data.selection import data_name
     from spatialembed.doctor import doctor as run
     from spatialembed.results.findings import table
 
-    out = options.out or Path("runs", "doctor", Path(options.data).resolve().name)
+    out = options.out or Path("runs", "doctor", data_name(options.data))
     result = run(
         options.data,
         out,
@@ -75,11 +76,12 @@ def doctor(options: DoctorOptions) -> int:
 
 
 def train(options: TrainOptions) -> int:
-    """Train a model on a folder of images and label masks."""
+    """Train a model on images with label masks or COCO annotations."""
+    from spatialembed.data.selection import data_name
     from spatialembed.runs import free_name, rank
 
     if not options.resume and options.name is None:  # named here, to be told to who interrupts
-        name = free_name(Path(options.out), Path(options.data).resolve().name)
+        name = free_name(Path(options.out), data_name(options.data))
         options = replace(options, name=name)
     folder = Path(options.resume or Path(options.out) / str(options.name))
     with _resumable(folder):
@@ -130,6 +132,7 @@ def tune(options: TuneOptions) -> int:
     from rich.console import Console
 
     from spatialembed import tune as tuning
+    from spatialembed.data.selection import data_name
     from spatialembed.predict import load
 
     folder = tuning.prepare(options.model, options.out)
@@ -137,15 +140,15 @@ def tune(options: TuneOptions) -> int:
     predictor = load(options.model, device=options.device, precision=options.precision)
     result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
     tuning.write_report(result, options.report)
-    tuning.save(result, options.model, folder, Path(options.data).resolve().name)
+    tuning.save(result, options.model, folder, data_name(options.data))
     Console().print(tuning.table(result))
     print(f"{folder}: thresholds and calibration written")
     print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
     return 0
 
 
-def _dataset(options: EvaluateOptions | TuneOptions) -> FolderDataset:
-    """The images to score on: a part of the folder by name, by the split of training, or all."""
+def _dataset(options: EvaluateOptions | TuneOptions) -> Listed:
+    """The images to score on: a part of a folder by name, by the split of training, or all."""
     from spatialembed.data.selection import select
 
     return select(

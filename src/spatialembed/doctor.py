@@ -18,6 +18,7 @@ import numpy as np
 
 from spatialembed.anatomy import object_findings
 from spatialembed.data.probe import Reading
+from spatialembed.data.selection import data_name
 from spatialembed.data.survey import Survey, survey
 from spatialembed.errors import INPUT
 from spatialembed.files import atomic_write
@@ -89,8 +90,7 @@ def doctor(
         plain_ids=plain_ids,
         progress=progress,
     )
-    name = Path(data).resolve().name
-    _write(result, Path(out), name)
+    _write(result, Path(out), data_name(data))
     return result
 
 

@@ -238,9 +238,12 @@ def free_name(parent: Path, stem: str) -> str:
 def new_run(out: Path, name: str | None, stem: str) -> Path:
     """The folder of a new run: a name that is given must be new, one that is made up is.
 
-    Raises SpatialEmbedError ``run_exists`` (exit 2).
+    Raises SpatialEmbedError: run_exists, bad_setting (exit 2).
     """
     run = out / (name or free_name(out, stem))
+    if os.fsencode(run).decode("utf-8", "replace") != str(run):
+        what = f"{run}: a name that is not UTF-8, which TensorBoard cannot write to"
+        raise SpatialEmbedError("bad_setting", what, "choose another --out or --name", USAGE)
     if (run / "config.yaml").exists():
         raise SpatialEmbedError(
             "run_exists",

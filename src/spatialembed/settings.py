@@ -41,9 +41,10 @@ class TrainOptions:
     """Settings of ``spatialembed train``."""
 
     data: str = ""
-    """Folder of images/ and masks/, flat or under train/ and val/."""
+    """Folder of images/ and masks/, flat or under train/ and val/; or a file of COCO instances,
+    .json, beside images/."""
     val_fraction: float = 0.2
-    """Share held out for validation where the folder has no val/."""
+    """Share held out for validation where there is no val/."""
     group_by: str | None = None
     """Column of index.csv whose groups are held out whole (adjoining tiles of one field, say)."""
     allow_missing: bool = False

@@ -38,8 +38,9 @@ from spatialembed import checkpoint
 from spatialembed.calibration import fit
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.folder import duplicates, open_folder, split_dataset, splits
+from spatialembed.data.folder import duplicates, split_dataset, splits
 from spatialembed.data.module import Batch, CropModule, CropPlan, Images, Share
+from spatialembed.data.selection import data_name, open_data
 from spatialembed.engine import Precision, TorchEngine, resolve_device, resolve_precision
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
 from spatialembed.loss import SMOOTHNESS, spatial_embedding_loss
@@ -143,7 +144,7 @@ def train(options: TrainOptions) -> Path:
         run = Path(options.resume)
         options = _settings_to_go_on(run, options)
     else:
-        run = new_run(Path(options.out), options.name, Path(options.data).resolve().name)
+        run = new_run(Path(options.out), options.name, data_name(options.data))
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
     with locked(run), announced(run):
         if not go_on:
@@ -165,9 +166,9 @@ def _run(options: TrainOptions, run: Path, images: tuple[Images, Images], *, go_
 
 
 def open_split(options: TrainOptions) -> tuple[Images, Images]:
-    """Training and validation images: train/ and val/ of the folder, or a split of the whole."""
+    """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
     opened = partial(
-        open_folder,
+        open_data,
         options.data,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
@@ -672,7 +673,7 @@ def _draw_sample(run: Path, found: Any, done: int) -> None:
 def _facts(setup: _Setup, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
     """What the model file says of its training; no path, no name of a person or machine."""
     return {
-        "data": Path(setup.options.data).resolve().name,
+        "data": data_name(setup.options.data),
         "images": len(setup.train),
         "validation_images": len(setup.val),
         "epochs": done,

@@ -31,7 +31,7 @@ from spatialembed import calibration
 from spatialembed.calibration import Calibration
 from spatialembed.checkpoint import FACTS, WEIGHTS, bundled_models, load, save_as
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.folder import FolderDataset, group_keys
+from spatialembed.data.folder import Listed, group_keys
 from spatialembed.data.selection import Dataset, check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
@@ -209,7 +209,7 @@ def _bar(shown: bool) -> Progress:
     )
 
 
-def groups(dataset: FolderDataset, column: str | None) -> list[str] | None:
+def groups(dataset: Listed, column: str | None) -> list[str] | None:
     """Group of each image by a column of index.csv; None without a column."""
     return None if column is None else group_keys(dataset, column)
 

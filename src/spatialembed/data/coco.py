@@ -7,7 +7,9 @@ objects overlap, the smaller one is on top. Category ids become classes 0..C-1 i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from spatialembed import labels
-from spatialembed.data.images import MAX_PIXELS, read_oriented
+from spatialembed.data.images import MAX_PIXELS, oriented, read_oriented
 from spatialembed.errors import SpatialEmbedError, missing_extra
 from spatialembed.types import Sample, Target
 
@@ -58,6 +60,10 @@ class CocoDataset:
         """Path of the file of image ``i``."""
         return self._images[i].path
 
+    def index_row(self, i: int) -> Mapping[str, str]:
+        """Empty: no table goes with the file."""
+        return {}
+
     def subset(self, indices: Iterable[int]) -> CocoDataset:
         """The images of these indices, in their order."""
         images = [self._images[i] for i in indices]
@@ -75,11 +81,7 @@ class CocoDataset:
         entry = self._images[i]
         image, orientation = read_oriented(entry.path, max_pixels=self._max_pixels)
         if orientation != 1:
-            raise SpatialEmbedError(
-                "oriented_image",
-                f"{entry.path}: EXIF orientation {orientation}, which its annotations do not share",
-                "save the image upright, without EXIF orientation",
-            )
+            raise oriented(entry.path, orientation, "annotations do")
         if image.shape[:2] != entry.size_hw:
             raise SpatialEmbedError(
                 "size_mismatch",
@@ -121,37 +123,42 @@ def annotation_mask(annotation: Annotation, height: int, width: int, where: str)
     what = annotation.segmentation
     if isinstance(what, Mapping):
         return _of_run_lengths(annotation, what, height, width, where)
-    polygons_fine = isinstance(what, list) and all(
-        isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(_floats(p)).all()
-        for p in what
-    )
-    if not polygons_fine or not what:
+    polygons = [_floats(p) for p in what] if isinstance(what, list) else []
+    if not polygons or not all(
+        len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(p).all() for p in polygons
+    ):
         raise _bad(where, annotation.id, "its polygons are no lists of three or more x, y")
+    for polygon in polygons:  # its outline is followed pixel by pixel, however long
+        xy = polygon.reshape(-1, 2) / (width, height)
+        if xy.min() < -1 or xy.max() > 2:
+            raise _bad(where, annotation.id, "a polygon far outside of the image")
     coco = _coco_mask()
-    encoded = coco.merge(coco.frPyObjects(what, height, width))
+    encoded = coco.merge(coco.frPyObjects([p.tolist() for p in polygons], height, width))
     return np.asarray(coco.decode(encoded), bool)
 
 
-def _floats(values: list[Any]) -> np.ndarray:
-    try:
-        return np.array(values, float)
-    except (TypeError, ValueError):
-        return np.array([np.nan])
+def _floats(values: object) -> np.ndarray:
+    """(N,) float64 of a list of numbers; a NaN of anything else."""
+    if isinstance(values, list) and all(isinstance(v, (int, float)) for v in values):
+        with suppress(OverflowError):  # of an integer beyond all floats
+            return np.array(values, float)
+    return np.array([np.nan])
 
 
 def _of_run_lengths(
     annotation: Annotation, rle: Mapping[str, Any], height: int, width: int, where: str
 ) -> np.ndarray:
     counts = rle.get("counts")
-    if list(rle.get("size") or ()) != [height, width]:
+    if rle.get("size") != [height, width]:
         raise _bad(where, annotation.id, f"its mask has the size {rle.get('size')}")
-    if isinstance(counts, str):
+    if isinstance(counts, str) and counts.isascii():
         try:
             return labels.decode({"size": [height, width], "counts": counts})
         except SpatialEmbedError as error:
             raise _bad(where, annotation.id, error.message) from error
-    runs = _floats(counts) if isinstance(counts, list) else np.array([np.nan])
-    if not (np.isfinite(runs).all() and (runs >= 0).all() and runs.sum() == height * width):
+    runs = _floats(counts)
+    whole = (runs >= 0).all() and (runs == np.rint(runs)).all()  # NaN is neither
+    if not whole or runs.sum() != height * width:
         raise _bad(where, annotation.id, "its run lengths do not add up to the image")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs.astype(np.int64)).reshape(width, height).T
@@ -193,21 +200,24 @@ def open_coco(
     path = Path(path)
     folder = path.parent / "images" if images is None else Path(images)
     data = _read(path)
-    categories = _by_id(path, data, "categories", ("name",))
+    categories = _categories(path, data)
     entries = _by_id(path, data, "images", ("file_name", "height", "width"))
-    class_of = {number: c for c, number in enumerate(sorted(categories))}
+    class_of = {number: c for c, number in enumerate(categories)}
     annotations = _annotations(path, data, entries, class_of)
     found, missing, taken = [], [], set()
     for number, entry in sorted(entries.items(), key=lambda item: str(item[1]["file_name"])):
+        size_hw = (entry["height"], entry["width"])
+        if not all(_is_id(side) and side > 0 for side in size_hw):
+            what, remedy = f"{path}: image {number}: size {size_hw}", "height and width are in px"
+            raise SpatialEmbedError("bad_json", what, remedy)
         file = folder / str(entry["file_name"])
-        name = Path(str(entry["file_name"])).with_suffix("").as_posix()
+        name = os.path.splitext(str(entry["file_name"]))[0]
         if name in taken:
             raise SpatialEmbedError("duplicate_name", f"{path}: two images {name}", "keep one")
         taken.add(name)
-        if not file.is_file():
+        if not os.path.isfile(file):  # a name that no file can have is none
             missing.append(str(file))
             continue
-        size_hw = (int(entry["height"]), int(entry["width"]))
         found.append(_Image(name, file, size_hw, tuple(annotations[number])))
     if missing and not allow_missing:
         raise SpatialEmbedError(
@@ -217,8 +227,7 @@ def open_coco(
         )
     if not found:
         raise SpatialEmbedError("no_images", f"{path}: none of its images is there", "add them")
-    names = tuple(str(categories[number]["name"]) for number in sorted(categories))
-    return CocoDataset(found, names, max_pixels=max_pixels)
+    return CocoDataset(found, tuple(categories.values()), max_pixels=max_pixels)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -238,13 +247,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     return data
 
 
+def _categories(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the categories by their ids, in the order of these."""
+    entries = _by_id(path, data, "categories", ("name",))
+    names = {number: entries[number]["name"] for number in sorted(entries)}
+    told = all(isinstance(name, str) and name.isprintable() for name in names.values())
+    if not names or not told or len(set(names.values())) < len(names):
+        what = f"{path}: categories {list(names.values())}"
+        raise SpatialEmbedError("bad_json", what, "name one or more classes, each in its own way")
+    return names
+
+
 def _by_id(
     path: Path, data: Mapping[str, Any], part: str, keys: Sequence[str]
 ) -> dict[int, Mapping[str, Any]]:
     """Entries of a list by their id, each with these keys."""
     found: dict[int, Mapping[str, Any]] = {}
     for n, entry in enumerate(data[part]):
-        whole = isinstance(entry, dict) and isinstance(entry.get("id"), int)
+        whole = isinstance(entry, dict) and _is_id(entry.get("id"))
         if not whole or not all(key in entry for key in keys):
             wanted = ", ".join(("id", *keys))
             raise SpatialEmbedError(
@@ -268,7 +288,7 @@ def _annotations(
     found: dict[int, list[Annotation]] = {number: [] for number in entries}
     taken: set[int] = set()
     for n, entry in enumerate(data["annotations"]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+        if not isinstance(entry, dict) or not _is_id(entry.get("id")):
             raise _bad(str(path), f"number {n} of the list", "it has no id")
         number = int(entry["id"])
         image, category = (_number(entry.get(key)) for key in ("image_id", "category_id"))
@@ -277,6 +297,7 @@ def _annotations(
             (f"there is no image {entry.get('image_id')}", image not in found),
             (f"there is no category {entry.get('category_id')}", category not in class_of),
             ("it has no segmentation", "segmentation" not in entry),
+            (f"iscrowd is {entry.get('iscrowd')!r}", entry.get("iscrowd", 0) not in (0, 1)),
         ):
             if wrong:
                 raise _bad(str(path), number, fault)
@@ -284,6 +305,11 @@ def _annotations(
         crowd = bool(entry.get("iscrowd", 0))
         found[image].append(Annotation(number, class_of[category], crowd, entry["segmentation"]))
     return found
+
+
+def _is_id(value: object) -> bool:
+    """Whether it is a number that an id can be, of 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _number(value: object) -> int:

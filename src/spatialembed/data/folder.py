@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from skimage import measure
 
-from spatialembed.data.images import MAX_PIXELS, read_labels, read_oriented
+from spatialembed.data.decode import opened
+from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -33,6 +33,8 @@ from spatialembed.types import Sample, Target
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
+Self = TypeVar("Self")
+L = TypeVar("L", bound="Listed")
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,7 @@ class FolderDataset:
         pair = self._pairs[i]
         image, orientation = read_oriented(pair.image, max_pixels=self._max_pixels)
         if orientation != 1:
-            raise SpatialEmbedError(
-                "oriented_image",
-                f"{pair.image}: EXIF orientation {orientation}, which its mask does not share",
-                "save the image upright, without EXIF orientation",
-            )
+            raise oriented(pair.image, orientation, "mask does")
         ids = read_labels(pair.mask, max_pixels=self._max_pixels)
         if ids.shape != image.shape[:2]:
             raise SpatialEmbedError(
@@ -214,7 +212,7 @@ def open_folder(
     takes ids that look like class x 1000 + number as they are. max_pixels: limit of ``read_image``.
 
     Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name,
-    missing_pairs, bad_table, bad_json.
+    missing_pairs, bad_table.
     """
     top = Path(path)
     root = _root(top, split)
@@ -266,8 +264,6 @@ def _class_names(
 
 def _root(top: Path, split: Split | None) -> Path:
     """The folder that holds images/ and masks/."""
-    if top.suffix.lower() == ".json" and top.is_file():
-        _refuse_json(top)
     if not top.is_dir():
         what = "not a folder" if top.exists() else "no such folder"
         raise SpatialEmbedError("not_found", f"{top}: {what}", "name one with images/ and masks/")
@@ -283,23 +279,10 @@ def _root(top: Path, split: Split | None) -> Path:
     for name in ("images", "masks"):
         if not (top / name).is_dir():
             remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / name}"
+            if tables := sorted(top.glob("*.json")):
+                remedy = f"for COCO annotations name their file: {tables[0]}"
             raise SpatialEmbedError("no_layout", f"{top}: no folder {name}/ in it", remedy)
     return top
-
-
-def _refuse_json(path: Path) -> NoReturn:
-    """A JSON file as a data set: broken, or in a layout that is not read."""
-    try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:  # of UTF-8 as well as of JSON
-        raise SpatialEmbedError(
-            "bad_json", f"{path}: no JSON: {error}", "copy or export it again"
-        ) from error
-    raise SpatialEmbedError(
-        "no_layout",
-        f"{path}: a JSON file; COCO annotations are not read",
-        "write its masks as label images: a folder with images/ and masks/",
-    )
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
@@ -330,9 +313,23 @@ def _refuse_missing(root: Path, images: Mapping[str, Path], masks: Mapping[str, 
 # ---------------------------------------------------------------- splitting
 
 
+class Listed(Protocol):
+    """A data set of image files in any layout: to be split, and compared file by file."""
+
+    class_names: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Sample: ...
+    def image_path(self, i: int) -> Path: ...
+    def index_row(self, i: int) -> Mapping[str, str]: ...
+    def subset(self: Self, indices: Iterable[int]) -> Self: ...
+
+
 def split_dataset(
-    dataset: FolderDataset, *, fraction: float = 0.2, group_by: str | None = None, seed: int = 0
-) -> tuple[FolderDataset, FolderDataset]:
+    dataset: L, *, fraction: float = 0.2, group_by: str | None = None, seed: int = 0
+) -> tuple[L, L]:
     """Split into (train, val), the same on every machine for one seed; both keep the order.
 
     Whole groups go to val, ``fraction`` of the groups, rounded up. Groups are the values of the
@@ -357,7 +354,7 @@ def split_dataset(
     return dataset.subset(train), dataset.subset(val)
 
 
-def group_keys(dataset: FolderDataset, column: str) -> list[str]:
+def group_keys(dataset: Listed, column: str) -> list[str]:
     """Group of each image by a column of index.csv; every image needs one."""
     rows = [dataset.index_row(i) for i in range(len(dataset))]
     columns = sorted({name for row in rows for name in row})
@@ -381,7 +378,7 @@ def group_keys(dataset: FolderDataset, column: str) -> list[str]:
     return [row[column] for row in rows]
 
 
-def duplicates(train: FolderDataset, val: FolderDataset) -> list[tuple[str, str]]:
+def duplicates(train: Listed, val: Listed) -> list[tuple[str, str]]:
     """Pairs (name in train, name in val) of image files with the same bytes."""
     by_hash: dict[bytes, list[str]] = defaultdict(list)
     for i, name in enumerate(train.names):
@@ -394,4 +391,5 @@ def duplicates(train: FolderDataset, val: FolderDataset) -> list[tuple[str, str]
 
 
 def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+    with opened(path) as (file, _):  # a pipe or a device would be read for ever
+        return hashlib.sha256(file.read()).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,15 @@ def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[d
         raise SpatialEmbedError(
             "bad_table", f"{path}: columns {','.join(columns)}", f"its header must have {wanted}"
         )
+    if not rows:
+        what = f"{path}: no row below its header"
+        raise SpatialEmbedError("bad_table", what, "fill or remove it")
     return rows
 
 
 def _key(name: str) -> str:
     """Name of an image as written in a table, with or without its suffix."""
-    return str(Path(name).with_suffix("").as_posix()) if name.lower().endswith(SUFFIXES) else name
+    return os.path.splitext(name)[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
@@ -47,11 +51,11 @@ def read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for line, row in enumerate(_rows(path, ["image"], ["id", "class"]), start=2):
         number, name = row["id"], row["class"]
-        if not number.isdecimal() or int(number) == 0 or not name:
+        if not number.isdecimal() or len(number) > 10 or int(number) == 0 or not name:
             raise SpatialEmbedError(
                 "bad_table",
-                f"{path}, line {line}: id {number!r}, class {name!r}",
-                "ids are whole numbers above 0, classes have a name",
+                f"{path}, line {line}: id {number[:20]!r}, class {name!r}",
+                "ids are whole numbers from 1 to 2147483647, classes have a name",
             )
         if found[_key(row["image"])].setdefault(int(number), name) != name:
             raise SpatialEmbedError(
