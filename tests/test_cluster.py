@@ -633,7 +633,8 @@ def test_maps_are_left_alone_and_need_no_gradient() -> None:
         ("start", 1.1), ("start", math.inf), ("membership", 0.0), ("membership", 1),
         ("min_free", 1.0),
         ("min_free", -1), ("min_pixels", -1), ("min_pixels", 2.5), ("min_pixels", True),
-        ("max_instances", 0), ("max_instances", 1.0),
+        ("min_pixels", 1 << 31), ("max_instances", 0), ("max_instances", 1.0),
+        ("max_instances", 10**30),
     ],
 )  # fmt: skip
 def test_bad_setting_is_named(setting: str, value: Any) -> None:

@@ -55,9 +55,9 @@ class ClusterOptions:
             ("foreground", below_one, 0 <= _number(self.foreground) < 1),
             ("start", "from 0 to 1", 0 <= _number(self.start) <= 1),
             ("membership", "above 0 and below 1", 0 < _number(self.membership) < 1),
-            ("min_pixels", "a whole number, at least 0", _is_count(self.min_pixels, 0)),
+            ("min_pixels", "a whole number, 0 to 2^31 - 1", _is_count(self.min_pixels, 0)),
             ("min_free", below_one, 0 <= _number(self.min_free) < 1),
-            ("max_instances", "a whole number above 0, or none", limited),
+            ("max_instances", "a whole number, 1 to 2^31 - 1, or none", limited),
         ):
             _check(name, getattr(self, name), wanted, fine)
 
@@ -68,7 +68,9 @@ def _number(value: object) -> float:
 
 
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    """A whole number that fits the kernels, which count in 32 bits."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and least <= int(value) < 1 << 31  # type: ignore[call-overload]
 
 
 def _check(name: str, value: object, wanted: str, fine: bool) -> None:
