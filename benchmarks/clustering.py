@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from scenes import scene
 
+from spatialembed.bench import machine
 from spatialembed.cluster import ClusterOptions, cluster, cluster_plain
 from spatialembed.types import Embeddings, Instances
 
@@ -170,16 +169,6 @@ def growth(repeats: int) -> dict[str, Any]:
         "slope_in_pixels": by_size,
         "slope_in_instances": by_count,
     }
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [t.split(":")[1] for t in cpuinfo.read_text().splitlines() if "model name" in t]
-        cpu = names[0].strip() if names else cpu
-    threads = torch.get_num_threads()
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
 
 
 if __name__ == "__main__":

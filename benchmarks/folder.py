@@ -56,7 +56,7 @@ def main() -> None:
     faster = ratio(summed, seconds["whole"])
     title = f"{options.images} images of {options.size} x {options.size} px, {engine}"
     finish(
-        "folder",
+        f"folder_{predictor.device.type}",
         [
             Table(
                 f"A folder: {title}",
@@ -115,9 +115,10 @@ def parts_of(
     found = clustered()
 
     def write() -> None:
-        for path, (image, _), instances in zip(paths, items, found, strict=True):
-            with ResultFolder(out, info.class_names) as results:  # one at a time: nothing overlaps
+        with ResultFolder(out, info.class_names) as results:
+            for path, (image, _), instances in zip(paths, items, found, strict=True):
                 results.add(path.name, image, instances, stem=path.stem)
+                results.wait()  # nothing overlaps, and the shared files are written once
 
     return {"read": read, "network": network, "cluster": clustered, "write": write}
 

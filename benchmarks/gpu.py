@@ -114,6 +114,8 @@ def losses() -> Table:
     jobs, peaks = {}, {}
     for name, way in (("plain", plain_on(target)), ("ours", loss_benchmark.ours)):
         jobs[name] = partial(loss_benchmark.step, way, maps, target)
+        for tensor in maps:
+            tensor.grad = None  # of the way before: its memory would be used again unseen
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         jobs[name]()

@@ -22,8 +22,6 @@ from typing import Any
 
 from report import RESULTS
 
-from spatialembed.bench import machine
-
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 SCRIPTS: dict[str, list[str]] = {
@@ -96,7 +94,7 @@ def renewed(page: str) -> str:
 
 def markdown(one: dict[str, Any]) -> Iterator[str]:
     where = one["machine"]
-    device = where["gpu"] if one["name"].startswith("gpu") else None
+    device = where["gpu"] if one["name"].endswith(("gpu", "_cuda")) else None
     packages = where.get("packages", {})
     yield f"`{one['command']}`"
     yield (
@@ -146,7 +144,7 @@ def of_clustering(one: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "clustering",
         "command": "python benchmarks/clustering.py --json benchmarks/results/clustering.json",
-        "machine": machine() | one["machine"],
+        "machine": one["machine"],
         "tables": [table, slopes],
         "lines": lines,
     }

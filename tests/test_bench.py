@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from spatialembed import bench, cli
+from spatialembed import bench, cli, render
 from spatialembed.bench import Ratio, in_turns, machine, ratio, timed
+from spatialembed.bulk import predict_folder
 from spatialembed.checkpoint import ModelInfo, save
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError, missing_extra
@@ -151,6 +152,7 @@ def test_page_is_renewed_between_its_markers(
     report, run = benchmark("report"), benchmark("run")
     for module in (report, run):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["loss.py"])  # the command stands on the page
     page = "before\n<!-- loss -->\nold\n<!-- /loss -->\nafter\n"
     assert run.renewed(page) == page
     report.finish("loss", [report.Table("T", ["a", "b"], [["x", "1.0"]])])
@@ -162,13 +164,47 @@ def test_page_is_renewed_between_its_markers(
     assert run.renewed(renewed) == renewed
 
 
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("gpu", "G100"), ("folder_cuda", "G100"), ("folder_cpu", "P5"), ("sizes", "P5")],
+)
+def test_page_names_the_device_that_was_timed(
+    benchmark: Callable[[str], ModuleType], name: str, device: str
+) -> None:
+    where = {"gpu": "G100", "processor": "P5", "threads": 2, "flags": []}
+    one = {"name": name, "command": "python x.py", "machine": where, "tables": []}
+    assert f"on {device}, 2 threads" in "".join(benchmark("run").markdown(one))
+
+
+def test_parts_of_a_folder_are_those_of_the_command(
+    benchmark: Callable[[str], ModuleType], model: Path, tmp_path: Path
+) -> None:
+    """Done one after another they write what the command writes, the shared files once."""
+    rng = np.random.default_rng(0)
+    paths = [
+        render.write_png(tmp_path / "in" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+        for i in range(3)
+    ]
+    predictor = bench.load(model, device="cpu", engine="torch")
+    parts = benchmark("folder").parts_of(predictor, paths, tmp_path / "parts", 2)
+    for part in parts.values():
+        part()
+    predict_folder(predictor, [tmp_path / "in"], tmp_path / "whole", batch=2, progress=False)
+    written = [
+        {p.name: p.read_bytes() for p in (tmp_path / side).iterdir()} for side in ("parts", "whole")
+    ]
+    assert len(written[1]) == 2 * 3 + 2
+    assert written[0] == written[1]
+
+
 def test_every_benchmark_has_its_place_on_the_page(
     benchmark: Callable[[str], ModuleType],
 ) -> None:
     page = (BENCHMARKS.parent / "docs" / "speed.md").read_text()
     for name in benchmark("run").SCRIPTS:
-        assert (BENCHMARKS / f"{name}.py").exists() or name == "engines"
-        markers = [name] if name != "training_step" else ["training_step_cpu", "training_step_cuda"]
+        assert (BENCHMARKS / f"{name}.py").exists()
+        by_device = name in ("training_step", "folder")
+        markers = [f"{name}_cpu", f"{name}_cuda"] if by_device else [name]
         for marker in markers:
             assert page.count(f"<!-- {marker} -->") == page.count(f"<!-- /{marker} -->") == 1
 

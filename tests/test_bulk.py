@@ -295,6 +295,21 @@ def test_few_images_wait_to_be_written(
     assert len(rows(tmp_path)) == 3 * (most + 1)
 
 
+def test_waiting_lasts_until_all_pictures_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = folder.write_labels
+    monkeypatch.setattr(folder, "write_labels", lambda *it: (time.sleep(0.1), write(*it))[1])
+    image, found = scene(0), known()(scene(0))
+    with folder.ResultFolder(tmp_path, ("thing",)) as results:
+        for name in "ab":
+            results.add(name, image, found)
+        results.wait()
+        assert len(list(tmp_path.glob("*_overlay.png"))) == 2
+        results.write()
+        assert len(rows(tmp_path)) == 3 * 2
+
+
 def test_truncated_results_are_reported(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -82,11 +83,15 @@ class ResultFolder:
         rows, entry: as ``table.rows`` and ``coco.Entry`` say them. Waits for those added before.
         Raises SpatialEmbedError ``disk_full``.
         """
-        while self._pending:
-            self._note_first()
+        self.wait()
         self._table.append(rows)
         self._coco.append(entry)
         self.write()
+
+    def wait(self) -> None:
+        """Until the pictures of all images added so far are written. Raises ``disk_full``."""
+        while self._pending:
+            self._note_first()
 
     def _note_written(self, most: int, most_pixels: int) -> None:
         """Note the images that are written, and wait till few enough are left."""
@@ -125,7 +130,7 @@ class ResultFolder:
         trace: TracebackType | None,
     ) -> None:
         try:
-            wait([job for job, _ in self._pending])
+            futures.wait([job for job, _ in self._pending])
         finally:  # a second Ctrl-C ends the waiting
             self._threads.shutdown(wait=False, cancel_futures=True)
             fault = self._note_rest()
