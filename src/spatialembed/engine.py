@@ -181,6 +181,8 @@ def build(
     name = engine
     if engine == "auto":
         name = choose(where.type, how, _there(where), megapixels, torch.get_num_threads())
+    if name != "torch":
+        logger.info("starting engine %s", name)  # some take a while
     began = time.perf_counter()
     try:
         run = _start(name, net, where, how)
