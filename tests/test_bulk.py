@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import threading
 import time
 import zlib
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed import predict
-from spatialembed.bulk import SAMPLED, job_pixels, predict_folder
+from spatialembed.bulk import SAMPLED, job_pixels, pixels_of, predict_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.predict import Predictor
 from spatialembed.results import folder
@@ -310,6 +311,26 @@ def test_waiting_lasts_until_all_pictures_are_written(
         assert len(rows(tmp_path)) == 3 * 2
 
 
+def test_an_interruption_while_the_disk_is_slow_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_disk = threading.Event()
+    monkeypatch.setattr(folder, "write_labels", lambda *_: open_disk.wait(20))
+    image, found = scene(0), known()(scene(0))
+
+    def interrupted() -> None:
+        with folder.ResultFolder(tmp_path, ("thing",)) as results:
+            for name in "ab":
+                results.add(name, image, found)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(0.6, open_disk.set).start()
+            results.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(rows(tmp_path)) == 3 * 2
+
+
 def test_truncated_results_are_reported(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -333,6 +354,7 @@ def test_length_of_a_job(inputs: Path, tmp_path: Path, recwarn: pytest.WarningsR
         Image.fromarray(scene(0)).save(inputs / f"more{i}.png")
     assert job_pixels([inputs], tmp_path / "out") == (4 + 3 * SAMPLED) * pixels
     assert not recwarn.list
+    assert pixels_of([inputs / "text.png"]) == pixels_of([]) == 0
 
 
 def test_progress_bar_goes_to_standard_error(

@@ -103,10 +103,10 @@ class ResultFolder:
             self._note_first()
 
     def _note_first(self) -> None:
-        try:
-            page = self._pending[0][0].result()
-        finally:
-            self._pending.popleft()
+        job = self._pending[0][0]
+        futures.wait([job])  # interrupted here, it stays pending, and is noted on the way out
+        self._pending.popleft()
+        page = job.result()
         self._table.append(page.rows)
         self._coco.append(page.entry)
         if time.monotonic() - self._written > WRITE_EVERY_S:
