@@ -139,6 +139,22 @@ def test_evaluate(
     assert (tmp_path / "worst.html").is_file()
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "tune"])
+def test_an_engine_is_chosen_by_the_length_of_the_job(
+    model: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def stop(*_: object, pixels: float, **__: object) -> NoReturn:
+        raise SpatialEmbedError("stopped", f"{pixels:.0f} px", "go on")
+
+    monkeypatch.setattr(predict, "load", stop)
+    options = {
+        "evaluate": cli.EvaluateOptions(model=str(model), data=str(scenes)),
+        "tune": cli.TuneOptions(model=str(model), data=str(scenes), out=str(tmp_path / "m")),
+    }[verb]
+    with pytest.raises(SpatialEmbedError, match=f"{6 * 64 * 72} px"):
+        cli.VERBS[verb].run(options)
+
+
 def test_evaluate_with_true_centres(model: Path, scenes: Path, tmp_path: Path) -> None:
     words = ["evaluate", "--model", str(model), "--data", str(scenes), "--sampling", "truth"]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0

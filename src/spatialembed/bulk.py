@@ -140,9 +140,14 @@ def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
         files = list_images(sources, exclude=out)
     except SpatialEmbedError:
         return 0.0
+    return pixels_of([path for path, _ in files])
+
+
+def pixels_of(files: Sequence[Path]) -> float:
+    """Pixels of image files together, estimated by a few headers; broken ones count nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again when the image is read
-        sizes = [image_size(path) for path, _ in files[:: -(-len(files) // SAMPLED)]]
+        sizes = [image_size(path) for path in files[:: max(1, -(-len(files) // SAMPLED))]]
     known = [height * width for height, width in filter(None, sizes)]
     return len(files) * sum(known) / max(1, len(known))
 

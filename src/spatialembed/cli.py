@@ -118,7 +118,11 @@ def evaluate(options: EvaluateOptions) -> int:
 
     dataset = _dataset(options)
     predictor = load(
-        options.model, device=options.device, engine=options.engine, precision=options.precision
+        options.model,
+        device=options.device,
+        engine=options.engine,
+        precision=options.precision,
+        pixels=_pixels(dataset),
     )
     report = run(predictor, dataset, sampling=options.sampling)
     report.write(options.out)
@@ -137,7 +141,12 @@ def tune(options: TuneOptions) -> int:
 
     folder = tuning.prepare(options.model, options.out)
     dataset = _dataset(options)
-    predictor = load(options.model, device=options.device, precision=options.precision)
+    predictor = load(
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        pixels=_pixels(dataset),
+    )
     result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
     tuning.write_report(result, options.report)
     tuning.save(result, options.model, folder, data_name(options.data))
@@ -162,6 +171,13 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> Listed:
         plain_ids=options.plain_ids,
         max_pixels=options.max_pixels,
     )
+
+
+def _pixels(dataset: Listed) -> float:
+    """Of all images, by which an engine is chosen."""
+    from spatialembed.bulk import pixels_of
+
+    return pixels_of([dataset.image_path(i) for i in range(len(dataset))])
 
 
 def predict(options: PredictOptions) -> int:
