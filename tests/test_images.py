@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialembed.data.images import ImageWarning, read_image, read_labels, read_pixels
+from spatialembed.data.images import (
+    ImageWarning,
+    each_page,
+    read_image,
+    read_labels,
+    read_pixels,
+)
+from spatialembed.data.tiff import whole_pages
 from spatialembed.errors import RESOURCE, SpatialEmbedError
 from spatialembed.transforms import network_input
 from spatialembed.types import Normalization
@@ -446,6 +454,26 @@ def test_flipped_bytes_never_escape(
         return
     assert found.dtype in (np.uint8, np.uint16, np.float32)
     assert found.ndim == 2 or found.shape[2] == 3
+
+
+@pytest.mark.parametrize("fault", ["IMG-15 pages in a circle"])
+def test_pages_in_a_circle_end(fault: str, tmp_path: Path) -> None:
+    """The second page names the first one as the next: two pages, and no hang."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([GREY, 255 - GREY]), photometric="minisblack", metadata=None)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.offset for page in file.pages]
+    (count,) = struct.unpack_from("<H", data, offsets[1])
+    struct.pack_into("<I", data, offsets[1] + 2 + 12 * count, offsets[0])
+    path.write_bytes(data)
+    with tifffile.TiffFile(path) as file:
+        assert list(islice(whole_pages(file), 9)) == [0, 1]
+    with pytest.warns(ImageWarning, match="the first of 2 pages"):
+        assert np.array_equal(read_image(path), GREY)
+    pages = each_page(path, "a")
+    assert [name for _, name in pages] == ["a_p0001", "a_p0002"]
+    assert np.array_equal(read_image(pages[1][0]), 255 - GREY)
 
 
 # ---------------------------------------------------------------- labels

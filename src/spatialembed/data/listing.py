@@ -139,6 +139,6 @@ def refuse_collisions(found: Sequence[tuple[object, str]]) -> None:
             raise SpatialEmbedError(
                 "name_collision",
                 f"{path}: its outputs would overwrite those of {first[key]}",
-                "name their common folder, or use one output folder for each",
+                "rename one, name their common folder, or use one output folder for each",
             )
         first[key] = path

@@ -162,8 +162,9 @@ class _Part:
 def _check_layout(root: Path) -> None:
     """Refuse what holds no images/ and masks/, naming what it holds instead."""
     if not root.is_dir():
-        what = "not a folder, and COCO is not looked at" if root.exists() else "no such folder"
-        raise SpatialEmbedError("not_found", f"{root}: {what}", "name one with images/ and masks/")
+        what = "not a folder" if root.exists() else "no such folder"
+        remedy = "name one with images/ and masks/; COCO files are not looked at"
+        raise SpatialEmbedError("not_found", f"{root}: {what}", remedy)
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if not missing:
         return

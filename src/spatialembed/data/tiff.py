@@ -104,8 +104,13 @@ def page_numbers(path: Path, file: BinaryIO) -> list[int]:
 
 def whole_pages(tiff: tifffile.TiffFile) -> Iterator[int]:
     """Indices of the pages that are neither reduced copies of another nor masks, one by one."""
-    for place, page in enumerate(tiff.pages):
-        if not page.aspage().subfiletype & 5:
+    seen: set[int] = set()
+    for place, listed in enumerate(tiff.pages):
+        page = listed.aspage()
+        if page.offset in seen:  # the list of pages runs in a circle
+            return
+        seen.add(page.offset)
+        if not page.subfiletype & 5:
             yield place
 
 
