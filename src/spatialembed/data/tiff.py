@@ -77,7 +77,7 @@ def read_tiff(path: Path, file: BinaryIO, max_pixels: int, index: int | None) ->
             check_colours(path, page)
             check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
             if index is None and (count := _images(tiff)) > 1:
-                warn(f"{path}: the first of {count} pages was read (--pages all takes each)")
+                warn(f"{path}: the first of {count} pages was read (predict takes --pages all)")
             orientation = valid_orientation(page.tags.valueof(_ORIENTATION_TAG))
             pixels = _page_pixels(path, page) if page.photometric in (0, 1, 2) else None
             inverted = page.photometric == WHITE_IS_ZERO
