@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -279,6 +280,8 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d --max-tim 3", "nearest is max_time", id="dashes"),
         pytest.param("predict a --augmnt --out o --model m", "nearest is augment", id="bare"),
         pytest.param("trian --data d", "nearest is spatialembed train", id="verb"),
+        pytest.param("foo", "see spatialembed --help", id="no verb like it"),
+        pytest.param("bench --image a.png", "--help tells which", id="no setting like it"),
         pytest.param("data scene --out o", "nearest is spatialembed data scenes", id="two words"),
         pytest.param("train --data d --stage1.epochs few", "few", id="type"),
         pytest.param("train --data d --center middle", "learnable", id="choice"),
@@ -369,6 +372,23 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "load", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["predict", "a", "--model", "m", "--out", "o"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_in_a_finaliser_is_not_lost(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Falling:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def wait(*_: Any, **__: Any) -> None:
+        Falling()
+        time.sleep(20)
+        pytest.fail("the signal was lost")
+
+    monkeypatch.setattr(predict, "load", wait)
+    assert cli.main(["predict", "a", "--model", "m", "--out", "o"]) == code
 
 
 def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:

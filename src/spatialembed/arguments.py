@@ -66,8 +66,8 @@ def _in_words(message: str, types: Mapping[str, Any], positional: Sequence[str])
     return message
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The one of ``names`` that looks most like ``name``; a last part alone counts as well."""
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The one of ``names`` most like ``name``, a last part alone counts; none: nothing is alike."""
 
     def alike(other: str) -> float:
         return max(
@@ -75,7 +75,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
             for whole in (other, other.rpartition(".")[2])
         )
 
-    return max(names, key=alike)
+    best = max(names, key=alike)
+    return best if alike(best) >= 0.5 else None  # "image" is no "model", "foo" no "doctor"
 
 
 def _settings(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -152,12 +153,9 @@ def _is_bool(word: str) -> bool:
 def _check_known(name: str, types: Mapping[str, Any], where: str) -> None:
     known = [*types, "config"]
     if name not in known:
-        raise SpatialEmbedError(
-            "unknown_setting",
-            f"{where}: no such setting",
-            f"the nearest is {nearest(name, known)}",
-            USAGE,
-        )
+        best = nearest(name, known)
+        remedy = f"the nearest is {best}" if best else "--help tells which there are"
+        raise SpatialEmbedError("unknown_setting", f"{where}: no such setting", remedy, USAGE)
 
 
 # ---------------------------------------------------------------- YAML

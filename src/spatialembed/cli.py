@@ -151,7 +151,9 @@ def tune(options: TuneOptions) -> int:
     tuning.write_report(result, options.report)
     tuning.save(result, options.model, folder, data_name(options.data))
     Console().print(tuning.table(result))
-    print(f"{folder}: thresholds and calibration written")
+    new = [("thresholds", result.pays), ("calibration", result.fitted is not None)]
+    said = " and ".join(what for what, written in new if written)
+    print(f"{folder}: {said or 'only the record of the tuning'} written")
     print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
     return 0
 
@@ -375,7 +377,8 @@ def _dispatch(words: Sequence[str]) -> int:
 
     if name is None:
         given = " ".join(word for word in words[:2] if not word.startswith("-"))
-        remedy = f"the nearest is spatialembed {nearest(given, list(VERBS))}"
+        best = nearest(given, list(VERBS))
+        remedy = f"the nearest is spatialembed {best}" if best else "see spatialembed --help"
         raise SpatialEmbedError("unknown_verb", f"{given}: no such verb", remedy, USAGE)
     verb = VERBS[name]
     rest = words[name.count(" ") + 1 :]

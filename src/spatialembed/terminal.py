@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import logging
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +45,7 @@ def of_system(error: OSError | MemoryError) -> SpatialEmbedError:
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that what is done gets written."""
+    """SIGTERM unwinds as Ctrl-C does, so that what is done gets written; neither gets lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -52,11 +53,31 @@ def stop_on_sigterm() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before, hook_before = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = _again(hook_before)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook_before
+
+
+def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook that sends a signal once more if it was lost.
+
+    Python drops what is raised in a finaliser or the callback of a weak reference, of which
+    compiling runs many: the command would go on as if nobody had pressed Ctrl-C.
+    """
+    numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+
+    def hook(lost: Any) -> None:
+        number = numbers.get(lost.exc_type)
+        if number is None:
+            otherwise(lost)
+        else:  # later and from a thread: raised in here it would be lost again
+            threading.Timer(0.05, _thread.interrupt_main, (number,)).start()
+
+    return hook
 
 
 class _Lines(logging.Handler):
