@@ -221,7 +221,7 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise SpatialEmbedError(
-            "not_writable", f"{folder}: {error.strerror}", "choose another output folder", USAGE
+            "not_writable", f"{folder}: {error.strerror}", "choose another folder by --out", USAGE
         ) from error
 
 

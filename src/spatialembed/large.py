@@ -194,7 +194,7 @@ class _Run:
             pixels = image.shape_hw[0] * image.shape_hw[1]
             check_room(self.folder.path, pixels, USUAL_SHARE, self.folder.record.itemsize)
             todo = [tile for tile in plan if self.folder.load(tile) is None]
-            logger.info("%s: %d tiles, %d to do", self.source, len(plan), len(todo))
+            logger.info("%s: tiles: %d, to do: %d", self.source, len(plan), len(todo))
             overview = self.overview(image, stages)
             self.run_tiles(image, overview, todo, stages)
             stages.begin("clustering", None)

@@ -203,7 +203,7 @@ class History:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(13, 3.6), layout="constrained")
-        left, middle, right = figure.subplots(1, 3)
+        left, middle, right = figure.subplots(1, 3, sharex=True)
         for key in ("total", "instance", "smoothness", "seed"):
             self._line(left, key)
         left.set(title="training losses (weighted)", xlabel="epoch", yscale="log")
@@ -213,6 +213,7 @@ class History:
         right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
         for axes in (left, middle, right):
             axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # epochs are whole
             if axes.lines:  # no AP before the first validation
                 axes.legend(frameon=False)
         with atomic_write(self.folder / "curves.png") as path:
@@ -221,6 +222,7 @@ class History:
     def _line(self, axes: Any, key: str, marker: str = "") -> None:
         points = [(row["epoch"], row[key]) for row in self.rows if key in row]
         if points:
+            marker = marker or ("o" if len(points) == 1 else "")  # a line of one point is none
             axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3)
 
 

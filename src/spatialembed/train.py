@@ -299,7 +299,12 @@ def _initial_network(setup: _Setup) -> SpatialEmbeddingNet:
             theirs, ours = getattr(info, name), getattr(options, name)
             if theirs != ours:
                 logger.warning(
-                    "%s of %s is %s, of this training %s", name, options.init, theirs, ours
+                    "%s of %s is %s, of this training %s (set %s as it has it, unless meant)",
+                    name,
+                    options.init,
+                    theirs,
+                    ours,
+                    name,
                 )
         net.load_state_dict(source.state_dict())
     return net
