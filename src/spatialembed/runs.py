@@ -213,7 +213,7 @@ class History:
         right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
         for axes in (left, middle, right):
             axes.grid(alpha=0.3)
-            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # epochs are whole
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             if axes.lines:  # no AP before the first validation
                 axes.legend(frameon=False)
         with atomic_write(self.folder / "curves.png") as path:
