@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spatialembed.kernels.groups import root_of, unite
 from spatialembed.kernels.jit import compiled
 from spatialembed.types import UNIT
 
@@ -253,21 +254,6 @@ def _groups(cell: Tensor, position: Tensor, box: Tensor, grid: _Grid) -> Tensor:
 
 
 @compiled
-def _find(parent: np.ndarray, i: int) -> int:
-    """The end of the chain of parents; chains are halved on the way."""
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@compiled
-def _unite(root: np.ndarray, i: int, j: int) -> None:
-    i, j = _find(root, i), _find(root, j)
-    root[max(i, j)] = min(i, j)
-
-
-@compiled
 def _join(occupied: np.ndarray, box: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Join each occupied cell (M,) with all that its box (4, M) covers -> root (M,) of each."""
     count = len(occupied)
@@ -281,15 +267,15 @@ def _join(occupied: np.ndarray, box: np.ndarray, rows: int, columns: int) -> np.
             stop = np.searchsorted(occupied, cell + box[1, i], side="right")
             if j == stop:
                 continue
-            _unite(root, i, j)
+            unite(root, i, j)
             while True:
-                j = _find(last, j)
+                j = root_of(last, j)
                 if j + 1 >= stop:
                     break
-                _unite(root, j, j + 1)
+                unite(root, j, j + 1)
                 last[j] = j + 1
     for i in range(count):
-        root[i] = _find(root, i)
+        root[i] = root_of(root, i)
     return root
 
 

@@ -139,7 +139,8 @@ def survey(
 
 
 @compiled
-def _root(parent: np.ndarray, node: int) -> int:
+def root_of(parent: np.ndarray, node: int) -> int:
+    """The end of the chain of parents; chains are halved on the way."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -147,8 +148,9 @@ def _root(parent: np.ndarray, node: int) -> int:
 
 
 @compiled
-def _unite(parent: np.ndarray, a: int, b: int) -> None:
-    a, b = _root(parent, a), _root(parent, b)
+def unite(parent: np.ndarray, a: int, b: int) -> None:
+    """Make one tree of those of two nodes; its root is the lower of their roots."""
+    a, b = root_of(parent, a), root_of(parent, b)
     parent[max(a, b)] = min(a, b)
 
 
@@ -190,7 +192,7 @@ def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
             for column in range(c1 >> level, (c2 >> level) + 1):
                 block = base[level] + row * columns + column
                 if level or cells.points[block]:
-                    _unite(parent, cell, block)
+                    unite(parent, cell, block)
                     whole[block] |= level > 0
     for level in range(levels - 1, 0, -1):
         columns, parts = _blocks(grid.columns, level), _blocks(grid.columns, level - 1)
@@ -201,7 +203,7 @@ def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
             for r in range(2 * row, min(2 * row + 2, _blocks(grid.rows, level - 1))):
                 for c in range(2 * column, min(2 * column + 2, parts)):
                     part = base[level - 1] + r * parts + c
-                    _unite(parent, block, part)
+                    unite(parent, block, part)
                     whole[part] = True
     return parent
 
@@ -215,14 +217,14 @@ def _sum_up(cells: Cells, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts, number = np.zeros((2, len(cells.points)), np.int64)  # of a group, at its root
     count = 0
     for cell in range(len(starts)):
-        root = _root(parent, cell)
+        root = root_of(parent, cell)
         count += starts[root] == 0 and cells.starts[cell] > 0
         starts[root] += cells.starts[cell]
     group_of = np.empty(len(starts), np.int64)
     groups = np.zeros((count, 4), np.int64)
     count = 0
     for cell in range(len(starts)):
-        root = _root(parent, cell)
+        root = root_of(parent, cell)
         group_of[cell] = -1
         if cells.points[cell] == 0 or starts[root] == 0:
             continue
