@@ -25,10 +25,11 @@ from docstring_parser import parse_from_object
 from PIL import Image
 
 import spatialembed
-from spatialembed import arguments, checkpoint, cli, predict
+from spatialembed import arguments, checkpoint, cli, predict, verbs
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.options import EvaluateOptions
 from spatialembed.settings import TrainOptions
 
 TINY = [
@@ -163,7 +164,7 @@ def test_evaluate_with_true_centres(model: Path, scenes: Path, tmp_path: Path) -
 
 
 def evaluated(scenes: Path, **settings: Any) -> list[str]:
-    return cli._dataset(cli.EvaluateOptions(model="m", data=str(scenes), **settings)).names
+    return verbs._dataset(EvaluateOptions(model="m", data=str(scenes), **settings)).names
 
 
 def test_evaluate_on_what_training_held_out(scenes: Path) -> None:

@@ -21,8 +21,9 @@ FLOORS = {
     "onnx_check": 4, "onnx_int8": 4, "large": 4, "recommend": 4, "symptoms": 4, "anatomy": 4,
     "views": 4, "predict": 4, "train": 4, "convert": 4,
     "evaluate": 5, "bulk": 5, "bench": 5, "export": 5, "demo": 5, "doctor": 5, "tune": 5,
-    "cli": 6,
-    "__main__": 7,
+    "verbs": 6,
+    "cli": 7,
+    "__main__": 8,
 }  # fmt: skip
 INSIDE = {  # order inside a package; files of one rank do not import each other
     "engines": {

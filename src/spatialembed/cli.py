@@ -1,4 +1,4 @@
-"""The command line: one function a verb; the settings of each are in ``options``.
+"""The command line: which verb is asked for, with which settings, and how it ended.
 
 Exit codes: 0 fine, 2 usage or configuration, 3 input, 4 model or checkpoint, 5 out of disk or
 memory, 6 done but some inputs failed, 130 and 143 interrupted and saved.
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from spatialembed import __version__
-from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, missing_extra
+from spatialembed import __version__, verbs
+from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.options import (
     BenchOptions,
     ConvertOptions,
@@ -29,284 +26,6 @@ from spatialembed.options import (
     TuneOptions,
 )
 from spatialembed.terminal import of_system, plain_messages, stop_on_sigterm, tell
-
-if TYPE_CHECKING:
-    from spatialembed.data.folder import Listed
-    from spatialembed.settings import TrainOptions
-
-# ---------------------------------------------------------------- verbs
-
-
-def demo(options: DemoOptions) -> int:
-    """Show what it does, on a generated field of nuclei and a photograph of coins."""
-    from spatialembed.demo import demo as run
-    from spatialembed.demo import train_demo
-    from spatialembed.runs import free_name
-
-    out = Path(options.out)
-    if options.train:
-        name = free_name(out / "runs", "shapes")
-        with _resumable(out / "runs" / name):
-            train_demo(out, name, seed=options.seed)
-    else:
-        run(out, seed=options.seed)
-    return 0
-
-
-def doctor(options: DoctorOptions) -> int:
-    """Look at a data set before training: faults, plots, samples, settings to train with."""
-    from rich.console import Console
-
-    from spatialembed.data.selection import data_name
-    from spatialembed.doctor import doctor as run
-    from spatialembed.results.findings import table
-
-    out = options.out or Path("runs", "doctor", data_name(options.data))
-    result = run(
-        options.data,
-        out,
-        allow_missing=options.allow_missing,
-        split_components=options.split_components,
-        plain_ids=options.plain_ids,
-    )
-    Console().print(table(result.findings))
-    settings = ", recommended.yaml" if result.advice else ""
-    print(f"{out}: {result.tally}; index.html, report.json{settings}")
-    return result.exit_code
-
-
-def train(options: TrainOptions) -> int:
-    """Train a model on images with label masks or COCO annotations."""
-    from spatialembed.data.selection import data_name
-    from spatialembed.runs import free_name, rank
-
-    if not options.resume and options.name is None:  # named here, to be told to who interrupts
-        name = free_name(Path(options.out), data_name(options.data))
-        options = replace(options, name=name)
-    folder = Path(options.resume or Path(options.out) / str(options.name))
-    with _resumable(folder):
-        from spatialembed.train import train as run
-
-        run(options)
-    if rank() == 0:  # of several processes that train together, one speaks
-        print(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
-    return 0
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Training, which needs its extra, and which a signal may stop for the time being."""
-    try:
-        from spatialembed.train import Interrupted
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("spatialembed"):
-            raise
-        raise missing_extra(str(error.name), "train", "training") from error
-    try:
-        yield
-    except Interrupted as stop:
-        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
-        raise SystemExit(stop.exit_code) from stop
-
-
-def evaluate(options: EvaluateOptions) -> int:
-    """Score a model on images with masks: AP at IoU .50 to .90, F1, PQ."""
-    from rich.console import Console
-
-    from spatialembed.evaluate import evaluate as run
-    from spatialembed.predict import load
-
-    dataset = _dataset(options)
-    predictor = load(
-        options.model,
-        device=options.device,
-        engine=options.engine,
-        precision=options.precision,
-        pixels=_pixels(dataset),
-    )
-    report = run(predictor, dataset, sampling=options.sampling)
-    report.write(options.out)
-    Console().print(report.table())
-    print(f"{options.out}: report.json, worst.html")
-    return 0
-
-
-def tune(options: TuneOptions) -> int:
-    """Choose a model's thresholds on images with masks, and calibrate it there."""
-    from rich.console import Console
-
-    from spatialembed import tune as tuning
-    from spatialembed.data.selection import data_name
-    from spatialembed.predict import load
-
-    folder = tuning.prepare(options.model, options.out)
-    dataset = _dataset(options)
-    predictor = load(
-        options.model,
-        device=options.device,
-        precision=options.precision,
-        pixels=_pixels(dataset),
-    )
-    result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
-    tuning.write_report(result, options.report)
-    tuning.save(result, options.model, folder, data_name(options.data))
-    Console().print(tuning.table(result))
-    new = [("thresholds", result.pays), ("calibration", result.fitted is not None)]
-    said = " and ".join(what for what, written in new if written)
-    print(f"{folder}: {said or 'only the record of the tuning'} written")
-    print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
-    return 0
-
-
-def _dataset(options: EvaluateOptions | TuneOptions) -> Listed:
-    """The images to score on: a part of a folder by name, by the split of training, or all."""
-    from spatialembed.data.selection import select
-
-    return select(
-        options.data,
-        split=options.split,
-        val_fraction=options.val_fraction,
-        group_by=options.group_by,
-        seed=options.seed,
-        allow_missing=options.allow_missing,
-        split_components=options.split_components,
-        plain_ids=options.plain_ids,
-        max_pixels=options.max_pixels,
-    )
-
-
-def _pixels(dataset: Listed) -> float:
-    """Of all images, by which an engine is chosen."""
-    from spatialembed.bulk import pixels_of
-
-    return pixels_of([dataset.image_path(i) for i in range(len(dataset))])
-
-
-def predict(options: PredictOptions) -> int:
-    """Find the instances in images: label images, overlays, a table and COCO JSON."""
-    from spatialembed.bulk import job_pixels, predict_folder
-    from spatialembed.large import TileOptions
-    from spatialembed.predict import load
-
-    tiles = TileOptions(
-        options.tile, options.context, options.memory, options.scale, options.tiled_labels
-    )
-    pixels = job_pixels(options.sources, options.out) * options.scale**2
-    predictor = load(
-        options.model,
-        device=options.device,
-        engine=options.engine,
-        precision=options.precision,
-        threads=options.threads,
-        pixels=8 * pixels if options.augment else pixels,
-    )
-    thresholds = predictor.options(
-        foreground=options.foreground,
-        start=options.start,
-        membership=options.membership,
-        min_pixels=options.min_pixels,
-        min_free=options.min_free,
-        max_instances=options.max_instances,
-    )
-    predictor.max_pixels = options.max_pixels
-    result = predict_folder(
-        predictor,
-        options.sources,
-        options.out,
-        pages=options.pages,
-        batch=options.batch,
-        augment=options.augment,
-        options=thresholds,
-        ambiguity=options.ambiguity,
-        tiles=tiles,
-    )
-    failed = f", {len(result.failed)} failed" if result.failed else ""
-    print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
-    return result.exit_code
-
-
-def export(options: ExportOptions) -> int:
-    """Write a model as one ONNX file, from the image to the maps."""
-    from rich.console import Console
-
-    from spatialembed.export import export as run
-    from spatialembed.predict import load
-
-    predictor = load(options.model, device="cpu", engine="torch", precision="float32")
-    report = run(
-        predictor, options.out, precision=options.precision, int8=options.int8, check=options.check
-    )
-    if report.comparisons:
-        Console().print(report.table())
-    print("\n".join(report.lines()))
-    return 0 if report.passed else MODEL
-
-
-def bench(options: BenchOptions) -> int:
-    """Time every stage of prediction on this machine, engine by engine."""
-    from rich.console import Console
-
-    from spatialembed.bench import bench as run
-
-    report = run(
-        options.model,
-        sizes=[_size(size) for size in options.sizes.split(",")],
-        engines=options.engines.split(","),
-        rounds=options.rounds,
-        device=options.device,
-        threads=options.threads,
-    )
-    Console().print(report.table())
-    print(report.write(options.out))
-    return 0
-
-
-def convert(options: ConvertOptions) -> int:
-    """Make a model folder of the released car checkpoint."""
-    from spatialembed.checkpoint import load
-    from spatialembed.convert import convert as run
-
-    folder = run(options.file, options.out)
-    _, info = load(folder)
-    print(
-        f"{folder}: {', '.join(info.class_names)}; licence of the weights: "
-        f"{info.training['licence']}"
-    )
-    return 0
-
-
-def scenes(options: ScenesOptions) -> int:
-    """Write generated images with exact masks, to train and test on."""
-    from spatialembed.data.synthetic import SyntheticDataset, write_folder
-
-    dataset = SyntheticDataset(options.kind, _size(options.size), options.images, options.seed)
-    write_folder(dataset, options.out)
-    print(f"{options.out}: {len(dataset)} images and masks")
-    return 0
-
-
-def streets(options: StreetsOptions) -> int:
-    """Write generated street scenes with exact truth in the layout of Cityscapes."""
-    from spatialembed.data.streets import write_streets
-
-    width, height = _size(options.size)
-    write_streets(options.out, options.images, (height, width), options.seed)
-    print(f"{options.out}: {options.images} streets in leftImg8bit/ and gtFine/")
-    return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) in px of "520x696" or "256"."""
-    height, _, width = text.partition("x")
-    sides = height, width or height
-    if not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise SpatialEmbedError(
-            "bad_setting", f"size is {text}", "give px as 256 or, height first, 520x696", USAGE
-        )
-    return int(sides[0]), int(sides[1])
-
-
-# ---------------------------------------------------------------- which verb
 
 
 class Verb(NamedTuple):
@@ -329,17 +48,17 @@ def _train_options() -> type:
 
 
 VERBS = {
-    "demo": Verb(demo, lambda: DemoOptions),
-    "doctor": Verb(doctor, lambda: DoctorOptions, "data"),
-    "train": Verb(train, _train_options),
-    "evaluate": Verb(evaluate, lambda: EvaluateOptions),
-    "tune": Verb(tune, lambda: TuneOptions),
-    "predict": Verb(predict, lambda: PredictOptions, "sources"),
-    "export": Verb(export, lambda: ExportOptions),
-    "bench": Verb(bench, lambda: BenchOptions),
-    "convert": Verb(convert, lambda: ConvertOptions, "file out"),
-    "data scenes": Verb(scenes, lambda: ScenesOptions),
-    "data streets": Verb(streets, lambda: StreetsOptions),
+    "demo": Verb(verbs.demo, lambda: DemoOptions),
+    "doctor": Verb(verbs.doctor, lambda: DoctorOptions, "data"),
+    "train": Verb(verbs.train, _train_options),
+    "evaluate": Verb(verbs.evaluate, lambda: EvaluateOptions),
+    "tune": Verb(verbs.tune, lambda: TuneOptions),
+    "predict": Verb(verbs.predict, lambda: PredictOptions, "sources"),
+    "export": Verb(verbs.export, lambda: ExportOptions),
+    "bench": Verb(verbs.bench, lambda: BenchOptions),
+    "convert": Verb(verbs.convert, lambda: ConvertOptions, "file out"),
+    "data scenes": Verb(verbs.scenes, lambda: ScenesOptions),
+    "data streets": Verb(verbs.streets, lambda: StreetsOptions),
 }
 
 
@@ -389,8 +108,8 @@ def _dispatch(words: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:<13}{verb.help}" for name, verb in VERBS.items())
+    lines = "\n".join(f"  {name:<13}{verb.help}" for name, verb in VERBS.items())
     return (
         "usage: spatialembed VERB ...\n\nInstance segmentation by spatial embeddings.\n\n"
-        f"{verbs}\n\nspatialembed VERB --help shows the settings of a verb. --version"
+        f"{lines}\n\nspatialembed VERB --help shows the settings of a verb. --version"
     )
