@@ -1,0 +1,327 @@
+"""Cityscapes: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png with gtFine/.../*_gtFine_instanceIds.png.
+
+What an id of the file becomes::
+
+    26003   car number 3       an instance, if car is among the classes that are asked for
+    26      a group of cars    ignored, or background as the setting ``groups`` says; background if
+                               cars are not asked for
+    0..33   a region           ignored where the benchmark does not evaluate it (void), else background
+    29001   caravan, trailer   background: to the benchmark only their groups, 29 and 30, are void
+    else                       refused: no id of Cityscapes
+
+A licence plate, -1, is never drawn into these files. The file of ids alone is read, not the
+polygons. Facts: the label table and the evaluator of cityscapesScripts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from spatialembed.cityscapes_ap import IDS, NUMBERED, VOID
+from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
+from spatialembed.data.listing import image_files
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.types import Sample, Target
+
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+Groups = Literal["ignore", "background"]
+IMAGES, TRUTH = "leftImg8bit", "gtFine"
+"""Folders of a root; the downloads are leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip."""
+IMAGE_END, IDS_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+HIGHEST = 33
+"""The last class. 24 to 33 have numbered instances, caravan and trailer (29, 30) too."""
+LIMIT = (HIGHEST + 1) * NUMBERED
+
+
+class _Meaning:
+    """What each id below LIMIT is."""
+
+    def __init__(self, class_names: Sequence[str], groups: Groups) -> None:
+        self.instance = np.zeros(LIMIT, bool)
+        self.known = np.zeros(LIMIT, bool)
+        self.known[: HIGHEST + 1] = self.known[min(IDS.values()) * NUMBERED :] = True
+        self.ignored = np.zeros(LIMIT, bool)
+        self.ignored[list(VOID)] = True
+        self.class_of = np.zeros(HIGHEST + 1, np.int64)
+        for c, name in enumerate(class_names):
+            number = IDS[name]
+            self.class_of[number] = c
+            self.instance[number * NUMBERED : (number + 1) * NUMBERED] = True
+            self.ignored[number] = groups == "ignore"
+
+    def target(self, ids: np.ndarray, where: Path) -> tuple[Target, np.ndarray]:
+        """The truth that ids (H, W) int32 are, and the ids (K,) int64 of its instances."""
+        present = np.flatnonzero(np.bincount(ids.ravel(), minlength=LIMIT))
+        strange = [i for i in present.tolist() if i >= LIMIT or not self.known[i]]
+        if strange:
+            raise SpatialEmbedError(
+                "label_scheme",
+                f"{where}: the id {strange[0]} is none of Cityscapes ({len(strange)} such)",
+                "give its gtFine_instanceIds files, neither train ids nor plain numbers",
+            )
+        present = present[self.instance[present]].astype(np.int64)
+        number = np.zeros(LIMIT, np.int32)
+        number[present] = np.arange(1, len(present) + 1)
+        target = Target(
+            torch.from_numpy(number[ids]),
+            torch.from_numpy(self.class_of[present // NUMBERED]),
+            torch.from_numpy(self.ignored[ids]),
+        )
+        return target, present
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One image with its file of ids."""
+
+    name: str
+    image: Path
+    ids: Path
+
+
+class CityscapesDataset:
+    """Street scenes with their instances, read when asked for; made by ``open_cityscapes``."""
+
+    def __init__(
+        self,
+        frames: Sequence[_Frame],
+        class_names: tuple[str, ...],
+        groups: Groups = "ignore",
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.class_names = class_names
+        self._frames = list(frames)
+        self._groups: Groups = groups
+        self._max_pixels = max_pixels
+        self._meaning = _Meaning(class_names, groups)
+
+    @property
+    def names(self) -> list[str]:
+        """CITY/FRAME of each image, in the order of the data set."""
+        return [frame.name for frame in self._frames]
+
+    def image_path(self, i: int) -> Path:
+        """Path of the file of image ``i``."""
+        return self._frames[i].image
+
+    def truth_path(self, i: int) -> Path:
+        """Path of the file of ids of image ``i``."""
+        return self._frames[i].ids
+
+    def index_row(self, i: int) -> Mapping[str, str]:
+        """The column "city", by which images can be grouped."""
+        return {"city": self._frames[i].image.parent.name}
+
+    def subset(self, indices: Iterable[int]) -> CityscapesDataset:
+        """The images of these indices, in their order."""
+        frames = [self._frames[i] for i in indices]
+        return CityscapesDataset(
+            frames, self.class_names, self._groups, max_pixels=self._max_pixels
+        )
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Image ``i`` with its truth; the ids of the sample are those of the file.
+
+        Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: oriented_image,
+        size_mismatch, label_scheme.
+        """
+        image, ids = self._read(i)
+        return self._sample(i, image, ids)
+
+    def truth(self, i: int) -> Target:
+        """The truth of image ``i``; the image is not read."""
+        return self._meaning.target(self.instance_ids(i), self._frames[i].ids)[0]
+
+    def window(self, i: int, top: int, left: int, height: int, width: int) -> Sample:
+        """A part of image ``i`` in px, inside it, as cut from the whole sample; but quicker.
+
+        What it cuts away of an instance is gone, and an instance that it does not show too.
+        Raises SpatialEmbedError as ``[i]`` does, and: bad_window.
+        """
+        image, ids = self._read(i)
+        rows, columns = ids.shape
+        inside = 0 <= top <= top + height <= rows and 0 <= left <= left + width <= columns
+        if not inside or height < 1 or width < 1:
+            raise SpatialEmbedError(
+                "bad_window",
+                f"{self._frames[i].image}: {width}x{height} px at ({left}, {top}) of "
+                f"{columns}x{rows}",
+                "ask for a part inside of the image",
+            )
+        part = np.s_[top : top + height, left : left + width]
+        return self._sample(i, np.ascontiguousarray(image[part]), ids[part])
+
+    def instance_ids(self, i: int) -> np.ndarray:
+        """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""
+        return read_labels(self._frames[i].ids, max_pixels=self._max_pixels)
+
+    def _read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        frame = self._frames[i]
+        image, orientation = read_oriented(frame.image, max_pixels=self._max_pixels)
+        if orientation != 1:
+            raise oriented(frame.image, orientation, "file of ids does")
+        ids = self.instance_ids(i)
+        if ids.shape != image.shape[:2]:
+            raise SpatialEmbedError(
+                "size_mismatch",
+                f"{frame.image}: {image.shape[1]}x{image.shape[0]} px, its ids {frame.ids} "
+                f"{ids.shape[1]}x{ids.shape[0]} px",
+                "use both as they were downloaded, or resize both",
+            )
+        return image, ids
+
+    def _sample(self, i: int, image: np.ndarray, ids: np.ndarray) -> Sample:
+        frame = self._frames[i]
+        target, present = self._meaning.target(ids, frame.ids)
+        return Sample(image, target, frame.name, present)
+
+
+# ---------------------------------------------------------------- opening
+
+
+def is_cityscapes(path: str | Path) -> bool:
+    """Whether a folder is laid out as Cityscapes, or half of it is there."""
+    return any((Path(path) / part).is_dir() for part in (IMAGES, TRUTH))
+
+
+def cityscapes_splits(path: str | Path) -> tuple[str, ...]:
+    """Those of train, val, test that have images and truth: folders under both parts of a root."""
+    parts = (Path(path) / IMAGES, Path(path) / TRUTH)
+    return tuple(split for split in SPLITS if all((part / split).is_dir() for part in parts))
+
+
+def choose_classes(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes of these names in the order of the benchmark; None: all eight.
+
+    Raises SpatialEmbedError ``unknown_class`` (exit 2).
+    """
+    if names is None:
+        return tuple(IDS)
+    for name in names:
+        if name not in IDS:
+            near = difflib.get_close_matches(name, IDS, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(IDS)}"
+            raise SpatialEmbedError(
+                "unknown_class", f"{name!r} is no class of Cityscapes", remedy, USAGE
+            )
+    if not names:
+        raise SpatialEmbedError("unknown_class", "no class", f"there are {', '.join(IDS)}", USAGE)
+    return tuple(name for name in IDS if name in names)
+
+
+def open_cityscapes(
+    root: str | Path,
+    *,
+    split: Split | None = None,
+    classes: Sequence[str] | None = None,
+    groups: Groups = "ignore",
+    allow_missing: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> CityscapesDataset:
+    """Open a Cityscapes root: pair images with files of ids by name; no image is read.
+
+    split: None is train and val together. classes: which of the eight, in any order; None: all.
+    groups: what a class id without number is to the loss. allow_missing leaves out images without
+    ids and ids without image. max_pixels: limit of ``read_image``.
+
+    In the test part of the benchmark the files of ids hold void only: it can be opened, but has no
+    instance.
+
+    Raises SpatialEmbedError: not_found, no_layout, no_split, no_images, missing_pairs,
+    unknown_class (exit 2).
+    """
+    top = Path(root)
+    class_names = choose_classes(classes)
+    _check_layout(top)
+    there = cityscapes_splits(top)
+    wanted = [split] if split else [part for part in ("train", "val") if part in there]
+    if not set(wanted) <= set(there) or not wanted:
+        raise _no_split(top, split, there)
+    frames = []
+    for part in wanted:
+        prefix = "" if split else f"{part}/"
+        frames += _frames(top, part, prefix, allow_missing)
+    return CityscapesDataset(frames, class_names, groups, max_pixels=max_pixels)
+
+
+def _check_layout(top: Path) -> None:
+    if not top.is_dir():
+        what = "not a folder" if top.exists() else "no such folder"
+        raise SpatialEmbedError("not_found", f"{top}: {what}", "name the root of Cityscapes")
+    for folder in (IMAGES, TRUTH):
+        if not (top / folder).is_dir():
+            raise SpatialEmbedError(
+                "no_layout",
+                f"{top}: no folder {folder}/ in it",
+                f"unpack {folder}_trainvaltest.zip of the Cityscapes download there",
+            )
+
+
+def _no_split(top: Path, split: str | None, there: Sequence[str]) -> SpatialEmbedError:
+    """Says which half of the part is missing."""
+    wanted = split or "train"
+    half = next((f for f in (IMAGES, TRUTH) if not (top / f / wanted).is_dir()), IMAGES)
+    remedy = f"it has {', '.join(there)}" if there else f"unpack {half}_trainvaltest.zip there"
+    return SpatialEmbedError("no_split", f"{top}: no folder {half}/{wanted}", remedy)
+
+
+def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Frame]:
+    """Images of a part with their files of ids, sorted by name."""
+    images = _by_name(top / IMAGES / split, IMAGE_END)
+    ids = _by_name(top / TRUTH / split, IDS_END)
+    if not images:
+        raise SpatialEmbedError(
+            "no_images",
+            f"{top / IMAGES / split}: no CITY/*{IMAGE_END} in it",
+            f"unpack {IMAGES}_trainvaltest.zip there",
+        )
+    if not ids:
+        raise _no_ids(top / TRUTH / split)
+    lines = [f"no ids for {images[name]}" for name in sorted(images.keys() - ids.keys())]
+    lines += [f"no image for {ids[name]}" for name in sorted(ids.keys() - images.keys())]
+    if lines and not allow_missing:
+        raise SpatialEmbedError(
+            "missing_pairs",
+            f"{top}: {len(lines)} of {split} without partner: {'; '.join(lines)}",
+            "add them, or leave these out with --allow-missing",
+        )
+    names = sorted(images.keys() & ids.keys())
+    if not names:
+        raise SpatialEmbedError(
+            "missing_pairs",
+            f"{top}: no image of {split} has a file of ids of its name",
+            f"pairs are CITY/NAME{IMAGE_END} and CITY/NAME{IDS_END}",
+        )
+    return [_Frame(prefix + name, images[name], ids[name]) for name in names]
+
+
+def _no_ids(folder: Path) -> SpatialEmbedError:
+    """Polygons or ids of classes alone do not part the instances as the benchmark does."""
+    made = "unpack gtFine_trainvaltest.zip again"
+    if any(folder.rglob("*_gtFine_polygons.json")):
+        made = (
+            "make each from its polygons: python -m cityscapesscripts.preparation.json2instanceImg "
+            f"NAME_gtFine_polygons.json NAME{IDS_END}"
+        )
+    return SpatialEmbedError("missing_pairs", f"{folder}: no CITY/*{IDS_END} in it", made)
+
+
+def _by_name(folder: Path, end: str) -> dict[str, Path]:
+    """Files of a folder by the path below it without ``end``."""
+    return {
+        path.relative_to(folder).as_posix().removesuffix(end): path
+        for path in image_files(folder)
+        if path.name.endswith(end)
+    }
