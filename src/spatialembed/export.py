@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from spatialembed.checkpoint import ModelInfo
 from spatialembed.engine import TorchEngine
 from spatialembed.engines.folded import FoldedNet
 from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, check_writable
 from spatialembed.geometry import LOG_LIMIT, LOG_SCALE
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.onnx_check import LIMITS, SIZES, Comparison, OnnxFile, compare
@@ -123,17 +122,13 @@ def _refused(what: str, remedy: str) -> SpatialEmbedError:
 
 
 def _writable(path: Path) -> Path:
-    """``path``, after a file beside it was made and removed: a model takes a while."""
-    fault = f"{path}: is a folder" if path.is_dir() else ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except FileExistsError:
-        fault = f"{path.parent}: is a file, not a folder"
-    except OSError as error:
-        fault = f"{path}: {error.strerror}"
-    if fault:
-        raise SpatialEmbedError("not_writable", fault, "choose another file by --out", USAGE)
+    """``path``, once it is known that such a file can be written: a model takes a while."""
+    remedy = "choose another file by --out"
+    if path.is_dir():
+        raise SpatialEmbedError("not_writable", f"{path}: is a folder", remedy, USAGE)
+    if path.suffix.lower() != ".onnx":
+        raise _refused(f"--out {path}: the file will be ONNX", "give it a name that ends in .onnx")
+    check_writable(path.parent, remedy)
     return path
 
 

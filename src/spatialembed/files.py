@@ -1,19 +1,89 @@
-"""Files: the one atomic write, either the old file or the whole new one; arrays in files."""
+"""Files: the one atomic write, either the old file or the whole new one; arrays; locked folders."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+
+
+def check_writable(folder: Path, remedy: str = "choose another folder by --out") -> None:
+    """Before hours of work: make the folder, and a file in it that is removed at once.
+
+    Raises SpatialEmbedError ``not_writable`` (exit 2).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        what = f"{folder}: is a file, not a folder"
+        raise SpatialEmbedError("not_writable", what, remedy, USAGE) from error
+    except OSError as error:
+        what = f"{folder}: {error.strerror}"
+        raise SpatialEmbedError("not_writable", what, remedy, USAGE) from error
+
+
+@contextmanager
+def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -> Iterator[None]:
+    """Hold a folder; a second holder is refused. The lock dies with its process, killed or not.
+
+    Raises SpatialEmbedError ``not_writable`` or ``run_locked`` (both exit 2).
+    """
+    check_writable(folder)
+    path = folder / ".lock"
+    handle = path.open("w")
+    try:
+        # Of a file that its holder has just removed, the lock holds nobody off.
+        while (held := _lock(handle.fileno())) and not _is_open_as(path, handle.fileno()):
+            handle.close()
+            handle = path.open("w")
+        if not held:
+            what = f"{folder}: another run is writing here"
+            raise SpatialEmbedError("run_locked", what, remedy, USAGE)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()
+    finally:
+        handle.close()
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether the file of this name is the one that was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def mapped_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,18 +11,15 @@ runs/train/NAME/config.yaml      the resolved settings
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import logging
 import os
 import pickle
 import signal
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 
+from spatialembed import files
 from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
 
@@ -43,47 +41,9 @@ LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "M
 """What Lightning tells them by."""
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; a second holder is refused. The lock dies with its process, killed or not.
-
-    Raises SpatialEmbedError ``not_writable`` or ``run_locked`` (both exit 2).
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise SpatialEmbedError(
-            "not_writable", f"{folder}: {error.strerror}", "choose another folder by --out", USAGE
-        ) from error
-    with handle:
-        if not _lock(handle.fileno()):
-            raise SpatialEmbedError(
-                "run_locked",
-                f"{folder}: another run is writing here",
-                "wait for it, or choose another --name",
-                USAGE,
-            )
-        yield
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run folder, see ``files.locked``: ``not_writable`` or ``run_locked`` (both exit 2)."""
+    return files.locked(folder, "wait for it, or choose another --name")
 
 
 def checkpoint_path(folder: Path, epochs_done: int) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -31,10 +30,11 @@ from spatialembed import calibration
 from spatialembed.calibration import Calibration
 from spatialembed.checkpoint import FACTS, WEIGHTS, bundled_models, load, save_as
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.folder import Listed, group_keys
-from spatialembed.data.selection import Dataset, check_classes
+from spatialembed.data.dataset import Dataset, FileDataset
+from spatialembed.data.selection import check_classes
+from spatialembed.data.splitting import group_keys
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, check_writable
 from spatialembed.predict import Predictor
 from spatialembed.results.tuning import draw, need_matplotlib
 from spatialembed.thresholds import Surface, mean_over_images, sweep
@@ -209,7 +209,7 @@ def _bar(shown: bool) -> Progress:
     )
 
 
-def groups(dataset: Listed, column: str | None) -> list[str] | None:
+def groups(dataset: FileDataset, column: str | None) -> list[str] | None:
     """Group of each image by a column of index.csv; None without a column."""
     return None if column is None else group_keys(dataset, column)
 
@@ -230,14 +230,7 @@ def prepare(model: str, out: str | None) -> Path:
     folder = Path(out or model)
     if out is None and folder.name in (WEIGHTS, FACTS):
         folder = folder.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SpatialEmbedError(
-            "not_writable", f"{folder}: {error.strerror}", "give another folder by --out", USAGE
-        ) from error
+    check_writable(folder, "give another folder by --out")
     return folder
 
 
