@@ -43,8 +43,8 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
     "data": {
         "checks": -2,
         "tiff": -1,
-        "decode": 0, "listing": 0, "objects": 0, "silhouettes": 0, "png": 0,
-        "images": 1, "tables": 1, "scenery": 1,
+        "decode": 0, "listing": 0, "objects": 0, "silhouettes": 0, "png": 0, "dataset": 0,
+        "images": 1, "tables": 1, "scenery": 1, "splitting": 1,
         "folder": 2, "synthetic": 2, "coco": 2, "streets": 2, "large": 2, "cityscapes": 2,
         "module": 3, "probe": 3, "selection": 3, "overview": 3,
         "twins": 4,

@@ -31,6 +31,8 @@ from spatialembed.loss import LossTerms
 from spatialembed.predict import load
 from spatialembed.render import write_png
 from spatialembed.settings import StageOptions, TrainOptions
+from spatialembed.training import callbacks, validation
+from spatialembed.training import module as training_module
 
 SMALL = StageOptions(crop=32, epochs=2, batch=2)
 
@@ -183,13 +185,13 @@ def test_signals_save_and_leave(number: int, code: int, scenes: Path, tmp_path: 
 def test_sigterm_in_validation_is_heard_after_it(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train.mean_ap
+    real = validation.mean_ap
 
     def score(*args: Any) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(train, "mean_ap", score)
+    monkeypatch.setattr(validation, "mean_ap", score)
     with pytest.raises(train.Interrupted) as caught:
         train.train(options(scenes, tmp_path))
     assert caught.value.exit_code == 143
@@ -223,7 +225,7 @@ class _Strategy:
 def test_processes_stop_together() -> None:
     """One whose own time is not up, or that heard no signal, would wait for the others for ever."""
     trainer: Any = SimpleNamespace(strategy=_Strategy(), should_stop=False)
-    limits = train._Limits(None, [])
+    limits = callbacks.Limits(None, [])
     with pytest.raises(train.Interrupted):
         limits.on_train_epoch_end(trainer, None)
     limits._leave_after_signal = lambda _: None  # type: ignore[method-assign]
@@ -233,13 +235,13 @@ def test_processes_stop_together() -> None:
 
 def broken_loss(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The loss is NaN at the steps whose numbers are in ``bad``."""
-    real, step = train.spatial_embedding_loss, iter(range(1000))
+    real, step = training_module.spatial_embedding_loss, iter(range(1000))
 
     def loss(*args: Any, **kwargs: Any) -> LossTerms:
         terms = real(*args, **kwargs)
         return terms._replace(seed=terms.seed * float("nan")) if next(step) in bad else terms
 
-    monkeypatch.setattr(train, "spatial_embedding_loss", loss)
+    monkeypatch.setattr(training_module, "spatial_embedding_loss", loss)
 
 
 @pytest.mark.parametrize("fault", ["TRN-01"])
@@ -476,7 +478,7 @@ def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
     facts = info.training | {"validation_ap": 0.75}
     checkpoint.save(tmp_path / "model", net, replace(info, training=facts))
     setup: Any = SimpleNamespace(run=tmp_path)
-    module = train._Module(setup, net)
+    module = training_module.TrainingModule(setup, net)
     module.on_load_checkpoint({"best_ap": 0.5, "seconds": 0.0})
     assert module.best_ap == 0.75
     module.on_load_checkpoint({"best_ap": 0.8, "seconds": 0.0})
@@ -485,7 +487,7 @@ def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
 
 def test_the_bar_counts_the_steps_of_both_stages() -> None:
     """A second stage of smaller batches has more steps an epoch."""
-    bar = train._Bar([2, 2, 8])
+    bar = callbacks.Bar([2, 2, 8])
     bar.on_train_start(SimpleNamespace(current_epoch=2), None)  # type: ignore[arg-type]
     bar.on_train_end()
     (task,) = bar.progress.tasks

@@ -28,7 +28,7 @@ from spatialembed.options import (
 )
 
 if TYPE_CHECKING:
-    from spatialembed.data.folder import Listed
+    from spatialembed.data.dataset import FileDataset
     from spatialembed.settings import TrainOptions
 
 
@@ -92,7 +92,7 @@ def train(options: TrainOptions) -> int:
 def _resumable(folder: Path) -> Iterator[None]:
     """Training, which needs its extra, and which a signal may stop for the time being."""
     try:
-        from spatialembed.train import Interrupted
+        from spatialembed.training.callbacks import Interrupted
     except ModuleNotFoundError as error:
         if str(error.name).startswith("spatialembed"):
             raise
@@ -153,7 +153,7 @@ def tune(options: TuneOptions) -> int:
     return 0
 
 
-def _dataset(options: EvaluateOptions | TuneOptions) -> Listed:
+def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
     from spatialembed.data.selection import select
 
@@ -170,7 +170,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> Listed:
     )
 
 
-def _pixels(dataset: Listed) -> float:
+def _pixels(dataset: FileDataset) -> float:
     """Of all images, by which an engine is chosen."""
     from spatialembed.bulk import pixels_of
 

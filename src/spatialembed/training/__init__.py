@@ -1,0 +1,1 @@
+"""What a training is made of: its set-up, one step, what follows an epoch, the end."""

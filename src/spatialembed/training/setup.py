@@ -1,0 +1,73 @@
+"""What a run is made of, fixed before its first step."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatialembed.checkpoint import ModelInfo
+from spatialembed.cluster import ClusterOptions
+from spatialembed.data.module import CropPlan, Images
+from spatialembed.data.selection import data_name
+from spatialembed.engine import Precision, TorchEngine
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.settings import TrainOptions
+from spatialembed.types import Normalization
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, fixed before its first step."""
+
+    options: TrainOptions
+    run: Path
+    train: Images
+    val: Images
+    device: torch.device
+    precision: Precision
+    base: ClusterOptions  # thresholds of validation, before tuning
+    start: Path | None  # checkpoint to go on from
+
+    @property
+    def normalization(self) -> Normalization:
+        return self.options.normalization
+
+    def plan(self, epoch: int) -> CropPlan:
+        stage, _ = self.options.stage(epoch)
+        count = stage.crops or len(self.train)
+        return CropPlan(
+            stage.crop, self.options.scale, count, stage.batch, self.options.seed, epoch
+        )
+
+    def engine(self, net: SpatialEmbeddingNet) -> TorchEngine:
+        return TorchEngine(
+            net, device=self.device, precision=self.precision, scale=self.options.scale
+        )
+
+    def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:
+        return ModelInfo(
+            class_names=tuple(self.train.class_names),
+            elliptical=self.options.elliptical,
+            normalization=self.normalization,
+            thresholds=thresholds,
+            scale=self.options.scale,
+            training=facts,
+        )
+
+    def facts(self, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
+        """What the model file says of its training; no path, no name of a person or machine."""
+        return {
+            "data": data_name(self.options.data),
+            "images": len(self.train),
+            "validation_images": len(self.val),
+            "epochs": done,
+            "hours": round(seconds / 3600, 2),
+            "hardware": f"{self.device.type}, {platform.machine()}, {os.cpu_count()} cores",
+            "torch": torch.__version__,
+            "validation_ap": ap,
+        }
