@@ -181,7 +181,8 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
 
 def contexts(options: argparse.Namespace) -> dict[str, Any]:
     """Mean AP of the validation images, whole and by tiles of ``--tile`` px with each context."""
-    from spatialembed.data.folder import open_folder, split_dataset
+    from spatialembed.data.folder import open_folder
+    from spatialembed.data.splitting import split_dataset
     from spatialembed.large import TileOptions, predict_large
     from spatialembed.metrics import label_ap
     from spatialembed.predict import load

@@ -26,8 +26,9 @@ from spatialembed.calibration import (
     rank_correlation,
 )
 from spatialembed.cluster import cluster
-from spatialembed.data.folder import FolderDataset, group_keys
+from spatialembed.data.folder import FolderDataset
 from spatialembed.data.selection import select
+from spatialembed.data.splitting import group_keys
 from spatialembed.geometry import embed, precision
 from spatialembed.metrics import best_ious
 from spatialembed.predict import Predictor, load

@@ -17,9 +17,9 @@ FLOORS = {
     "transforms": 2, "render": 2, "calibration": 2, "ambiguity": 2, "engines": 2, "turns": 2,
     "onnx_frame": 2, "rescale": 2,
     "data": 3, "checkpoint": 3, "engine": 3, "results": 3, "device_input": 3, "settings": 3,
-    "runs": 3, "thresholds": 3, "options": 3, "gathered": 3, "stages": 3,
+    "runs": 3, "thresholds": 3, "options": 3, "gathered": 3, "stages": 3, "official": 3,
     "onnx_check": 4, "onnx_int8": 4, "large": 4, "recommend": 4, "symptoms": 4, "anatomy": 4,
-    "views": 4, "predict": 4, "training": 4, "convert": 4,
+    "views": 4, "predict": 4, "scoring": 4, "training": 4, "convert": 4,
     "evaluate": 5, "bulk": 5, "bench": 5, "export": 5, "doctor": 5, "tune": 5,
     "train": 5,
     "demo": 6,
@@ -50,12 +50,13 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
         "twins": 4,
         "survey": 5,
     },
+    "scoring": {"label": 0, "cityscapes": 0, "coco": 0},
     "training": {"setup": 0, "module": 1, "validation": 1, "callbacks": 2},
     "results": {
         "reliability": -1,
         "large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0,
         "ambiguity_map": 0, "advice": 0, "charts": 0, "findings": 0, "cityscapes": 0,
-        "survey_page": 1, "folder": 1,
+        "survey_page": 1, "folder": 1, "benchmark": 1,
     },
 }  # fmt: skip
 ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception
@@ -69,8 +70,8 @@ DOORS = {
     # onnx_int8: its calibration and quantisation; onnx_check: what runs is the exported file itself
     "onnxruntime": {"engines.ort", "onnx_check", "onnx_int8"},
     "openvino": {"engines.vino"},
-    "cityscapesscripts": {"evaluate"},
-    "faster_coco_eval": {"evaluate", "data.coco"},
+    "cityscapesscripts": {"official"},
+    "faster_coco_eval": {"official", "data.coco"},
     "pycocotools": set(),
     "zarr": {"data.large", "results.large"},
     "tifffile": {"data.tiff", "data.large", "results.labels", "results.large"},

@@ -14,14 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialembed.data.folder import (
-    FolderDataset,
-    duplicates,
-    open_folder,
-    split_dataset,
-    splits,
-)
+from spatialembed.data.folder import FolderDataset, open_folder, splits
 from spatialembed.data.listing import SUFFIXES
+from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
 
 RNG = np.random.default_rng(0)

@@ -1,90 +1,103 @@
 """Score a model on a data set. One pass, one image at a time in memory::
 
-    dataset[i] -> predictor -> overlaps -> counts by class -> ImageScore, one row an image
-
-What follows from the rows is in ``results/report.py``.
+dataset[i] -> predictor -> the score of the metric, image by image -> its report
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatialembed.cluster import cluster_with_truth
+from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.data.selection import Dataset, check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.metrics import (
-    AP_THRESHOLDS,
-    Overlaps,
-    best_ious,
-    counts_by_class,
-    missed,
-    overlaps,
-)
-from spatialembed.results.reliability import Reliability, merged
-from spatialembed.results.report import ImageScore, Report, Sampling, WorstImage, mean
+from spatialembed.results.benchmark import BenchmarkReport
+from spatialembed.results.report import Report, Sampling
+from spatialembed.scoring.cityscapes import CityscapesScore
+from spatialembed.scoring.coco import CocoScore
+from spatialembed.scoring.label import LabelScore
 from spatialembed.types import Instances, Sample
 
 if TYPE_CHECKING:
     from spatialembed.predict import Predictor
 
-Metric = Literal["ap"]
-WORST = 12
-"""Images on the page of the worst."""
-PAGE_PX = 640
-"""Longest side of a picture on that page; larger ones are thinned out."""
+Metric = Literal["ap", "cityscapes", "coco"]
 
 
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Literal["ap"] = "ap",
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report: ...
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Literal["cityscapes", "coco"],
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> BenchmarkReport: ...
 def evaluate(
     predictor: Predictor,
     dataset: Dataset,
     metric: Metric = "ap",
     *,
     sampling: Sampling = "seed",
+    out: str | Path | None = None,
     progress: bool = True,
-) -> Report:
+) -> Report | BenchmarkReport:
     """Predict every image of a data set and score it against its truth.
 
-    metric: "ap", label-image AP at IoU 0.50 to 0.90 (see ``metrics``). sampling: "seed", what a
-    user gets; "truth", instances from true centres and bandwidths, which leaves out the seed map
-    (ground-truth sampling, Neven et al. 2019). progress: a bar on stderr.
+    metric: "ap", label-image AP at IoU 0.50 to 0.90 (see ``metrics``); "cityscapes", AP of that
+    benchmark, for its layout; "coco", AP of masks as COCO counts it, for any data set. sampling:
+    "seed", what a user gets; "truth", instances from true centres and bandwidths, which leaves out
+    the seed map (ground-truth sampling, Neven et al. 2019). out: folder for the files of the metric
+    "cityscapes", which its official evaluator reads; None: the built-in one alone. progress: a bar
+    on stderr.
 
-    Raises SpatialEmbedError ``unknown_metric``, ``unknown_sampling``, ``empty_dataset``,
-    ``class_mismatch``, and what reading or predicting an image raises.
+    Raises SpatialEmbedError ``unknown_metric``, ``unknown_sampling``, ``not_cityscapes``,
+    ``missing_extra``, ``empty_dataset``, ``class_mismatch``, ``evaluators_differ``, and what
+    reading or predicting an image raises.
     """
-    _check_choice("metric", metric, get_args(Metric))
+    check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))
     check_classes(predictor.info.class_names, dataset)
-    rows: list[ImageScore] = []
-    scores: list[float] = []
-    objects: list[Reliability] = []
-    worst: list[WorstImage] = []
+    folder = None if out is None else Path(out)
+    score = _score(metric, dataset, sampling, folder, progress)
     with _progress(enabled=progress) as bar:
         task = bar.add_task("evaluate", total=len(dataset), ap="")
         for i in range(len(dataset)):
             sample = dataset[i]
-            found, seconds = _predict(predictor, sample, sampling)
-            pairs = _overlaps(sample, found)
-            rows.append(_score(sample, found, pairs, seconds, len(dataset.class_names)))
-            objects.append(_reliability(sample, found, pairs))
-            scores.append(rows[-1].mean_ap)
-            worst = _with_worst(worst, rows[-1], sample, found)
-            ap = mean(np.array(scores), axis=0)
-            bar.update(task, advance=1, ap="" if math.isnan(ap) else f"AP {ap:.3f}")
-    return Report(
-        tuple(rows),
-        tuple(dataset.class_names),
-        sampling,
-        AP_THRESHOLDS,
-        tuple(worst),
-        merged(objects) if sampling == "seed" else None,
-    )
+            score.add(i, sample, *_predict(predictor, sample, sampling))
+            bar.update(task, advance=1, ap=score.running)
+    return score.report()
+
+
+def check_metric(metric: str, dataset: Dataset) -> None:
+    """Refuse a metric that is none, or that this data set cannot be scored by.
+
+    Raises SpatialEmbedError ``unknown_metric`` (exit 2), ``not_cityscapes``.
+    """
+    _check_choice("metric", metric, get_args(Metric))
+    if metric == "cityscapes" and not isinstance(dataset, CityscapesDataset):
+        raise SpatialEmbedError(
+            "not_cityscapes",
+            "the metric of Cityscapes needs its ids, with groups and void",
+            "give a folder with leftImg8bit/ and gtFine/, or take the metric ap or coco",
+        )
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -92,6 +105,17 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise SpatialEmbedError(
             f"unknown_{name}", f"{name} {value!r}", f"choose from: {', '.join(choices)}", USAGE
         )
+
+
+def _score(
+    metric: Metric, dataset: Dataset, sampling: Sampling, out: Path | None, progress: bool
+) -> LabelScore | CityscapesScore | CocoScore:
+    if metric == "coco":
+        return CocoScore(dataset, sampling)
+    if metric == "cityscapes":
+        assert isinstance(dataset, CityscapesDataset)  # by check_metric
+        return CityscapesScore(dataset, sampling, out, progress=progress)
+    return LabelScore(tuple(dataset.class_names), sampling)
 
 
 def _progress(*, enabled: bool) -> Progress:
@@ -117,42 +141,3 @@ def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[
             maps, [sample.target], predictor.settings.membership, predictor.info.class_names
         )[0]
     return found.numpy(), time.perf_counter() - began
-
-
-def _overlaps(sample: Sample, found: Instances) -> Overlaps:
-    ignore = sample.target.ignore.numpy()
-    truth = sample.target.labels.numpy()
-    return overlaps(found.labels, truth, ignore if ignore.any() else None)
-
-
-def _reliability(sample: Sample, found: Instances, pairs: Overlaps) -> Reliability:
-    """What was said of the objects that count, and their true IoU."""
-    i = pairs.found_ids - 1
-    expected = None if found.expected_iou is None else found.expected_iou[i]
-    truth = sample.target.classes.numpy()
-    return Reliability(found.scores[i], expected, best_ious(pairs, found.classes, truth))
-
-
-def _score(
-    sample: Sample, found: Instances, pairs: Overlaps, seconds: float, classes: int
-) -> ImageScore:
-    target = sample.target
-    by_class = counts_by_class(pairs, found.classes, target.classes.numpy(), classes)
-    labels = missed(pairs, found.classes, target.classes.numpy())
-    ids = labels if sample.ids is None else sample.ids[labels - 1]
-    return ImageScore(sample.name, tuple(by_class), seconds, found.truncated, tuple(ids.tolist()))
-
-
-def _with_worst(
-    worst: list[WorstImage], score: ImageScore, sample: Sample, found: Instances
-) -> list[WorstImage]:
-    """The list with this image in its place, if it is among the worst; ties: the earlier image."""
-    if math.isnan(score.mean_ap):
-        return worst
-    if len(worst) == WORST and worst[-1].score.mean_ap <= score.mean_ap:
-        return worst
-    step = math.ceil(max(found.labels.shape) / PAGE_PX)
-    truth = sample.target.labels.numpy()
-    thin = [array[::step, ::step].copy() for array in (sample.image, truth, found.labels)]
-    image = WorstImage(score, *thin)
-    return sorted([*worst, image], key=lambda other: other.score.mean_ap)[:WORST]

@@ -29,8 +29,8 @@ class EvaluateOptions:
     model: str
     """Bundled name, model folder, or a file inside one."""
     data: str
-    """Folder of images/ and masks/, flat or under train/, val/ and test/; or a file of COCO
-    instances, .json, beside images/."""
+    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
+    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
     split: Literal["train", "val", "test"] | None = None
     """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
     val_fraction: float = 0.2
@@ -66,8 +66,8 @@ class TuneOptions:
     model: str
     """Bundled name, model folder, or a file inside one."""
     data: str
-    """Folder of images/ and masks/, flat or under train/, val/ and test/; or a file of COCO
-    instances, .json, beside images/."""
+    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
+    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
     split: Literal["train", "val", "test"] | None = None
     """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
     val_fraction: float = 0.2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.loss import Center
@@ -41,8 +42,12 @@ class TrainOptions:
     """Settings of ``spatialembed train``."""
 
     data: str = ""
-    """Folder of images/ and masks/, flat or under train/ and val/; or a file of COCO instances,
-    .json, beside images/."""
+    """Folder of images/ and masks/, flat or under train/ and val/; a file of COCO instances, .json,
+    beside images/; or a Cityscapes root, with leftImg8bit/ and gtFine/."""
+    classes: str | None = None
+    """Of a Cityscapes root: the classes to learn, with commas between; none: all eight."""
+    groups: Literal["ignore", "background"] = "ignore"
+    """Of a Cityscapes root: what the loss takes a group without single objects for."""
     val_fraction: float = 0.2
     """Share held out for validation where there is no val/."""
     group_by: str | None = None
@@ -68,6 +73,9 @@ class TrainOptions:
     """One bandwidth an axis instead of one for both."""
     center: Center = "learnable"
     """Centre of an instance: mean of its embeddings (learnable), of its positions, or a medoid."""
+    margin: float | None = None
+    """Fixed bandwidth, as the px of the network's input that an embedding may lie off its centre:
+    trained by the hinge loss, the baseline of the paper; none: bandwidths are learned."""
     foreground_weight: float | list[float] = 10.0
     """Weight of instance pixels in the seed term, one for all classes or one each."""
     normalization: Normalization = field(default_factory=Normalization)
@@ -117,6 +125,13 @@ class TrainOptions:
         for name in ("warmup", "workers", "clip", "weight_decay", "seed"):
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}", "give 0 or more")
+        if self.margin is not None:
+            _check(self.margin > 0, f"margin is {self.margin}", "give a positive number of px")
+            _check(
+                self.center == "centroid",
+                f"margin with center {self.center}",
+                "a fixed bandwidth goes with center centroid",
+            )
         _check(self.epochs > 0, "no epochs", "set stage1.epochs or stage2.epochs above 0")
         for stage in (self.stage1, self.stage2):
             whole = stage.epochs == 0 or stage.batch % self.devices == 0

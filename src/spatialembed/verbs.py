@@ -108,6 +108,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Score a model on images with masks: AP at IoU .50 to .90, F1, PQ."""
     from rich.console import Console
 
+    from spatialembed.data.selection import with_classes_of
     from spatialembed.evaluate import evaluate as run
     from spatialembed.predict import load
 
@@ -119,6 +120,7 @@ def evaluate(options: EvaluateOptions) -> int:
         precision=options.precision,
         pixels=_pixels(dataset),
     )
+    dataset = with_classes_of(predictor.info.class_names, dataset)
     report = run(predictor, dataset, sampling=options.sampling)
     report.write(options.out)
     Console().print(report.table())
@@ -131,7 +133,7 @@ def tune(options: TuneOptions) -> int:
     from rich.console import Console
 
     from spatialembed import tune as tuning
-    from spatialembed.data.selection import data_name
+    from spatialembed.data.selection import data_name, with_classes_of
     from spatialembed.predict import load
 
     folder = tuning.prepare(options.model, options.out)
@@ -142,6 +144,7 @@ def tune(options: TuneOptions) -> int:
         precision=options.precision,
         pixels=_pixels(dataset),
     )
+    dataset = with_classes_of(predictor.info.class_names, dataset)
     result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
     tuning.write_report(result, options.report)
     tuning.save(result, options.model, folder, data_name(options.data))

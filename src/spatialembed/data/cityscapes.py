@@ -3,10 +3,10 @@
 What an id of the file becomes::
 
     26003   car number 3       an instance, if car is among the classes that are asked for
-    26      a group of cars    ignored, or background as the setting ``groups`` says; background if
-                               cars are not asked for
-    0..33   a region           ignored where the benchmark does not evaluate it (void), else background
+    26      a group of cars    ignored if cars are asked for; background if ``groups`` says so
+    0..33   a region           ignored if the benchmark does not evaluate it (void)
     29001   caravan, trailer   background: to the benchmark only their groups, 29 and 30, are void
+    others  at most 33999      background if a region or a class that is not asked for
     else                       refused: no id of Cityscapes
 
 A licence plate, -1, is never drawn into these files. The file of ids alone is read, not the
@@ -25,13 +25,12 @@ import numpy as np
 import torch
 
 from spatialembed.cityscapes_ap import IDS, NUMBERED, VOID
+from spatialembed.data.dataset import SPLITS, Split
 from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.types import Sample, Target
 
-SPLITS = ("train", "val", "test")
-Split = Literal["train", "val", "test"]
 Groups = Literal["ignore", "background"]
 IMAGES, TRUTH = "leftImg8bit", "gtFine"
 """Folders of a root; the downloads are leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip."""
@@ -113,7 +112,7 @@ class CityscapesDataset:
         """Path of the file of image ``i``."""
         return self._frames[i].image
 
-    def truth_path(self, i: int) -> Path:
+    def ids_path(self, i: int) -> Path:
         """Path of the file of ids of image ``i``."""
         return self._frames[i].ids
 
@@ -126,6 +125,17 @@ class CityscapesDataset:
         frames = [self._frames[i] for i in indices]
         return CityscapesDataset(
             frames, self.class_names, self._groups, max_pixels=self._max_pixels
+        )
+
+    def with_classes(self, names: Sequence[str]) -> CityscapesDataset:
+        """The same images, with these classes alone. Raises as ``choose_classes`` does."""
+        classes = choose_classes(names)
+        return CityscapesDataset(self._frames, classes, self._groups, max_pixels=self._max_pixels)
+
+    def with_groups(self, groups: Groups) -> CityscapesDataset:
+        """The same images, their groups taken so."""
+        return CityscapesDataset(
+            self._frames, self.class_names, groups, max_pixels=self._max_pixels
         )
 
     def __len__(self) -> int:
@@ -196,7 +206,7 @@ def is_cityscapes(path: str | Path) -> bool:
     return any((Path(path) / part).is_dir() for part in (IMAGES, TRUTH))
 
 
-def cityscapes_splits(path: str | Path) -> tuple[str, ...]:
+def splits(path: str | Path) -> tuple[str, ...]:
     """Those of train, val, test that have images and truth: folders under both parts of a root."""
     parts = (Path(path) / IMAGES, Path(path) / TRUTH)
     return tuple(split for split in SPLITS if all((part / split).is_dir() for part in parts))
@@ -245,7 +255,7 @@ def open_cityscapes(
     top = Path(root)
     class_names = choose_classes(classes)
     _check_layout(top)
-    there = cityscapes_splits(top)
+    there = splits(top)
     wanted = [split] if split else [part for part in ("train", "val") if part in there]
     if not set(wanted) <= set(there) or not wanted:
         raise _no_split(top, split, there)

@@ -9,32 +9,21 @@ The name (key) of an image is its path below images/ without suffix.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import math
-import random
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from skimage import measure
 
-from spatialembed.data.decode import opened
+from spatialembed.data.dataset import SPLITS, Split
 from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.data.tables import find_table, read_classes, read_index
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.labels import relabel
 from spatialembed.types import Sample, Target
-
-SPLITS = ("train", "val", "test")
-Split = Literal["train", "val", "test"]
-Self = TypeVar("Self")
-L = TypeVar("L", bound="Listed")
 
 
 @dataclass(frozen=True)
@@ -308,88 +297,3 @@ def _refuse_missing(root: Path, images: Mapping[str, Path], masks: Mapping[str, 
             f"{root}: {len(lines)} without partner: {'; '.join(lines)}",
             "add them, or leave these out with --allow-missing",
         )
-
-
-# ---------------------------------------------------------------- splitting
-
-
-class Listed(Protocol):
-    """A data set of image files in any layout: to be split, and compared file by file."""
-
-    class_names: tuple[str, ...]
-
-    @property
-    def names(self) -> list[str]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Sample: ...
-    def image_path(self, i: int) -> Path: ...
-    def index_row(self, i: int) -> Mapping[str, str]: ...
-    def subset(self: Self, indices: Iterable[int]) -> Self: ...
-
-
-def split_dataset(
-    dataset: L, *, fraction: float = 0.2, group_by: str | None = None, seed: int = 0
-) -> tuple[L, L]:
-    """Split into (train, val), the same on every machine for one seed; both keep the order.
-
-    Whole groups go to val, ``fraction`` of the groups, rounded up. Groups are the values of the
-    column ``group_by`` of index.csv, or without it each image by itself.
-
-    Raises SpatialEmbedError: bad_split (exit 2), no_column (exit 2).
-    """
-    keys = dataset.names if group_by is None else group_keys(dataset, group_by)
-    groups = sorted(set(keys))
-    count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floats
-    if not 0 < fraction < 1 or count >= len(groups):
-        raise SpatialEmbedError(
-            "bad_split",
-            f"{fraction:g} of {len(groups)} groups leaves no part with images",
-            "take a fraction between 0 and 1, of two images or groups at least",
-            USAGE,
-        )
-    # Random().sample of sorted names is the same in every Python that is supported, hashes are not.
-    chosen = set(random.Random(seed).sample(groups, count))
-    train = [i for i, key in enumerate(keys) if key not in chosen]
-    val = [i for i, key in enumerate(keys) if key in chosen]
-    return dataset.subset(train), dataset.subset(val)
-
-
-def group_keys(dataset: Listed, column: str) -> list[str]:
-    """Group of each image by a column of index.csv; every image needs one."""
-    rows = [dataset.index_row(i) for i in range(len(dataset))]
-    columns = sorted({name for row in rows for name in row})
-    if column not in columns:
-        near = difflib.get_close_matches(column, columns, 1)
-        known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns)}"
-        raise SpatialEmbedError(
-            "no_column",
-            f"index.csv has no column {column!r}" if columns else "no index.csv to group by",
-            known if columns else "put it beside images/ and masks/",
-            USAGE,
-        )
-    missing = [dataset.names[i] for i, row in enumerate(rows) if not row.get(column)]
-    if missing:
-        raise SpatialEmbedError(
-            "no_column",
-            f"index.csv has no {column} for {', '.join(missing)}",
-            "fill the column",
-            USAGE,
-        )
-    return [row[column] for row in rows]
-
-
-def duplicates(train: Listed, val: Listed) -> list[tuple[str, str]]:
-    """Pairs (name in train, name in val) of image files with the same bytes."""
-    by_hash: dict[bytes, list[str]] = defaultdict(list)
-    for i, name in enumerate(train.names):
-        by_hash[_digest(train.image_path(i))].append(name)
-    return [
-        (twin, name)
-        for i, name in enumerate(val.names)
-        for twin in by_hash.get(_digest(val.image_path(i)), [])
-    ]
-
-
-def _digest(path: Path) -> bytes:
-    with opened(path) as (file, _):  # a pipe or a device would be read for ever
-        return hashlib.sha256(file.read()).digest()

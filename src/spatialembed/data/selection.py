@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
+from spatialembed.data import cityscapes, folder
+from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
 from spatialembed.data.coco import open_coco
-from spatialembed.data.folder import Listed, Split, open_folder, split_dataset, splits
+from spatialembed.data.dataset import Dataset, FileDataset, Split
+from spatialembed.data.folder import open_folder
 from spatialembed.data.images import MAX_PIXELS
-from spatialembed.errors import SpatialEmbedError
-from spatialembed.types import Sample
+from spatialembed.data.splitting import split_dataset
+from spatialembed.errors import USAGE, SpatialEmbedError
 
-
-class Dataset(Protocol):
-    """What is asked of a data set."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> Sample: ...
+Layout = Literal["folder", "coco", "cityscapes"]
 
 
 def data_name(path: str | Path) -> str:
@@ -30,22 +26,74 @@ def data_name(path: str | Path) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
+def layout_of(path: str | Path) -> Layout:
+    """A Cityscapes root has leftImg8bit/ and gtFine/, COCO instances are a file .json.
+
+    All else counts as a folder of images/ and masks/, whose reader says what is missing.
+    Raises SpatialEmbedError ``no_layout`` for a part of a Cityscapes root.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        return "coco"
+    has_own = any((path / name).is_dir() for name in ("images", "masks"))
+    if has_own or folder.splits(path):
+        return "folder"
+    if cityscapes.is_cityscapes(path):
+        return "cityscapes"
+    inside = (cityscapes.IMAGES, cityscapes.TRUTH)
+    if root := next((p.parent for p in (path, *path.parents) if p.name in inside), None):
+        raise SpatialEmbedError(
+            "no_layout", f"{path}: a part of a Cityscapes root", f"name the root: {root}"
+        )
+    return "folder"
+
+
+def splits(path: str | Path) -> tuple[str, ...]:
+    """Those of train, val, test that a data set comes in; () for one without parts."""
+    layout = layout_of(path)
+    if layout == "cityscapes":
+        return cityscapes.splits(path)
+    return folder.splits(path) if layout == "folder" else ()
+
+
 def open_data(
     path: str | Path,
     *,
     split: Split | None = None,
+    classes: str | None = None,
+    groups: Groups = "ignore",
     allow_missing: bool = False,
     split_components: bool = False,
     plain_ids: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> Listed:
-    """A folder of images/ and masks/, or a .json file of COCO instances beside images/.
+) -> FileDataset:
+    """A folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
 
-    split, split_components and plain_ids are of masks: a file has no parts, and its ids are told.
+    classes: names of classes of Cityscapes with commas between, and groups, are of a Cityscapes
+    root; split_components and plain_ids of masks. A file has no parts; of a root without val/ and
+    test/ that are asked for, none.
 
-    Raises SpatialEmbedError as ``open_folder`` and ``open_coco`` do.
+    Raises SpatialEmbedError as ``open_folder``, ``open_coco`` and ``open_cityscapes`` do, and:
+    bad_setting (exit 2) for classes of another layout.
     """
-    if Path(path).suffix.lower() != ".json" or Path(path).is_dir():
+    layout = layout_of(path)
+    if layout == "cityscapes":
+        return open_cityscapes(
+            path,
+            split=split,
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            groups=groups,
+            allow_missing=allow_missing,
+            max_pixels=max_pixels,
+        )
+    if classes is not None or groups != "ignore":
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{path}: classes and groups are of Cityscapes, and this is none",
+            "leave them out",
+            USAGE,
+        )
+    if layout == "folder":
         return open_folder(
             path,
             split=split,
@@ -71,16 +119,24 @@ def select(
     split_components: bool = False,
     plain_ids: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> Listed:
+) -> FileDataset:
     """Images with truth, to score or tune on; ``path`` is as ``open_data`` takes it.
 
     split: a subfolder where there is one of that name, otherwise the side that a training with this
     val_fraction, group_by and seed learned from ("train") or held out ("val"). group_by alone means
-    "val"; without either all images are taken.
+    "val"; without either all images are taken. A data set in parts is not taken as a whole.
 
     Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do.
     """
-    named = split if split in splits(path) else None
+    there = splits(path)
+    named = split if split in there else None
+    if split is None and len(there) > 1:
+        raise SpatialEmbedError(
+            "no_split",
+            f"{path}: no part of it is named",
+            f"add --split with one of {', '.join(there)}",
+            USAGE,
+        )
     dataset = open_data(
         path,
         split=named or ("test" if split == "test" else None),
@@ -93,6 +149,20 @@ def select(
         return dataset
     parts = split_dataset(dataset, fraction=val_fraction, group_by=group_by, seed=seed)
     return parts[0] if split == "train" else parts[1]
+
+
+def with_classes_of(of_model: Sequence[str], dataset: FileDataset) -> FileDataset:
+    """Of a Cityscapes root the classes that the model knows; any other data set as it is."""
+    if isinstance(dataset, CityscapesDataset) and set(of_model) <= set(dataset.class_names):
+        return dataset.with_classes(of_model)
+    return dataset
+
+
+def for_scoring(dataset: FileDataset) -> FileDataset:
+    """Groups are ignored in every evaluation, whatever the loss takes them for."""
+    if isinstance(dataset, CityscapesDataset):
+        return dataset.with_groups("ignore")
+    return dataset
 
 
 def check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
