@@ -21,7 +21,8 @@ from rich.console import Console
 
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.evaluate import WORST, evaluate
+from spatialembed.evaluate import evaluate
+from spatialembed.scoring.label import WORST
 from spatialembed.geometry import coordinates
 from spatialembed.metrics import AP_THRESHOLDS, label_ap
 from spatialembed.results.report import Report

@@ -31,6 +31,7 @@ class Annotation:
     class_index: int
     crowd: bool
     segmentation: Any  # polygons, or run lengths {"size", "counts"}
+    area: float | None = None  # px, by which COCO's evaluation sorts objects; None: not given
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class _Image:
     path: Path
     size_hw: tuple[int, int]
     annotations: tuple[Annotation, ...]
+    id: int
 
 
 class CocoDataset:
@@ -63,6 +65,14 @@ class CocoDataset:
     def index_row(self, i: int) -> Mapping[str, str]:
         """Empty: no table goes with the file."""
         return {}
+
+    def image_id(self, i: int) -> int:
+        """Id of image ``i`` in the file."""
+        return self._images[i].id
+
+    def annotations(self, i: int) -> tuple[Annotation, ...]:
+        """What the file says of image ``i``, crowds too, in its order; it may overlap."""
+        return self._images[i].annotations
 
     def subset(self, indices: Iterable[int]) -> CocoDataset:
         """The images of these indices, in their order."""
@@ -218,7 +228,7 @@ def open_coco(
         if not os.path.isfile(file):  # a name that no file can have is none
             missing.append(str(file))
             continue
-        found.append(_Image(name, file, size_hw, tuple(annotations[number])))
+        found.append(_Image(name, file, size_hw, tuple(annotations[number]), number))
     if missing and not allow_missing:
         raise SpatialEmbedError(
             "missing_pairs",
@@ -298,12 +308,15 @@ def _annotations(
             (f"there is no category {entry.get('category_id')}", category not in class_of),
             ("it has no segmentation", "segmentation" not in entry),
             (f"iscrowd is {entry.get('iscrowd')!r}", entry.get("iscrowd", 0) not in (0, 1)),
+            (f"its area is {entry.get('area')!r}", not _is_area(entry.get("area"))),
         ):
             if wrong:
                 raise _bad(str(path), number, fault)
         taken.add(number)
         crowd = bool(entry.get("iscrowd", 0))
-        found[image].append(Annotation(number, class_of[category], crowd, entry["segmentation"]))
+        found[image].append(
+            Annotation(number, class_of[category], crowd, entry["segmentation"], entry.get("area"))
+        )
     return found
 
 
@@ -315,3 +328,9 @@ def _is_id(value: object) -> bool:
 def _number(value: object) -> int:
     """An id, or for what is none a number that nobody uses."""
     return value if isinstance(value, int) else -(2**63)
+
+
+def _is_area(value: object) -> bool:
+    """Whether it is an area in px, or none is given."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (number and 0 <= float(value) < float("inf"))  # type: ignore[arg-type]

@@ -187,7 +187,7 @@ class Report:
             "reliability": None if self.reliability is None else self.reliability.to_dict(),
             "per_image": [_row_dict(row) for row in self.rows],
         }
-        plain: dict[str, Any] = _plain(report)
+        plain: dict[str, Any] = json_ready(report)
         return plain
 
     def table(self) -> Table:
@@ -206,7 +206,7 @@ class Report:
             table.add_column(heading, justify="right", no_wrap=True)
 
         def add(name: str, values: np.ndarray, average: float, style: str = "") -> None:
-            table.add_row(name, *(_number(value) for value in (*values, average)), style=style)
+            table.add_row(name, *(number(value) for value in (*values, average)), style=style)
 
         add("AP, image mean", self.ap, self.mean_ap, "bold")
         add("  standard error", error, mean_error, "dim")
@@ -229,16 +229,17 @@ class Report:
             path.write_text(_page(self), "utf-8", errors="backslashreplace")
 
 
-def _number(value: float | np.ndarray) -> str:
+def number(value: float | np.ndarray) -> str:
+    """For a table: three decimals, "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """Dictionaries and lists of JSON types; NaN becomes None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, np.ndarray)):
-        return [_plain(item) for item in value]
+        return [json_ready(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -279,8 +280,8 @@ def _title(report: Report) -> str:
 def _caption(report: Report) -> str:
     total = sum(report.pooled[1:], start=report.pooled[0])
     words = [
-        f"PQ {_number(report.pooled_mean('pq')[0])}, "
-        f"mean matched IoU {_number(report.pooled_mean('matched_iou')[0])} at IoU 0.5, pooled.",
+        f"PQ {number(report.pooled_mean('pq')[0])}, "
+        f"mean matched IoU {number(report.pooled_mean('matched_iou')[0])} at IoU 0.5, pooled.",
         f"{total.tp[0] + total.fn[0]} true objects, {total.tp[0] + total.fp[0]} found.",
         f"{report.median_seconds:.3f} s an image (median).",
     ]
@@ -306,7 +307,7 @@ def _page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Worst images</title>\n'
         f"<style>{STYLE}</style>\n<h1>The {len(report.worst)} worst of {len(report.rows)} images"
-        f"</h1>\n<p>Mean AP {_number(report.mean_ap)}. {html.escape(_caption(report))}</p>\n"
+        f"</h1>\n<p>Mean AP {number(report.mean_ap)}. {html.escape(_caption(report))}</p>\n"
         f"{images}\n{_reliability(report)}\n</html>\n"
     )
 
@@ -328,7 +329,7 @@ def _section(worst: WorstImage) -> str:
         f"<figcaption>{caption}</figcaption></figure>"
         for caption, labels in panels
     )
-    name, ap = html.escape(worst.score.name), _number(worst.score.mean_ap)
+    name, ap = html.escape(worst.score.name), number(worst.score.mean_ap)
     return f"<section><h2>{name}: AP {ap}</h2><div>{figures}</div></section>"
 
 
