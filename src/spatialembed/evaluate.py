@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spatialembed.cluster import cluster_with_truth
 from spatialembed.data.cityscapes import CityscapesDataset
-from spatialembed.data.selection import Dataset, check_classes
+from spatialembed.data.dataset import Dataset
+from spatialembed.data.selection import check_classes
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.results.benchmark import BenchmarkReport
 from spatialembed.results.report import Report, Sampling
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from spatialembed.predict import Predictor
 
 Metric = Literal["ap", "cityscapes", "coco"]
+FILES = {
+    "ap": ("report.json", "worst.html"),
+    "cityscapes": ("report.json", "results/"),
+    "coco": ("report.json",),
+}
+"""What lies in the folder of an evaluation in the end."""
 
 
 @overload
@@ -50,6 +57,16 @@ def evaluate(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BenchmarkReport: ...
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Metric,
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report | BenchmarkReport: ...
 def evaluate(
     predictor: Predictor,
     dataset: Dataset,

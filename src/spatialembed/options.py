@@ -39,10 +39,13 @@ class EvaluateOptions:
     """Column of index.csv whose groups training held out whole; alone it means --split val."""
     seed: int = 0
     """Of that split."""
+    metric: Literal["ap", "cityscapes", "coco"] = "ap"
+    """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
+    its official tools too; coco: of masks as COCO counts it, for any data."""
     sampling: Literal["seed", "truth"] = "seed"
     """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
     out: str = "runs/evaluate"
-    """Folder of report.json and worst.html."""
+    """Folder of report.json; ap also gets worst.html, cityscapes the benchmark's files, results/."""
     allow_missing: bool = False
     """Leave out images without mask and masks without image."""
     split_components: bool = False

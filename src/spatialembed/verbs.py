@@ -105,14 +105,16 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Score a model on images with masks: AP at IoU .50 to .90, F1, PQ."""
+    """Score a model on images with masks: AP, F1, PQ; or as Cityscapes or COCO counts."""
     from rich.console import Console
 
     from spatialembed.data.selection import with_classes_of
+    from spatialembed.evaluate import FILES, check_metric
     from spatialembed.evaluate import evaluate as run
     from spatialembed.predict import load
 
     dataset = _dataset(options)
+    check_metric(options.metric, dataset)
     predictor = load(
         options.model,
         device=options.device,
@@ -121,10 +123,10 @@ def evaluate(options: EvaluateOptions) -> int:
         pixels=_pixels(dataset),
     )
     dataset = with_classes_of(predictor.info.class_names, dataset)
-    report = run(predictor, dataset, sampling=options.sampling)
+    report = run(predictor, dataset, options.metric, sampling=options.sampling, out=options.out)
     report.write(options.out)
     Console().print(report.table())
-    print(f"{options.out}: report.json, worst.html")
+    print(f"{options.out}: {', '.join(FILES[options.metric])}")
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from spatialembed import labels, official
 from spatialembed.data.coco import CocoDataset, annotation_mask
-from spatialembed.data.selection import Dataset
+from spatialembed.data.dataset import Dataset
 from spatialembed.labels import Rle
 from spatialembed.results.benchmark import BenchmarkReport
 from spatialembed.results.report import Sampling, mean
