@@ -46,6 +46,11 @@ def precision(log_precision: Tensor) -> Tensor:
     return scaled.clamp(-LOG_LIMIT, LOG_LIMIT).exp()
 
 
+def log_precision_of(margin: float) -> float:
+    """The raw bandwidth r whose margin is this many px, > 0: the inverse of ``margin_px``."""
+    return math.log(math.log(2) / (margin / UNIT) ** 2) / LOG_SCALE
+
+
 def margin_px(log_precision: Tensor) -> Tensor:
     """Distance in px from the centre at which phi = 0.5, elementwise: sqrt(ln 2 / p)."""
     return UNIT * (math.log(2) / precision(log_precision)).sqrt()

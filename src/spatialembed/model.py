@@ -30,12 +30,24 @@ class SpatialEmbeddingNet(nn.Module):
 
     @torch.no_grad()
     def _initialise_bandwidth(self) -> None:
+        weight, bias = self._last_layer()
+        nn.init.zeros_(weight)
+        nn.init.zeros_(bias)
+        bias[2:] = 1.0
+
+    @torch.no_grad()
+    def fix_bandwidth(self, log_precision: float) -> None:
+        """Make the log-precision the same everywhere, whatever the image; in place."""
+        weight, bias = self._last_layer()  # (16, 2 + S, 2, 2), (2 + S,)
+        weight[:, 2:] = 0
+        bias[2:] = log_precision
+
+    def _last_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the last layer for offsets and log-precisions."""
         output = self.decoders[0].get_submodule("output_conv")
         assert isinstance(output, nn.ConvTranspose2d)
         assert output.bias is not None
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-        output.bias[2:] = 1.0
+        return output.weight, output.bias
 
     def forward(self, images: Tensor) -> Embeddings:
         """images (B, 3, H, W) normalised, any H and W >= 1 -> Embeddings (B, ., H, W) float32."""

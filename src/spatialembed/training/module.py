@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from spatialembed import checkpoint
 from spatialembed.data.module import Batch
 from spatialembed.errors import MODEL, SpatialEmbedError
-from spatialembed.loss import SMOOTHNESS, spatial_embedding_loss
+from spatialembed.geometry import log_precision_of
+from spatialembed.loss import SMOOTHNESS, LossTerms, hinge_loss, spatial_embedding_loss
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.runs import last_good_checkpoint
 from spatialembed.training.setup import Setup
+from spatialembed.types import Embeddings
 
 logger = logging.getLogger("spatialembed")
 
@@ -33,6 +35,7 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.setup_of_run = setup
         self.net = net.to(memory_format=torch.channels_last)
+        self._keep_margin()
         self.best_ap = -1.0  # below every AP: none yet
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in this epoch
@@ -44,15 +47,9 @@ class TrainingModule(pl.LightningModule):
         return time.monotonic() - self.started
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
-        options = self.setup_of_run.options
         statistics = [buffer.clone() for buffer in self.net.buffers()]
         prediction = self.net(batch.images.contiguous(memory_format=torch.channels_last))
-        terms = spatial_embedding_loss(
-            prediction,
-            batch.targets,
-            center=options.center,
-            foreground_weight=options.foreground_weight,
-        )
+        terms = self._loss(prediction, batch)
         loss = terms.total()
         if not self._is_finite(loss, batch):
             # The forward pass has moved the batch-norm statistics, maybe to NaN for ever.
@@ -69,6 +66,30 @@ class TrainingModule(pl.LightningModule):
             batch_size=len(batch.names),
         )
         return loss
+
+    def _loss(self, prediction: Embeddings, batch: Batch) -> LossTerms:
+        options = self.setup_of_run.options
+        weights = options.foreground_weight
+        if options.margin is not None:
+            return hinge_loss(
+                prediction,
+                batch.targets,
+                margin_px=options.margin,
+                center=options.center,
+                foreground_weight=weights,
+            )
+        return spatial_embedding_loss(
+            prediction, batch.targets, center=options.center, foreground_weight=weights
+        )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._keep_margin()
+
+    def _keep_margin(self) -> None:
+        """Set a fixed bandwidth anew: weight decay would move it from step to step."""
+        margin = self.setup_of_run.options.margin
+        if margin is not None:
+            self.net.fix_bandwidth(log_precision_of(margin))
 
     def _is_finite(self, loss: Tensor, batch: Batch) -> bool:
         """Whether the step counts; all processes skip it together, or they would wait for ever."""
