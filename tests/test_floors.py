@@ -12,7 +12,7 @@ FLOORS = {
     "types": 0, "errors": 0, "files": 0,
     "geometry": 1, "labels": 1, "lovasz": 1, "near": 1, "erfnet": 1, "kernels": 1,
     "arguments": 1, "ahead": 1, "colour": 1, "terminal": 1, "typed_json": 1, "onnx_graph": 1,
-    "device": 1,
+    "device": 1, "captions": 1,
     "model": 2, "loss": 2, "cluster": 2, "tiling": 2, "metrics": 2, "cityscapes_ap": 2,
     "transforms": 2, "render": 2, "calibration": 2, "ambiguity": 2, "engines": 2, "turns": 2,
     "onnx_frame": 2, "rescale": 2,
@@ -75,7 +75,7 @@ DOORS = {
     "pycocotools": set(),
     "zarr": {"data.large", "results.large"},
     "tifffile": {"data.tiff", "data.large", "results.labels", "results.large"},
-    "PIL": {"data.decode", "data.images", "data.scenery", "data.streets", "render"},
+    "PIL": {"data.decode", "data.images", "data.scenery", "data.streets", "render", "captions"},
 }
 LONGEST = 400  # lines of a file
 TORCH_FREE = {

@@ -1,6 +1,6 @@
 """Numbers as colours: maps by a scale, instances so that neighbours differ.
 
-    instances  neighbours get colours far apart (greedy graph colouring)
+    instances  neighbours get colours far apart (greedy graph colouring), also to colour-blind eyes
     offset     hue = direction, depth = length
     bandwidth  margin in px, log scale, dark = small
     seed       0 black, 1 bright
@@ -46,14 +46,6 @@ def _oklab(lightness: Any, a: Any, b: Any) -> np.ndarray:
     return (encoded * 255 + 0.5).astype(np.uint8)
 
 
-def _palette() -> tuple[np.ndarray, np.ndarray]:
-    """Ten instance colours (K, 3) uint8 and their OKLab positions; each hue where it is vivid."""
-    hue = np.deg2rad(28 + 36 * np.arange(10))
-    lightness = np.array([0.65, 0.75, 0.87, 0.80, 0.68, 0.84, 0.64, 0.60, 0.68, 0.78])
-    lab = np.stack((lightness, 0.17 * np.cos(hue), 0.17 * np.sin(hue)), axis=-1)
-    return _oklab(*lab.T), lab
-
-
 def colour_map(values: np.ndarray, control_points: str = VIRIDIS) -> np.ndarray:
     """Values (H, W) in [0, 1] as colours (H, W, 3) uint8; outside values are cut, NaN is 0."""
     points = np.array([list(bytes.fromhex(point)) for point in control_points.split()], float)
@@ -65,17 +57,71 @@ def colour_map(values: np.ndarray, control_points: str = VIRIDIS) -> np.ndarray:
 
 # --- instances ------------------------------------------------------------------------------
 
+PALETTE = "e44a08 ffceac e5ae00 c8f23c 02985f 23fdfb 2981fb b0a2fe ba49be fa5d9e"
+"""Of instances: one in each tenth of the hues, with the lightness that keeps the two most alike as
+far apart as can be, to usual, red-blind and green-blind eyes."""
+RED_BLIND = ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052))
+GREEN_BLIND = ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969))
+"""What they see of linear RGB (Machado, Oliveira and Fernandes, 2009, severity 1)."""
+ALIKE = 0.09
+"""Distance in OKLab of colours that are hard to tell apart in small objects."""
+VARIETY = 0.1
+"""A likeness to a neighbour that is borne so that all colours come in turn."""
+MOST_EYES = 0.7
+"""Weight of distances as most people see them, beside those of the colour-blind."""
+
+
+def _palette() -> np.ndarray:
+    """(K, 3) uint8."""
+    return np.frombuffer(bytes.fromhex(PALETTE.replace(" ", "")), np.uint8).reshape(-1, 3)
+
+
+def _likeness() -> np.ndarray:
+    """(K + 1, K) how alike two colours are to the eyes that tell them apart worst, in [0, 1].
+
+    The last row is that of no colour yet.
+    """
+    encoded = _palette() / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(eyes) for eyes in (np.eye(3), RED_BLIND, GREEN_BLIND))
+    labs = [_to_oklab(colours.clip(0, 1)) for colours in seen]
+    apart = [np.linalg.norm(lab[:, None] - lab, axis=-1) for lab in labs]  # (K, K) each
+    distance = np.minimum(MOST_EYES * apart[0], np.minimum(*apart[1:]))
+    return np.concatenate((np.exp(-((distance / ALIKE) ** 2)), np.zeros((1, len(encoded)))))
+
+
+def _to_oklab(linear: np.ndarray) -> np.ndarray:
+    """OKLab (..., 3) of linear RGB (..., 3) in [0, 1]."""
+    cones = np.cbrt(
+        linear
+        @ np.array(
+            [
+                [0.4122214708, 0.2119034982, 0.0883024619],
+                [0.5363325363, 0.6806995451, 0.2817188376],
+                [0.0514459929, 0.1073969566, 0.6299787005],
+            ]
+        )
+    )
+    return cones @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
 
 def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (P, 2) of labels that touch or lie near each other, sorted, and their distance (P,).
 
     Looked for at distances 1, 2, 4, ... px; coarser samples serve the longer ones, so that the
-    work stays in proportion to the pixels. Each pair stands there both ways round.
+    work stays in proportion to the pixels. Each pair stands there both ways round. Distance 1 is
+    exact, corners count as touching.
     """
     codes, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for distance in (2**i for i in range(max(1, (max(labels.shape) // 12).bit_length()))):
         step = max(1, distance // 2)
-        coarse = labels[::step, ::step]
+        coarse = np.ascontiguousarray(labels[::step, ::step])
         hop = distance // step
         for a, b in (
             (coarse[:, hop:], coarse[:, :-hop]),
@@ -83,9 +129,9 @@ def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             (coarse[hop:, hop:], coarse[:-hop, :-hop]),
             (coarse[hop:, :-hop], coarse[:-hop, hop:]),
         ):
-            apart = (a != b) & (a > 0) & (b > 0)
-            one, other = a[apart].astype(np.int64), b[apart].astype(np.int64)
-            met = np.unique(one << 32 | other)
+            differ = a != b  # few do, so the rest is done of those only
+            one, other = a[differ].astype(np.int64), b[differ].astype(np.int64)
+            met = np.unique((one << 32 | other)[(one > 0) & (other > 0)])
             codes += [met, (met & 0xFFFFFFFF) << 32 | met >> 32]
             distances += [np.full(len(met), distance)] * 2
     pairs, first = np.unique(np.concatenate(codes), return_index=True)
@@ -93,30 +139,48 @@ def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colour_indices(labels: np.ndarray, count: int) -> np.ndarray:
-    """Palette index (count + 1,) of each label: the colour least like those of its neighbours."""
-    position = _palette()[1]
-    distance = np.linalg.norm(position[:, None] - position, axis=-1)
-    likeness = np.exp(-((distance / 0.12) ** 2)) + 20 * np.eye(len(position))
-    likeness = np.concatenate((likeness, np.zeros((1, len(position)))))  # last row: no colour yet
+    """Index (count + 1,) of the colour of each label: that least like those of its neighbours.
+
+    Where the touching ones have all of the palette, it is a number above, which none of them has.
+    """
+    likeness = _likeness()
+    size = likeness.shape[1]
     pairs, distances = _neighbours(labels)
     weights = 1 / distances**2
     ends = np.searchsorted(pairs[:, 0], np.arange(count + 2))
-    colours = np.full(count + 1, len(position))
+    colours = np.full(count + 1, size)
     for label in range(1, count + 1):
         mine = slice(ends[label], ends[label + 1])
-        cost = weights[mine] @ likeness[colours[pairs[mine, 1]]]
-        cost[label * 7 % len(position)] -= 1e-3  # ties: walk through the palette
-        colours[label] = cost.argmin()
+        others = colours[pairs[mine, 1]]
+        cost = weights[mine] @ likeness[np.minimum(others, size)]
+        cost[label * 7 % size] -= VARIETY
+        touching = others[distances[mine] == 1]
+        cost[touching[touching < size]] = np.inf
+        best = int(cost.argmin())
+        if math.isinf(cost[best]):
+            taken = set(touching.tolist())
+            best = next(i for i in range(size + 1, size + 2 + len(taken)) if i not in taken)
+        colours[label] = best
     return colours
+
+
+def _more_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8 colours beside the palette, for objects that touch very many others."""
+    i = np.arange(count)
+    hue = math.pi * (3 - math.sqrt(5)) * i  # the golden angle: never twice the same
+    return _oklab(0.62 + 0.1 * (i % 3), 0.12 * np.cos(hue), 0.12 * np.sin(hue))
 
 
 def instance_colours(labels: np.ndarray, count: int) -> np.ndarray:
     """The colour (count + 1, 3) uint8 of each label, background black, neighbours far apart.
 
-    labels: (H, W) integer, 0 background, 1..count. The same labels give the same colours.
+    labels: (H, W) integer, 0 background, 1..count. Labels that touch, at a corner even, never share
+    a colour. The same labels give the same colours.
     """
-    colours = np.concatenate((_palette()[0], np.zeros((1, 3), np.uint8)))
-    return colours[_colour_indices(labels, count)]
+    index = _colour_indices(labels, count)
+    palette = _palette()
+    more = _more_colours(max(0, int(index.max()) - len(palette)))
+    return np.concatenate((palette, np.zeros((1, 3), np.uint8), more))[index]
 
 
 # --- maps -----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ def overlay_path(stem: Path) -> Path:
 def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
     """Write ``<stem>_overlay.png``: instances in colour over the image, small images enlarged.
 
-    stem: folder and name without suffix. image: (H, W) or (H, W, 3), any dtype, upright. Where the
-    model knows several classes, class and score stand on each object that has room for them.
+    stem: folder and name without suffix. image: (H, W) or (H, W, 3), any dtype, upright. The score,
+    and where the model knows several classes its name, stand on each object that has room.
     Returns the path. Raises SpatialEmbedError ``disk_full``.
     """
     found = instances.numpy()
@@ -26,7 +26,7 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
     picture = overlay(
         image,
         found.labels,
-        scores=found.scores if named else None,
+        scores=found.scores,
         class_names=[found.class_names[c] for c in found.classes] if named else None,
         zoom=zoom_for(*found.labels.shape),
     )
