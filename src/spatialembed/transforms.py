@@ -177,6 +177,45 @@ class AugmentOptions:
             )
 
 
+class CropDraw(NamedTuple):
+    """What chance says of where a crop lies, before the image is known."""
+
+    side: int  # of the window that becomes the crop, px of the image
+    around: bool  # a random object, rather than anywhere
+    spots: np.ndarray  # (4,) in [0, 1): which object; the window about it, y and x; anywhere: y, x
+
+    def instance(self, count: int) -> int:
+        """Which one of ``count`` objects, in [0, count), the crop lies around."""
+        return int(self.spots[0] * count)
+
+    def corner(
+        self, size_hw: tuple[int, int], middle: tuple[float, float] | None
+    ) -> tuple[int, int]:
+        """Top and left of the window: inside the image where that is large enough, else around it.
+
+        middle: (y, x) px of the object that it shows, None for anywhere. The object lies up to a
+        quarter of the window from its middle, so that objects are not always in the middle.
+        """
+        corner = []
+        for axis, length in enumerate(size_hw):
+            slack = length - self.side
+            if slack <= 0 or middle is None:
+                corner.append(round(self.spots[2 + axis] * slack))
+            else:
+                centre = middle[axis] + (self.spots[1 + axis] - 0.5) * self.side / 2
+                corner.append(min(max(round(centre - self.side / 2), 0), slack))
+        return corner[0], corner[1]
+
+
+def draw_crop(
+    size: int, scale: float, augment: AugmentOptions, rng: np.random.Generator
+) -> CropDraw:
+    """Zoom and place of a crop of ``size`` px of what the network sees, at magnification scale."""
+    zoom = scale * np.exp(rng.uniform(*np.log(augment.zoom)))
+    around = bool(rng.uniform() < augment.object_centred)
+    return CropDraw(max(1, round(size / zoom)), around, rng.uniform(size=4))
+
+
 def training_crop(
     sample: Sample,
     how: Normalization,
@@ -191,12 +230,39 @@ def training_crop(
     the image. What lies outside the image is ignored. Instances that the crop lost are gone from
     the target. Depends on ``sample`` and ``rng`` alone.
     """
+    draw = draw_crop(size, scale, augment, rng)
+    labels = sample.target.labels.numpy()
+    middle = None
+    if draw.around and (count := len(sample.target.classes)):
+        middle = middle_of(labels, 1 + draw.instance(count))
+    corner = draw.corner(labels.shape, middle)
+    return cut_crop(sample, how, size, draw.side, corner, augment, rng)
+
+
+def middle_of(labels: np.ndarray, label: int) -> tuple[float, float] | None:
+    """Centroid (y, x) px of a label in (H, W); None where it has no pixel."""
+    ys, xs = (labels == label).nonzero()
+    return (ys.sum() / len(ys), xs.sum() / len(xs)) if len(ys) else None
+
+
+def cut_crop(
+    sample: Sample,
+    how: Normalization,
+    size: int,
+    side: int,
+    corner: tuple[int, int],
+    augment: AugmentOptions,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Target]:
+    """The window of ``side`` px at ``corner`` (top, left) as a crop: see ``training_crop``.
+
+    sample: the image, or a part of it that holds all of the window which is in the image; the
+    corner is told in its own pixels. Percentiles must be those of a whole image.
+    """
     image = network_input(sample.image, how)  # (3, H, W)
     if sample.image.ndim == 2 and how.kind != "fixed":
         image = image[:1]  # grey: three equal channels cost three times one
-    zoom = scale * np.exp(rng.uniform(*np.log(augment.zoom)))
-    side = max(1, round(size / zoom))
-    top, left = _corner(sample.target, side, augment.object_centred, rng)
+    top, left = corner
     image = _window(image, top, left, side, 0)
     labels = _window(sample.target.labels, top, left, side, 0)
     ignore = _window(sample.target.ignore, top, left, side, True)
@@ -204,33 +270,6 @@ def training_crop(
     image, labels, ignore = _turn((image, labels, ignore), augment, rng)
     image = _photometric(image, augment, rng).expand(3, size, size)
     return image, _present(labels, sample.target.classes, ignore)
-
-
-def _corner(
-    target: Target, side: int, object_centred: float, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top and left of a window: inside the image where that is large enough, else around it."""
-    centre: tuple[float, float] | None = None
-    around = rng.uniform() < object_centred
-    spots = rng.uniform(size=4)
-    if around and len(target.classes):
-        k = 1 + int(spots[0] * len(target.classes))
-        pixels = (target.labels == k).nonzero()
-        if len(pixels):
-            middle = pixels.double().mean(0).tolist()
-            # A quarter of the window to either side, so that objects are not always in the middle.
-            centre = (
-                middle[0] + (spots[1] - 0.5) * side / 2,
-                middle[1] + (spots[2] - 0.5) * side / 2,
-            )
-    corner = []
-    for axis, length in enumerate(target.labels.shape):
-        slack = length - side
-        if slack <= 0 or centre is None:
-            corner.append(round(spots[2 + axis] * slack))
-        else:
-            corner.append(min(max(round(centre[axis] - side / 2), 0), slack))
-    return corner[0], corner[1]
 
 
 def _window(array: Tensor, top: int, left: int, side: int, outside: float) -> Tensor:
@@ -275,15 +314,18 @@ def _turn(
 def _photometric(image: Tensor, augment: AugmentOptions, rng: np.random.Generator) -> Tensor:
     """Random contrast, brightness, blur and noise of a normalised image (1 or 3, H, W)."""
     shift, stretch, sharp, width, grain = rng.uniform(size=5)
-    contrast = 1 + augment.contrast * (2 * stretch - 1)
-    middle = image.mean()
-    image = (image - middle) * contrast + middle + augment.brightness * (2 * shift - 1)
+    if augment.contrast or augment.brightness:
+        contrast = 1 + augment.contrast * (2 * stretch - 1)
+        middle = image.mean()
+        image = (image - middle) * contrast + middle + augment.brightness * (2 * shift - 1)
     sigma = augment.blur * width
     if sharp < 0.5 and sigma > 0.1:
         kernel = 2 * int(np.ceil(3 * sigma)) + 1
         image = _torchvision().functional.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
-    grains = rng.standard_normal(image.shape[1:], dtype=np.float32)
-    return image + augment.noise * grain * torch.from_numpy(grains)
+    if augment.noise:
+        grains = rng.standard_normal(image.shape[1:], dtype=np.float32)
+        image = image + augment.noise * grain * torch.from_numpy(grains)
+    return image
 
 
 def _present(labels: Tensor, classes: Tensor, ignore: Tensor) -> Target:

@@ -16,6 +16,7 @@ polygons. Facts: the label table and the evaluator of cityscapesScripts.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 
 from spatialembed.cityscapes_ap import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split
+from spatialembed.data.decode import read_bytes
 from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -153,6 +155,11 @@ class CityscapesDataset:
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
         return self._meaning.target(self.instance_ids(i), self._frames[i].ids)[0]
+
+    def truth_digest(self, i: int) -> bytes:
+        """Hash of all that ``truth(i)`` follows from."""
+        told = (self.class_names, self._groups)
+        return hashlib.sha256(read_bytes(self._frames[i].ids) + repr(told).encode()).digest()
 
     def window(self, i: int, top: int, left: int, height: int, width: int) -> Sample:
         """A part of image ``i`` in px, inside it, as cut from the whole sample; but quicker.

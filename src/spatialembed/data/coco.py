@@ -6,6 +6,7 @@ objects overlap, the smaller one is on top. Category ids become classes 0..C-1 i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,11 +100,25 @@ class CocoDataset:
                 f"{entry.size_hw[1]}x{entry.size_hw[0]}",
                 "use the images that were annotated",
             )
-        return _sample(image, entry)
+        target, ids = _target(entry)
+        return Sample(image, target, entry.name, ids)
+
+    def truth(self, i: int) -> Target:
+        """The truth of image ``i``; the image is not read, so that its size is not compared."""
+        return _target(self._images[i])[0]
+
+    def truth_digest(self, i: int) -> bytes:
+        """Hash of all that ``truth(i)`` follows from."""
+        entry = self._images[i]
+        told = (self.class_names, entry.size_hw, entry.annotations)
+        return hashlib.sha256(repr(told).encode()).digest()
 
 
-def _sample(image: np.ndarray, entry: _Image) -> Sample:
-    """Draw the larger objects first, so that the smaller ones stay whole."""
+def _target(entry: _Image) -> tuple[Target, np.ndarray]:
+    """The truth of an image, and the ids (K,) of its annotations.
+
+    The larger objects are drawn first, so that the smaller ones stay whole.
+    """
     height, width = entry.size_hw
     ignore = np.zeros((height, width), bool)
     masks = []
@@ -125,7 +140,7 @@ def _sample(image: np.ndarray, entry: _Image) -> Sample:
         torch.tensor([a.class_index for a in seen], dtype=torch.int64),
         torch.from_numpy(ignore),
     )
-    return Sample(image, target, entry.name, np.array([a.id for a in seen], np.int64))
+    return target, np.array([a.id for a in seen], np.int64)
 
 
 def annotation_mask(annotation: Annotation, height: int, width: int, where: str) -> np.ndarray:

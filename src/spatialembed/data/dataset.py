@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from spatialembed.types import Sample
+from spatialembed.types import Sample, Target
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
@@ -30,4 +30,6 @@ class FileDataset(Dataset, Protocol):
 
     def image_path(self, i: int) -> Path: ...
     def index_row(self, i: int) -> Mapping[str, str]: ...
+    def truth(self, i: int) -> Target: ...  # without reading the image
+    def truth_digest(self, i: int) -> bytes: ...  # hash of all that it follows from
     def subset(self: Self, indices: Iterable[int]) -> Self: ...

@@ -40,7 +40,7 @@ from spatialembed.data.checks import (
 from spatialembed.data.tiff import DAMAGED, read_tiff, valid_orientation
 from spatialembed.errors import SpatialEmbedError
 
-__all__ = ["Decoded", "ImageWarning", "decode", "from_pillow", "opened"]
+__all__ = ["Decoded", "ImageWarning", "decode", "from_pillow", "opened", "read_bytes"]
 
 _ORIENTATION_TAG = 0x0112
 
@@ -108,6 +108,12 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
             )
         _check_suffix(path, form)
         yield file, form
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file. Raises as ``opened`` does: a pipe would be read for ever."""
+    with opened(path) as (file, _):
+        return file.read()
 
 
 def _check_suffix(path: Path, form: str) -> None:

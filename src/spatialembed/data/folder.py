@@ -9,6 +9,7 @@ The name (key) of an image is its path below images/ without suffix.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from skimage import measure
 
 from spatialembed.data.dataset import SPLITS, Split
+from spatialembed.data.decode import read_bytes
 from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.data.listing import image_files
 from spatialembed.data.tables import find_table, read_classes, read_index
@@ -98,6 +100,22 @@ class FolderDataset:
                 f"{pair.image}: {_size(image)} px, its mask {pair.mask} {_size(ids)} px",
                 "export both at one size",
             )
+        target, present = self._target(pair, ids)
+        return Sample(image, target, pair.name, present)
+
+    def truth(self, i: int) -> Target:
+        """The truth of image ``i``; the image is not read, so that its size is not compared."""
+        pair = self._pairs[i]
+        return self._target(pair, read_labels(pair.mask, max_pixels=self._max_pixels))[0]
+
+    def truth_digest(self, i: int) -> bytes:
+        """Hash of all that ``truth(i)`` follows from."""
+        pair = self._pairs[i]
+        told = (self.class_names, pair.classes, self._split_components, self._plain_ids)
+        return hashlib.sha256(read_bytes(pair.mask) + repr(told).encode()).digest()
+
+    def _target(self, pair: _Pair, ids: np.ndarray) -> tuple[Target, np.ndarray]:
+        """The truth that ids (H, W) are, and the ids (K,) of its instances."""
         if pair.classes is None:
             ids = instances_of(pair.mask, ids, self._split_components, self._plain_ids)
         labels, present = relabel(ids)
@@ -106,7 +124,7 @@ class FolderDataset:
             torch.tensor(self._classes(pair, present.tolist()), dtype=torch.int64),
             torch.zeros(ids.shape, dtype=torch.bool),
         )
-        return Sample(image, target, pair.name, present)
+        return target, present
 
     def _classes(self, pair: _Pair, present: Sequence[int]) -> list[int]:
         """Class index of each id; the table and the mask must name the same ids."""
