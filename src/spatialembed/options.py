@@ -45,7 +45,7 @@ class EvaluateOptions:
     sampling: Literal["seed", "truth"] = "seed"
     """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
     out: str = "runs/evaluate"
-    """Folder of report.json; ap also gets worst.html, cityscapes the benchmark's files, results/."""
+    """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes)."""
     allow_missing: bool = False
     """Leave out images without mask and masks without image."""
     split_components: bool = False
@@ -106,7 +106,14 @@ class PredictOptions:
     model: str
     """Bundled name, model folder, or a file inside one."""
     out: str
-    """Folder of the results: labels and overlay of each image, objects.csv, instances.json."""
+    """Folder of the results."""
+    format: str = "labels,overlay,csv,coco"
+    """What to write, with commas between: labels (NAME_labels.png, 16 bit; above 65,535 objects a
+    32-bit TIFF), tiff (labels as TIFF instead), overlay (NAME_overlay.png), csv (objects.csv of all
+    images), coco (instances.json of all images), geojson (NAME.geojson for QuPath), imagej
+    (NAME_rois.zip for ImageJ), cityscapes (cityscapes/ with upload.zip for the benchmark)."""
+    simplify: float = 0.0
+    """Px by which outlines of geojson and imagej may depart from the pixel edges; 0 is exact."""
     augment: bool = False
     """Average over the eight turns and flips, at eight times the cost."""
     ambiguity: bool = False
