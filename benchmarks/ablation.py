@@ -83,7 +83,7 @@ PLANS = {
         classes="car",
         stage1=StageOptions(crop=128, epochs=10, batch=4, lr=1e-3, crops=400),
         stage2=StageOptions(crop=256, epochs=1, batch=2, lr=1e-4, crops=160, freeze_batchnorm=True),
-        margin=8,
+        margin=16,
         min_pixels=32,
     ),
     "large": Plan(  # the published stages with fewer epochs, for a GPU
