@@ -22,8 +22,8 @@ from spatialembed.calibration import (
 
 SIDE, EDGE = 300, 44
 """Of the plot's square, and the room for its numbers, in px of the SVG."""
-SAID = (("score", "score", "#e0a458"), ("expected_iou", "expected IoU", "#5fb3a1"))
-"""What is said: its key, its name, its colour."""
+SAID = (("score", "score", "var(--mark)"), ("expected_iou", "expected IoU", "var(--bar)"))
+"""What is said: its key, its name, its colour on a page."""
 
 
 class Reliability(NamedTuple):
@@ -98,12 +98,14 @@ def _plot(reliability: Reliability) -> str:
     size = SIDE + 2 * EDGE
     grid = [
         f'<path d="M{_x(v):.1f} {_y(0):.1f}V{_y(1):.1f}M{_x(0):.1f} {_y(v):.1f}H{_x(1):.1f}" '
-        f'stroke="#3a3c42" fill="none"/>'
+        f'stroke="var(--line)" fill="none"/>'
         f'<text x="{_x(v):.1f}" y="{_y(0) + 16:.1f}" text-anchor="middle">{v:g}</text>'
         f'<text x="{_x(0) - 8:.1f}" y="{_y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
         for v in (0, 0.25, 0.5, 0.75, 1)
     ]
-    diagonal = f'<path d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}" stroke="#9a9ca5" stroke-dasharray="5"/>'
+    diagonal = (
+        f'<path d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}" stroke="var(--quiet)" stroke-dasharray="5"/>'
+    )
     curves = [
         _curve(reliability.points(reliability.said()[key]), colour)
         for key, _, colour in SAID
@@ -114,7 +116,7 @@ def _plot(reliability: Reliability) -> str:
         f'<text x="{_x(0):.1f}" y="{_y(1) - 12:.1f}" text-anchor="middle">true IoU</text>'
     )
     return (
-        f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img" fill="#9a9ca5" font-size="12" '
+        f'<svg viewBox="0 0 {size} {size}" style="max-width: {size}px" role="img" '
         f'aria-label="Mean true IoU over what was said, in ten bins">'
         f"{''.join(grid)}{diagonal}{''.join(curves)}{names}</svg>"
     )

@@ -7,8 +7,6 @@ averaged over classes; what is undefined is left out of an average and counted.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from rich.table import Table
 from spatialembed.files import atomic_write
 from spatialembed.metrics import Counts
 from spatialembed.render import overlay, png_bytes
+from spatialembed.results.page import data_uri, grid, header, page, text
 from spatialembed.results.reliability import Reliability, reliability_section
 
 Sampling = Literal["seed", "truth"]
@@ -292,28 +291,16 @@ def _caption(report: Report) -> str:
     return " ".join(words)
 
 
-STYLE = """
-body { background: #18191c; color: #e8e9ec; font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
-section { margin: 2.5rem 0; } h2 { font-size: 1rem; margin: 0 0 .5rem; word-break: break-all; }
-div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; }
-figure { margin: 0; } figcaption { color: #9a9ca5; }
-img { width: 100%; image-rendering: pixelated; }
-"""
-
-
 def _page(report: Report) -> str:
     """A page of the worst images, worst first: image, truth, found. Needs no other file."""
-    images = "\n".join(_section(worst) for worst in report.worst) or "<p>No image has an AP.</p>"
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Worst images</title>\n'
-        f"<style>{STYLE}</style>\n<h1>The {len(report.worst)} worst of {len(report.rows)} images"
-        f"</h1>\n<p>Mean AP {number(report.mean_ap)}. {html.escape(_caption(report))}</p>\n"
-        f"{images}\n{_reliability(report)}\n</html>\n"
+    sections = [_section(worst) for worst in report.worst] or ["<p>No image has an AP.</p>"]
+    worst, count = len(report.worst), len(report.rows)
+    head = header(
+        f"The {worst} worst of {count} images",
+        f"Mean AP {number(report.mean_ap)}. {_caption(report)}",
     )
-
-
-def _reliability(report: Report) -> str:
-    return "" if report.reliability is None else reliability_section(report.reliability)
+    said = "" if report.reliability is None else reliability_section(report.reliability)
+    return page("Worst images", (head, *sections, said))
 
 
 def _section(worst: WorstImage) -> str:
@@ -324,18 +311,14 @@ def _section(worst: WorstImage) -> str:
         (f"truth, {true} objects{_missed(worst.score.missed)}", worst.truth),
         (f"found, {found} objects, {total.tp[0]} of them right at IoU 0.5", worst.found),
     )
-    figures = "".join(
-        f'<figure><img alt="{caption}" src="{data_uri(overlay(worst.image, labels))}">'
+    figures = [
+        f'<figure><img alt="{caption}" '
+        f'src="{data_uri(png_bytes(overlay(worst.image, labels)))}">'
         f"<figcaption>{caption}</figcaption></figure>"
         for caption, labels in panels
-    )
-    name, ap = html.escape(worst.score.name), number(worst.score.mean_ap)
-    return f"<section><h2>{name}: AP {ap}</h2><div>{figures}</div></section>"
-
-
-def data_uri(picture: np.ndarray) -> str:
-    """Picture (H, W, 3) uint8 as a PNG inside an address."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode("ascii")
+    ]
+    name, ap = text(worst.score.name), number(worst.score.mean_ap)
+    return f"<section><h2>{name}: AP {ap}</h2>{grid(figures, 'three pixels')}</section>"
 
 
 def _missed(ids: tuple[int, ...]) -> str:
