@@ -28,7 +28,7 @@ import torch
 from spatialembed.cityscapes_ap import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split
 from spatialembed.data.decode import read_bytes
-from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
+from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_rows
 from spatialembed.data.listing import image_files
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.types import Sample, Target
@@ -40,6 +40,8 @@ IMAGE_END, IDS_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 HIGHEST = 33
 """The last class. 24 to 33 have numbered instances, caravan and trailer (29, 30) too."""
 LIMIT = (HIGHEST + 1) * NUMBERED
+_ALL = 1 << 31
+"""Rows that no PNG exceeds."""
 
 
 class _Meaning:
@@ -59,13 +61,17 @@ class _Meaning:
             self.ignored[number] = groups == "ignore"
 
     def target(self, ids: np.ndarray, where: Path) -> tuple[Target, np.ndarray]:
-        """The truth that ids (H, W) int32 are, and the ids (K,) int64 of its instances."""
-        present = np.flatnonzero(np.bincount(ids.ravel(), minlength=LIMIT))
-        strange = [i for i in present.tolist() if i >= LIMIT or not self.known[i]]
-        if strange:
+        """The truth that ids (H, W), integers, are, and the ids (K,) int64 of its instances."""
+        highest = int(ids.max())
+        if highest >= LIMIT:
+            present = strange = np.array([highest])
+        else:
+            present = np.flatnonzero(np.bincount(ids.ravel()))
+            strange = present[~self.known[present]]
+        if len(strange):
             raise SpatialEmbedError(
                 "label_scheme",
-                f"{where}: the id {strange[0]} is none of Cityscapes ({len(strange)} such)",
+                f"{where}: the id {strange[0]} is none of Cityscapes",
                 "give its gtFine_instanceIds files, neither train ids nor plain numbers",
             )
         present = present[self.instance[present]].astype(np.int64)
@@ -149,8 +155,9 @@ class CityscapesDataset:
         Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: oriented_image,
         size_mismatch, label_scheme.
         """
-        image, ids = self._read(i)
-        return self._sample(i, image, ids)
+        frame = self._frames[i]
+        image, ids = self._rows(frame, 0, _ALL)
+        return self._sample(frame, image, ids)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
@@ -167,40 +174,36 @@ class CityscapesDataset:
         What it cuts away of an instance is gone, and an instance that it does not show too.
         Raises SpatialEmbedError as ``[i]`` does, and: bad_window.
         """
-        image, ids = self._read(i)
-        rows, columns = ids.shape
-        inside = 0 <= top <= top + height <= rows and 0 <= left <= left + width <= columns
-        if not inside or height < 1 or width < 1:
-            raise SpatialEmbedError(
-                "bad_window",
-                f"{self._frames[i].image}: {width}x{height} px at ({left}, {top}) of "
-                f"{columns}x{rows}",
-                "ask for a part inside of the image",
-            )
-        part = np.s_[top : top + height, left : left + width]
-        return self._sample(i, np.ascontiguousarray(image[part]), ids[part])
+        frame, columns = self._frames[i], slice(left, left + width)
+        if min(top, left) >= 0 and min(height, width) > 0:
+            image, ids = (part[:, columns] for part in self._rows(frame, top, top + height))
+            if ids.shape == (height, width):
+                return self._sample(frame, np.ascontiguousarray(image), ids)
+        what = f"{frame.image}: {width}x{height} px at ({left}, {top}) reach beyond it"
+        raise SpatialEmbedError("bad_window", what, "ask for a part inside of the image")
 
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""
         return read_labels(self._frames[i].ids, max_pixels=self._max_pixels)
 
-    def _read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = self._frames[i]
-        image, orientation = read_oriented(frame.image, max_pixels=self._max_pixels)
-        if orientation != 1:
-            raise oriented(frame.image, orientation, "file of ids does")
-        ids = self.instance_ids(i)
-        if ids.shape != image.shape[:2]:
+    def _rows(self, frame: _Frame, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of an image, (n, W, 3) uint8 as a rule, and its ids (n, W)."""
+        limit = self._max_pixels
+        image = read_rows(frame.image, top, bottom, max_pixels=limit)
+        if image.orientation != 1:
+            raise oriented(frame.image, image.orientation, "file of ids does")
+        ids = read_rows(frame.ids, top, bottom, labels=True, max_pixels=limit)
+        image_wh, ids_wh = ((r.pixels.shape[1], r.height) for r in (image, ids))
+        if image_wh != ids_wh:
+            what = "{}: {}x{} px, its ids {} {}x{} px"
             raise SpatialEmbedError(
                 "size_mismatch",
-                f"{frame.image}: {image.shape[1]}x{image.shape[0]} px, its ids {frame.ids} "
-                f"{ids.shape[1]}x{ids.shape[0]} px",
+                what.format(frame.image, *image_wh, frame.ids, *ids_wh),
                 "use both as they were downloaded, or resize both",
             )
-        return image, ids
+        return image.pixels, ids.pixels
 
-    def _sample(self, i: int, image: np.ndarray, ids: np.ndarray) -> Sample:
-        frame = self._frames[i]
+    def _sample(self, frame: _Frame, image: np.ndarray, ids: np.ndarray) -> Sample:
         target, present = self._meaning.target(ids, frame.ids)
         return Sample(image, target, frame.name, present)
 
