@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -188,9 +189,7 @@ class CropDraw(NamedTuple):
         """Which one of ``count`` objects, in [0, count), the crop lies around."""
         return int(self.spots[0] * count)
 
-    def corner(
-        self, size_hw: tuple[int, int], middle: tuple[float, float] | None
-    ) -> tuple[int, int]:
+    def corner(self, size_hw: Sequence[int], middle: Sequence[float] | None) -> tuple[int, int]:
         """Top and left of the window: inside the image where that is large enough, else around it.
 
         middle: (y, x) px of the object that it shows, None for anywhere. The object lies up to a

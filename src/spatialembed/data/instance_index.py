@@ -63,16 +63,6 @@ class InstanceIndex:
     def __len__(self) -> int:
         return len(self.image)
 
-    def middle_of(self, image: int, k: int) -> tuple[float, float]:
-        """Centroid (y, x) px of instance ``k`` in [0, K) of an image."""
-        y, x = self.middle[np.searchsorted(self.image, image) + k]
-        return float(y), float(x)
-
-    def count(self, image: int) -> int:
-        """Number K of instances of an image."""
-        first, last = np.searchsorted(self.image, (image, image + 1))
-        return int(last - first)
-
     def enet_weights(self) -> list[float]:
         """Weight (C,) of the seed foreground of each class: 1 / ln(1.02 + p), p its pixels' share.
 
@@ -88,18 +78,18 @@ class InstanceIndex:
         within it every instance.
         """
         if sampling == "natural":
-            return _rounds(np.arange(len(self)), count, rng)
+            return in_rounds(np.arange(len(self)), count, rng)
         classes = np.unique(self.class_index)
-        turns = _rounds(classes, count, rng)  # (count,) the class of each
+        turns = in_rounds(classes, count, rng)  # (count,) the class of each
         rows = np.empty(count, np.int64)
         for c in classes:
             mine = turns == c
-            rows[mine] = _rounds(np.flatnonzero(self.class_index == c), int(mine.sum()), rng)
+            rows[mine] = in_rounds(np.flatnonzero(self.class_index == c), int(mine.sum()), rng)
         return rows
 
 
-def _rounds(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of items, shuffled anew whenever all have come."""
+def in_rounds(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of the items, shuffled anew whenever all have come."""
     rounds = -(-count // len(items))
     return np.concatenate([items[:0], *(rng.permutation(items) for _ in range(rounds))])[:count]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spatialembed.data.instance_index import InstanceIndex, Sampling, in_rounds
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.transforms import AugmentOptions, training_crop
+from spatialembed.transforms import AugmentOptions, CropDraw, cut_crop, draw_crop, training_crop
 from spatialembed.types import Normalization, Sample, Target
 
 
@@ -54,6 +55,7 @@ class CropPlan:
     batch: int
     seed: int
     epoch: int
+    sampling: Sampling = "image"
 
 
 Crop = tuple[Tensor, Target, str]
@@ -61,25 +63,73 @@ Crop = tuple[Tensor, Target, str]
 
 
 class Crops(Dataset[Crop]):
-    """The crops of one epoch. Crop i depends on (seed, epoch, i) alone."""
+    """The crops of one epoch. Crop i depends on (seed, epoch, i) alone.
+
+    image       every image once before any comes twice; ``object_centred`` says how many crops lie
+                around a random object of theirs
+    natural     every crop around an object, every object once before any comes twice
+    balanced    the same, but every class as often as any other
+
+    With an index of the instances a crop is placed before its image is read. A data set that has
+    windows then decodes that part of it alone; not under percentiles, which are of whole images.
+    The crop is the same either way.
+    """
 
     def __init__(
-        self, images: Images, how: Normalization, augment: AugmentOptions, plan: CropPlan
+        self,
+        images: Images,
+        how: Normalization,
+        augment: AugmentOptions,
+        plan: CropPlan,
+        index: InstanceIndex | None = None,
     ) -> None:
         self.images, self.how, self.augment, self.plan = images, how, augment, plan
-        # Every image once before any comes twice.
+        self.index = index
         rng = np.random.default_rng((plan.seed, plan.epoch))
-        rounds = -(-plan.count // len(images))
-        self.order = np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])
+        self.rows: np.ndarray | None = None  # (count,) instances of the index
+        if plan.sampling == "image":
+            self.order = in_rounds(np.arange(len(images)), plan.count, rng)  # (count,) images
+        else:
+            assert index is not None, "crops around objects need an index"
+            self.rows = index.draw(plan.sampling, plan.count, rng)
+            self.order = index.image[self.rows]
 
     def __len__(self) -> int:
         return self.plan.count
 
     def __getitem__(self, i: int) -> Crop:
-        sample = self.images[int(self.order[i])]
-        rng = np.random.default_rng((self.plan.seed, self.plan.epoch, i))
-        crop = training_crop(sample, self.how, self.plan.size, self.plan.scale, self.augment, rng)
+        plan, image = self.plan, int(self.order[i])
+        rng = np.random.default_rng((plan.seed, plan.epoch, i))
+        if self.index is None:
+            sample = self.images[image]
+            crop = training_crop(sample, self.how, plan.size, plan.scale, self.augment, rng)
+            return *crop, sample.name
+        draw = draw_crop(plan.size, plan.scale, self.augment, rng)
+        row = self._row_in(image, draw) if self.rows is None else int(self.rows[i])
+        middle = None if row is None else self.index.middle[row].tolist()
+        corner = draw.corner(self.index.size_hw[image].tolist(), middle)
+        sample, corner = self._shown(image, corner, draw.side)
+        crop = cut_crop(sample, self.how, plan.size, draw.side, corner, self.augment, rng)
         return *crop, sample.name
+
+    def _row_in(self, image: int, draw: CropDraw) -> int | None:
+        """The instance of an image around which a crop lies, a row of the index; None: anywhere."""
+        assert self.index is not None
+        first, last = np.searchsorted(self.index.image, (image, image + 1)).tolist()
+        return first + draw.instance(last - first) if draw.around and last > first else None
+
+    def _shown(
+        self, image: int, corner: tuple[int, int], side: int
+    ) -> tuple[Sample, tuple[int, int]]:
+        """What of an image a crop shows, or all of it; and the corner of the crop in that."""
+        window = getattr(self.images, "window", None)
+        if window is None or self.how.kind == "percentile":
+            return self.images[image], corner
+        assert self.index is not None
+        top, left = max(corner[0], 0), max(corner[1], 0)
+        bottom, right = np.minimum(np.add(corner, side), self.index.size_hw[image]).tolist()
+        sample = window(image, top, left, bottom - top, right - left)
+        return sample, (corner[0] - top, corner[1] - left)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Crop] | SpatialEmbedError:
         """The crops of a batch. A fault is handed over: raised in a loader it arrives as text."""
@@ -127,9 +177,10 @@ class CropModule(pl.LightningDataModule):
         augment: AugmentOptions,
         plan_of: Callable[[int], CropPlan],
         workers: int,
+        index: InstanceIndex | None = None,
     ) -> None:
         super().__init__()
-        self.images, self.how, self.augment = images, how, augment
+        self.images, self.how, self.augment, self.index = images, how, augment, index
         self.plan_of, self.workers = plan_of, workers
 
     def train_dataloader(self) -> DataLoader[Crop]:
@@ -137,7 +188,7 @@ class CropModule(pl.LightningDataModule):
         assert trainer is not None
         plan = self.plan_of(trainer.current_epoch)
         return DataLoader(
-            Crops(self.images, self.how, self.augment, plan),
+            Crops(self.images, self.how, self.augment, plan, self.index),
             batch_sampler=Share(plan.count, plan.batch, trainer.global_rank, trainer.world_size),
             collate_fn=collate,
             num_workers=self.workers,
