@@ -72,7 +72,7 @@ class BenchmarkReport:
         """For the screen: a row a class, then means and sums; official figures beside ours."""
         table = Table(
             title=self._title(),
-            caption=" ".join((*self.notes, self._timing())),
+            caption=escape(" ".join((*self.notes, self._timing()))),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
