@@ -206,7 +206,7 @@ def margin_plot(size: str, runs: Sequence[Run], fixed: float) -> Path:
 def objects(runs: Sequence[Run], name: str) -> np.ndarray:
     """(N, 3 + S) area, width, height, margins: px, of all seeds."""
     rows = [row for r in runs if r["configuration"] == name for row in r["objects"]]
-    return np.array(rows, float).reshape(len(rows), -1)
+    return np.array(rows, float) if rows else np.zeros((0, 4))
 
 
 def medians(x: np.ndarray, y: np.ndarray, bins: int = 8) -> tuple[np.ndarray, np.ndarray]:
