@@ -55,11 +55,13 @@ INSIDE = {  # order inside a package; files of one rank do not import each other
     "scoring": {"label": 0, "cityscapes": 0, "coco": 0},
     "training": {"setup": 0, "module": 1, "validation": 1, "callbacks": 2},
     "results": {
-        "charts": -2, "page": -1, "reliability": -1, "measure": -1, "polygons": -1, "cityscapes": -1,
+        "charts": -2, "page": -1, "look": -1, "reliability": -1, "measure": -1,
+        "polygons": -1, "cityscapes": -1,
         "geojson": 0, "imagej": 0, "detections": 0, "formats": 0,
         "large": 0, "coco": 0, "labels": 0, "overlay": 0, "table": 0, "report": 0, "tuning": 0,
         "ambiguity_map": 0, "advice": 0, "findings": 0,
-        "survey_page": 1, "folder": 1, "benchmark": 1,
+        "sheet": 0, "run_page": 0, "gallery": 1,
+        "survey_page": 1, "folder": 2, "benchmark": 1,
     },
 }  # fmt: skip
 ZERO_ALLOWED = {("files", "errors")}  # the atomic write raises the one exception

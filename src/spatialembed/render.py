@@ -81,14 +81,14 @@ def zoom_for(height: int, width: int) -> int:
     return max(1, min(8, int(TILE_PX / max(height, width, 1) + 0.5)))
 
 
-def _nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
+def nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
     """Array (..., H, W) at another size, each value taken from the nearest pixel."""
     rows = (np.arange(height) * 2 + 1) * array.shape[-2] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * array.shape[-1] // (2 * width)
     return array[..., rows[:, None], columns]
 
 
-def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Picture (H, W, 3) uint8 at another size, smoothly."""
     if picture.shape[:2] == (height, width):
         return picture
@@ -131,7 +131,7 @@ def overlay(
     """
     labels = np.asarray(labels)
     height, width = (zoom * side for side in labels.shape)
-    picture = _resized(display(image), height, width)
+    picture = resized(display(image), height, width)
     dense, ids = relabel(labels)
     captions = _captions(len(ids), scores, class_names)
     colours = instance_colours(dense, len(ids))
@@ -209,20 +209,22 @@ def panel(
     columns: int,
     *,
     legends: Sequence[np.ndarray | None] | None = None,
+    enlarge: bool = True,
 ) -> np.ndarray:
     """Captioned tiles side by side on a dark ground, (H, W, 3) uint8.
 
-    tiles: (caption, picture (h, w, 3) uint8), row by row; small ones are enlarged by a whole
-    factor. legends: for each tile a picture or None, set at the right of its caption.
+    tiles: (caption, picture (h, w, 3) uint8), row by row. enlarge: small ones by a whole factor.
+    legends: for each tile a picture or None, set at the right of its caption.
     """
     if not tiles or columns < 1:
         raise ValueError(f"{len(tiles)} tiles in {columns} columns")
     pictures = []
     for _, tile in tiles:
-        zoom = zoom_for(*tile.shape[:2])
+        zoom = zoom_for(*tile.shape[:2]) if enlarge else 1
         pictures.append(tile.repeat(zoom, axis=0).repeat(zoom, axis=1))
     cell_h = max(picture.shape[0] for picture in pictures)
-    cell_w = max(256, *(picture.shape[1] for picture in pictures))  # captions need some room
+    # Captions need some room.
+    cell_w = max(256 if enlarge else 1, *(picture.shape[1] for picture in pictures))
     text, gap = max(13, cell_w // 24), max(6, cell_w // 48)
     strip = 2 * text
     rows = -(-len(tiles) // columns)
@@ -304,9 +306,9 @@ def maps_panel(
     height, width = (max(1, round(side * scale)) for side in found.shape)
 
     def fit(array: Any) -> np.ndarray:
-        return _nearest(np.asarray(array), height, width)
+        return nearest(np.asarray(array), height, width)
 
-    picture = _resized(display(image), height, width)
+    picture = resized(display(image), height, width)
     seeds = fit(seed).max(axis=0)
     covered = (seeds > 0.5) | (fit(found) > 0)
     tiles = [("image", picture), (f"found: {_count(found)}", overlay(picture, fit(found)))]
@@ -361,6 +363,13 @@ def png_bytes(picture: np.ndarray) -> bytes:
     # labels, 4 takes as long as 2 does and half its bytes.
     level = 2 if picture.ndim == 3 else 4
     Image.fromarray(picture).save(stream, format="PNG", compress_level=level)
+    return stream.getvalue()
+
+
+def jpeg_bytes(picture: np.ndarray, quality: int = 85) -> bytes:
+    """The JPEG of (H, W, 3) uint8."""
+    stream = BytesIO()
+    Image.fromarray(picture).save(stream, format="JPEG", quality=quality)
     return stream.getvalue()
 
 

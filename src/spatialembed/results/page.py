@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from spatialembed.results.charts import STYLE as CHART_STYLE
 
 
-def text(words: object) -> str:
-    """Words as HTML shows them, whatever a file or a class is called.
+def plain(words: str) -> str:
+    """Words without what cannot be shown or written: control and broken characters escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in words)
 
-    Control characters and broken ones, which UTF-8 cannot write, are escaped as Python does it.
-    """
-    plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(words))
-    return html.escape("".join(plain))
+
+def text(words: object) -> str:
+    """Words as HTML shows them, whatever a file or a class is called."""
+    return html.escape(plain(str(words)))
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -67,7 +68,7 @@ def chart(title: str, svg: str, note: str = "") -> str:
 
 
 def grid(items: Sequence[str], kind: str = "") -> str:
-    """Cards side by side, as many as fit; kind: "cards" are wider, "thumbs" narrower."""
+    """Cards side by side, as many as fit; kind: "cards" are wider, "plots" and "thumbs" narrower."""
     return f'<div class="{f"grid {kind}".strip()}">{"".join(items)}</div>' if items else ""
 
 
@@ -117,7 +118,8 @@ details { font-size: .85rem; } summary { cursor: pointer; color: var(--note); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr));
   gap: 1rem; align-items: start; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: .6rem; }
-.thumbs { grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); gap: .6rem; }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(16.5rem, 100%), 1fr)); }
+.thumbs { grid-template-columns: repeat(auto-fill, minmax(min(8.6rem, 45%), 1fr)); gap: .6rem; }
 figure { margin: 0; background: var(--card); border-radius: 4px; padding: .75rem; }
 figcaption { font-size: .85rem; margin-top: .4rem; overflow-wrap: anywhere; }
 img { width: 100%; height: auto; display: block; border-radius: 2px; }
