@@ -83,7 +83,7 @@ def check(result: LargeResult, want: Instances, out: Path, name: str) -> None:
     assert result.objects == len(want)
     assert np.array_equal(tifffile.imread(result.labels), want.labels)
     lines = (out / "objects.csv").read_text().split("\n", 1)[1]
-    assert lines == table.describe(name, want)
+    assert lines == table.describe(name, want, read_image(out.parent / name))
     written = json.loads((out / "instances.json").read_text())
     entry = coco.describe(name, want)
     assert [{k: v for k, v in i.items() if k != "id"} for i in written["images"]] == [entry.image]

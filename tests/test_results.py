@@ -153,8 +153,8 @@ def test_table_of_known_objects(tmp_path: Path) -> None:
     header, *rows = (tmp_path / "objects.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
     assert rows == [
-        '"a",1,"car",0.99,"",1,0,3,2,3,1.33,0.33',
-        '"a",2,"person",0.5,"",3,1,5,3,3,3.33,1.33',
+        '"a",1,"car",0.99,"",1,0,3,2,3,1.33,0.33,3.41,0.8165' + 8 * ',""',
+        '"a",2,"person",0.5,"",3,1,5,3,3,3.33,1.33,3.41,0.8165' + 8 * ',""',
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,13 @@ from spatialembed.cluster import ClusterOptions
 from spatialembed.data.images import Page, each_page
 from spatialembed.data.large import image_size
 from spatialembed.data.listing import list_images, refuse_collisions
-from spatialembed.errors import PARTIAL, RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.data.pixel_size import pixel_size
+from spatialembed.errors import PARTIAL, RESOURCE, SpatialEmbedError
+from spatialembed.files import locked
 from spatialembed.large import TileOptions, goes_by_tiles, predict_large
 from spatialembed.predict import Predictor
-from spatialembed.results.folder import ResultFolder
+from spatialembed.results.folder import CITYSCAPES, ResultFolder
+from spatialembed.results.formats import DEFAULT, WHOLE_ONLY
 from spatialembed.terminal import printable
 
 logger = logging.getLogger("spatialembed")
@@ -64,24 +66,30 @@ def predict_folder(
     ambiguity: bool = False,
     pages: Literal["first", "all"] = "first",
     tiles: TileOptions | None = None,
+    formats: Sequence[str] = DEFAULT,
+    simplify: float = 0.0,
     progress: bool = True,
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
 
-    Each image gets ``<name>_labels.png`` and ``<name>_overlay.png``, folders mirrored, once it
-    is done; all share ``objects.csv`` and ``instances.json``, written every half minute and on the
-    way out, after Ctrl-C too. A failed input is logged and kept in the result; the rest goes on.
+    formats: names of ``results.formats.FORMATS``. By default each image gets ``<name>_labels.png``
+    and ``<name>_overlay.png``, folders mirrored, once it is done; all share ``objects.csv`` and
+    ``instances.json``, written every half minute and on the way out, after Ctrl-C too. A failed
+    input is logged and kept in the result; the rest goes on.
     ambiguity: each image gets ``<name>_ambiguity.png`` as well.
+    simplify: px by which outlines may depart from the pixel edges.
 
     pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
     tiles: images that are large by these settings come last, one by one, see ``predict_large``.
 
-    Raises SpatialEmbedError: of ``list_images`` and ``not_writable`` before anything runs,
-    ``disk_full`` (exit 5).
+    Raises SpatialEmbedError: of ``list_images``, ``formats.check`` and ``files.locked`` before
+    anything runs; ``disk_full`` (exit 5).
     """
     out, tiles = Path(out), tiles or TileOptions()
     images = _inputs(sources, out, pages)
-    _check_writable(out)
+    if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
+        refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])
+    results = ResultFolder(out, predictor.info.class_names, formats=formats, simplify=simplify)
     result = FolderResult(out)
     usual: deque[tuple[Path | Page, str]] = deque()
     large: list[tuple[Path, str]] = []
@@ -103,8 +111,7 @@ def predict_folder(
         ambiguity=ambiguity,
         scale=tiles.scale,
     )
-    results = ResultFolder(out, predictor.info.class_names)
-    with results:
+    with locked(out), results:
         with _progress(progress, len(images)) as advance:
             for outcome in outcomes:
                 path, name = usual.popleft()
@@ -118,12 +125,15 @@ def predict_folder(
                         outcome.instances,
                         stem=_short(name),
                         ambiguity=outcome.ambiguity,
+                        pixel_um=pixel_size(path),
                     )
                     found = outcome.instances
                     _count(result, path, len(found), found.truncated)
                 advance()
-        if ambiguity and large:
-            logger.warning("no ambiguity of the %d images that go by tiles", len(large))
+        without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
+        if without and large:
+            left_out = ", ".join(without)
+            logger.warning("no %s of the %d images that go by tiles", left_out, len(large))
         for path, name in large:
             logger.info("%s: goes through the network tile by tile", path)
             how = _Tiled(options or predictor.settings, tiles, augment, progress)
@@ -211,18 +221,6 @@ def _count(result: FolderResult, path: Path | Page, objects: int, truncated: boo
     if truncated:
         result.truncated.append(path)
         logger.warning("%s: stopped at max_instances, more may be there", printable(str(path)))
-
-
-def _check_writable(folder: Path) -> None:
-    """Before hours of work: the folder can be made, and a file in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SpatialEmbedError(
-            "not_writable", f"{folder}: {error.strerror}", "choose another folder by --out", USAGE
-        ) from error
 
 
 def _short(name: str) -> str:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ from spatialembed.data.images import MAX_PIXELS
 from spatialembed.data.large import LargeImage, image_size, open_large
 from spatialembed.data.listing import is_zarr
 from spatialembed.data.overview import Overview, look_over, rescaled
+from spatialembed.data.pixel_size import pixel_size
 from spatialembed.engine import average_over_turns
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.gathered import WorkFolder, check_room, label_bands, owned
@@ -346,7 +348,8 @@ class _Run:
         )
         columns = nearest_index(0, size_hw[1], small_hw[1], factor)
         stages.begin("writing", -(-size_hw[0] // TILE))
-        measure = Measure(len(instances), size_hw, self.folder.path / "runs.bin")
+        read = partial(_rows_of, source) if "csv" in results.formats else None
+        measure = Measure(len(instances), size_hw, self.folder.path / "runs.bin", read)
         seen = Thumbnail(size_hw, overview.picture.shape[:2])
         bands = label_bands(found, owners, small_hw[1], rows, columns)
         bands = stages.passed(seen.passed(measure.passed(bands)))
@@ -361,11 +364,15 @@ class _Run:
         shown = write_png(overlay_path(self.place), picture)
         facts = measure.facts()
         self.warn_of_size(_reduced_boxes(facts.boxes, factor, small_hw), plan, small_hw)
-        lines = table.rows(name, instances, facts.boxes, facts.areas, facts.centroids)
+        lines = table.rows(name, instances, facts, pixel_size(self.source))
         entries = coco.entries(measure.masks(), facts.boxes, facts.areas, instances)
         about = coco.about(name, size_hw, instances.truncated)
         results.note(lines, coco.Entry(about, entries))
         return path, shown
+
+
+def _rows_of(image: LargeImage, top: int, bottom: int) -> np.ndarray:
+    return image.read(top, bottom, 0, image.shape_hw[1])
 
 
 def _reduced_boxes(boxes: np.ndarray, factor: float, small_hw: tuple[int, int]) -> np.ndarray:

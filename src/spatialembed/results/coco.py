@@ -16,6 +16,7 @@ import numpy as np
 
 from spatialembed.files import atomic_write
 from spatialembed.labels import Rle, encode_instances
+from spatialembed.results.measure import Facts
 from spatialembed.types import Instances
 
 
@@ -26,12 +27,16 @@ class Entry(NamedTuple):
     objects: Iterable[dict[str, Any]]
 
 
-def describe(image: str, instances: Instances) -> Entry:
-    """One image with its objects; ``image`` becomes its ``file_name``."""
+def describe(image: str, instances: Instances, facts: Facts | None = None) -> Entry:
+    """One image with its objects; ``image`` becomes its ``file_name``.
+
+    facts: what was measured of them already.
+    """
     found = instances.numpy()
     masks = encode_instances(found.labels, len(found))
     size_hw = (found.labels.shape[0], found.labels.shape[1])
-    objects = entries(masks, found.boxes, found.areas, found)
+    boxes, areas = (found.boxes, found.areas) if facts is None else (facts.boxes, facts.areas)
+    objects = entries(masks, boxes, areas, found)
     return Entry(about(image, size_hw, found.truncated), list(objects))
 
 

@@ -1,4 +1,4 @@
-"""The results of many images in one folder: pictures of each, and the two files that all share.
+"""The results of many images in one folder: files of each, and the two files that all share.
 
 ``add`` hands an image to writing threads and returns at once, so that the network does not wait
 for pictures; what the threads say of each image goes into the shared files in the order of adding.
@@ -20,36 +20,66 @@ import numpy as np
 from spatialembed.ahead import helpers
 from spatialembed.results import coco, table
 from spatialembed.results.ambiguity_map import write_ambiguity
+from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
+from spatialembed.results.formats import DEFAULT, check
+from spatialembed.results.geojson import write_geojson
+from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
+from spatialembed.results.measure import measure
 from spatialembed.results.overlay import overlay_path, write_overlay
 from spatialembed.results.table import ObjectTable
 from spatialembed.types import Instances
 
 WRITE_EVERY_S = 30
 """A kill loses no more of the shared files than this, in seconds."""
+CITYSCAPES = "cityscapes"
+"""Folder of the results in the benchmark's format."""
 WAITING_PIXELS = 1 << 26
 """No more pixels than this wait to be written, about half a gigabyte; ``add`` waits instead."""
 
 
+class _Image(NamedTuple):
+    """What is to be written of one image."""
+
+    place: Path  # of its own files, without suffix
+    name: str  # in the shared files
+    pixels: Any  # (H, W) or (H, W, 3)
+    instances: Instances
+    ambiguity: np.ndarray | None
+    pixel_um: tuple[float, float] | None
+
+
 class _Page(NamedTuple):
-    """What one image adds to the shared files, once its pictures are written."""
+    """What one image adds to the shared files, once its own are written."""
 
     rows: str
-    entry: coco.Entry
+    entry: coco.Entry | None
 
 
 class ResultFolder:
-    """Each image's label image and overlay, and ``objects.csv`` and ``instances.json`` of all.
+    """Each image's own files, and ``objects.csv`` and ``instances.json`` of all, as chosen.
 
-    As a context it waits for the pictures and writes the shared files on the way out, after an
-    error or Ctrl-C too: nothing that was added is lost.
+    As a context it waits for the files of the images and writes the shared ones on the way out,
+    after an error or Ctrl-C too: nothing that was added is lost.
     """
 
-    def __init__(self, out: Path, class_names: Sequence[str]) -> None:
-        self.out = out
-        self._table = ObjectTable(out / "objects.csv")
-        self._coco = CocoFile(out / "instances.json", class_names)
+    def __init__(
+        self,
+        out: Path,
+        class_names: Sequence[str],
+        *,
+        formats: Sequence[str] = DEFAULT,
+        simplify: float = 0.0,
+    ) -> None:
+        """Names of ``formats.FORMATS``; simplify: of outlines, px, see ``polygons``.
+
+        Raises SpatialEmbedError of ``formats.check`` (exit 2).
+        """
+        check(formats, class_names, simplify)
+        self.out, self.formats, self.simplify = out, tuple(formats), simplify
+        self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
+        self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
         self._written = time.monotonic()
         self._most = 2 * helpers()
         self._threads = ThreadPoolExecutor(helpers(), thread_name_prefix="write")
@@ -63,19 +93,45 @@ class ResultFolder:
         *,
         stem: str | None = None,
         ambiguity: np.ndarray | None = None,
+        pixel_um: tuple[float, float] | None = None,
     ) -> Path:
         """Have written what was found in one image; returns the path that its overlay will have.
 
         image: its name in the shared files. pixels: (H, W) or (H, W, 3), any dtype. stem: path of
         its own files below the folder, without suffix; by default ``image``. ambiguity: (H, W) in
-        [0, 1], to be written too. None of them may be changed afterwards.
+        [0, 1], to be written too. pixel_um: width and height of a pixel, where known. None of them
+        may be changed afterwards.
         Raises SpatialEmbedError ``disk_full``, of this image or of one before it.
         """
         place, size = self.out / (stem or image), instances.labels.size
         self._note_written(self._most, WAITING_PIXELS - size)
-        job = self._threads.submit(_write_pictures, place, image, pixels, instances, ambiguity)
-        self._pending.append((job, size))
+        what = _Image(place, image, pixels, instances, ambiguity, pixel_um)
+        self._pending.append((self._threads.submit(self._write_image, what), size))
         return overlay_path(place)
+
+    def _write_image(self, image: _Image) -> _Page:
+        """Write the own files of an image, in a thread."""
+        place, found, formats = image.place, image.instances.numpy(), self.formats
+        if "labels" in formats or "tiff" in formats:
+            write_labels(place, found.labels, "tiff" in formats)
+        if "overlay" in formats:
+            write_overlay(place, image.pixels, found)
+        if "geojson" in formats:
+            path = place.with_name(f"{place.name}.geojson")
+            write_geojson(path, found, simplify=self.simplify)
+        if "imagej" in formats:
+            path = place.with_name(f"{place.name}_rois.zip")
+            write_imagej(path, found, simplify=self.simplify)
+        if "cityscapes" in formats:
+            write_result(self.out / CITYSCAPES, place.name, found)
+        if image.ambiguity is not None:
+            write_ambiguity(place, image.ambiguity)
+        rows, entry = "", None
+        if self._table or self._coco:
+            facts = measure(found.labels, len(found), image.pixels)
+            rows = table.rows(image.name, found, facts, image.pixel_um) if self._table else ""
+            entry = coco.describe(image.name, found, facts) if self._coco else None
+        return _Page(rows, entry)
 
     def note(self, rows: str, entry: coco.Entry) -> None:
         """Add an image, whose own files are written already, to the shared files.
@@ -84,9 +140,14 @@ class ResultFolder:
         Raises SpatialEmbedError ``disk_full``.
         """
         self.wait()
-        self._table.append(rows)
-        self._coco.append(entry)
+        self._append(_Page(rows, entry))
         self.write()
+
+    def _append(self, page: _Page) -> None:
+        if self._table is not None:
+            self._table.append(page.rows)
+        if self._coco is not None and page.entry is not None:
+            self._coco.append(page.entry)
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""
@@ -106,18 +167,18 @@ class ResultFolder:
         job = self._pending[0][0]
         futures.wait([job])  # interrupted here, it stays pending, and is noted on the way out
         self._pending.popleft()
-        page = job.result()
-        self._table.append(page.rows)
-        self._coco.append(page.entry)
+        self._append(job.result())
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
 
     def write(self) -> None:
         """Write the shared files as they stand. Raises SpatialEmbedError ``disk_full``."""
         try:
-            self._table.write()
+            if self._table is not None:
+                self._table.write()
         finally:  # what keeps one from being written may not keep the other
-            self._coco.write()
+            if self._coco is not None:
+                self._coco.write()
         self._written = time.monotonic()
 
     def __enter__(self) -> ResultFolder:
@@ -135,6 +196,8 @@ class ResultFolder:
             self._threads.shutdown(wait=False, cancel_futures=True)
             fault = self._note_rest()
             self.write()
+            if CITYSCAPES in self.formats and any((self.out / CITYSCAPES).glob("*.txt")):
+                write_upload(self.out / CITYSCAPES)
         if fault is not None and error is None:
             raise fault
 
@@ -151,13 +214,3 @@ class ResultFolder:
             except BaseException as fault:
                 faults.append(fault)
         return faults[0] if faults else None
-
-
-def _write_pictures(
-    place: Path, image: str, pixels: Any, instances: Instances, ambiguity: np.ndarray | None
-) -> _Page:
-    write_labels(place, instances.labels)
-    write_overlay(place, pixels, instances)
-    if ambiguity is not None:
-        write_ambiguity(place, ambiguity)
-    return _Page(table.describe(image, instances), coco.describe(image, instances))

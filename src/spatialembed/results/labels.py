@@ -1,4 +1,4 @@
-"""Label images out: a 16-bit PNG, and a 32-bit TIFF for more instances than that can count."""
+"""Label images out: a 16-bit PNG or TIFF, and a 32-bit TIFF for more instances than that counts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import tifffile
 from spatialembed.files import atomic_write
 from spatialembed.render import write_png
 
-PNG_LIMIT = 65_535
-"""Highest label of a 16-bit PNG."""
+HIGHEST_16 = 65_535
+"""Highest label of 16 bits."""
 
 
-def write_labels(stem: Path, labels: Any) -> Path:
+def write_labels(stem: Path, labels: Any, tiff: bool = False) -> Path:
     """Write ``<stem>_labels.png``, uint16, or above 65,535 instances ``<stem>_labels.tif``, uint32.
 
     stem: folder and name without suffix. labels: (H, W) int32, 0 background, instances from 1.
-    Returns the path. What an earlier run left under the other suffix is removed, so that one label
-    image stands for one input. Raises SpatialEmbedError ``disk_full``.
+    tiff: a TIFF in any case, uint16 where that is enough. Returns the path. What an earlier run
+    left under the other suffix is removed, so that one label image stands for one input.
+    Raises SpatialEmbedError ``disk_full``.
     """
     labels = np.asarray(labels)
     png, tif = (stem.with_name(f"{stem.name}_labels{suffix}") for suffix in (".png", ".tif"))
-    path, other = (png, tif) if labels.max(initial=0) <= PNG_LIMIT else (tif, png)
+    small = labels.max(initial=0) <= HIGHEST_16
+    labels = labels.astype(np.uint16 if small else np.uint32)
+    path, other = (png, tif) if small and not tiff else (tif, png)
     if path is png:
-        write_png(png, labels.astype(np.uint16))
+        write_png(png, labels)
     else:
         with atomic_write(tif) as temporary:
-            tifffile.imwrite(temporary, labels.astype(np.uint32), compression="zlib", metadata=None)
+            tifffile.imwrite(temporary, labels, compression="zlib", metadata=None)
     other.unlink(missing_ok=True)
     return path

@@ -7,9 +7,9 @@ sums and the runs of its mask are kept, the runs in a file.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import tifffile
@@ -17,6 +17,7 @@ import tifffile
 from spatialembed.errors import missing_extra
 from spatialembed.files import atomic_write, mapped_array
 from spatialembed.labels import Rle, encode_runs
+from spatialembed.results.measure import Facts, Sums, vertical_runs
 
 TILE = 256
 """Side of the tiles of a label file, and height of a band, px."""
@@ -30,28 +31,26 @@ BLOCK_RUNS = 1 << 18
 Bands = Iterable[np.ndarray]  # (TILE, W) one after the other, the last one lower; unsigned labels
 
 
-class Facts(NamedTuple):
-    """What ``objects.csv`` tells of N objects, in the order of their labels."""
-
-    areas: np.ndarray  # (N,) int64
-    boxes: np.ndarray  # (N, 4) int64 x1 y1 x2 y2 px, x2 and y2 exclusive
-    centroids: np.ndarray  # (N, 2) float64 (x, y) px
+Read = Callable[[int, int], np.ndarray]
+"""Pixels of the image from a row to another, (h, W) or (h, W, 3)."""
 
 
 class Measure:
     """Facts and masks of the objects 1..N of a label image (H, W) that passes by in bands.
 
-    runs: an empty or missing file for the runs of the masks.
+    runs: an empty or missing file for the runs of the masks. read: for the mean intensities.
     """
 
-    def __init__(self, number: int, shape_hw: tuple[int, int], runs: Path) -> None:
+    def __init__(
+        self, number: int, shape_hw: tuple[int, int], runs: Path, read: Read | None = None
+    ) -> None:
+        self._sums = Sums(number)
         self._shape_hw = shape_hw
         self._path = runs
-        self._areas = np.zeros(number + 1, np.int64)
-        self._sums = np.zeros((2, number + 1), np.int64)  # of x, of y
-        self._low = np.full((2, number + 1), max(shape_hw), np.int64)
-        self._high = np.zeros((2, number + 1), np.int64)
+        self._read = read
         self._runs_of = np.zeros(number + 1, np.int64)
+        nothing = np.zeros((0, shape_hw[1]), np.uint32)
+        self._last = nothing, nothing  # the end of the band before the last one, and that
 
     def passed(self, bands: Bands) -> Iterator[np.ndarray]:
         """The same bands, each measured before it is handed on."""
@@ -59,35 +58,36 @@ class Measure:
         with open(self._path, "wb") as file:
             for band in bands:
                 self._add(band, top, file)
+                self._add_borders(band)
                 top += len(band)
                 yield band
 
     def _add(self, band: np.ndarray, top: int, file: IO[bytes]) -> None:
         for left in range(0, band.shape[1], STRIP):
-            owner, x, begin, end = _vertical_runs(band[:, left : left + STRIP])  # (R,) each
-            self._add_runs(owner, x + left, begin, end, top)
-            place = (x + left) * self._shape_hw[0] + top  # column-major
+            owner, x, begin, end = vertical_runs(band[:, left : left + STRIP])  # (R,) each
+            x, begin, end = x + left, begin + top, end + top
+            self._sums.add_runs(owner, x, begin, end)
+            self._runs_of += np.bincount(owner, minlength=len(self._runs_of))
+            place = x * self._shape_hw[0]  # column-major
             np.stack((owner, place + begin, place + end), axis=1).tofile(file)
+        if self._read is not None:
+            self._sums.add_pixels(band, self._read(top, top + len(band)))
 
-    def _add_runs(
-        self, owner: np.ndarray, x: np.ndarray, begin: np.ndarray, end: np.ndarray, top: int
-    ) -> None:
-        number, length = len(self._areas), end - begin
-        self._runs_of += np.bincount(owner, minlength=number)
-        # Sums of integers below 2^53 in float64 are exact.
-        self._areas += np.bincount(owner, length, number).astype(np.int64)
-        self._sums[0] += np.bincount(owner, length * x, number).astype(np.int64)
-        middle = length * (2 * top + begin + end - 1)  # twice the sum of y over a run
-        self._sums[1] += (np.bincount(owner, middle, number) / 2).astype(np.int64)
-        for axis, first, last in ((0, x, x + 1), (1, top + begin, top + end)):
-            np.minimum.at(self._low[axis], owner, first)
-            np.maximum.at(self._high[axis], owner, last)
+    def _add_borders(self, below: np.ndarray) -> None:
+        """Of the last band, which the ends of its neighbours decide as well."""
+        above, band = self._last
+        height = len(band)
+        around = np.zeros((height + 4, self._shape_hw[1] + 4), below.dtype)
+        around[2 - len(above) : 2, 2:-2] = above
+        around[2 : 2 + height, 2:-2] = band
+        around[2 + height : 2 + height + len(below[:2]), 2:-2] = below[:2]
+        self._sums.add_borders(around)
+        self._last = band[-2:], below
 
     def facts(self) -> Facts:
-        """Of the whole image, once all bands have passed."""
-        boxes = np.concatenate((self._low, self._high))[:, 1:].T
-        centroids = self._sums[:, 1:].T / np.maximum(self._areas[1:, None], 1)
-        return Facts(self._areas[1:], np.ascontiguousarray(boxes), centroids)
+        """Of the whole image, once, when all bands have passed."""
+        self._add_borders(self._last[1][:0])  # whoever takes the bands may not ask for an end
+        return self._sums.facts()
 
     def masks(self) -> Iterator[Rle]:
         """The masks of the objects in the order of their labels, a block of them in memory."""
@@ -107,21 +107,6 @@ class Measure:
                 part[:, 0] - (first - 1), part[:, 1], part[:, 2], last - first, self._shape_hw
             )
             first = last
-
-
-def _vertical_runs(band: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of one label above 0 down the columns of a band (h, W): label, x, begin and end row."""
-    height = len(band)
-    flat = band.T.ravel()  # column by column
-    edge = np.empty(len(flat), bool)
-    edge[1:] = flat[1:] != flat[:-1]
-    edge[::height] = True  # a run ends with its column
-    start = np.flatnonzero(edge)
-    end = np.append(start[1:], len(flat))
-    owner = flat[start].astype(np.int64)
-    start, end, owner = start[owner > 0], end[owner > 0], owner[owner > 0]
-    x, begin = np.divmod(start, height)
-    return owner, x, begin, end - x * height
 
 
 def _sorted_by_owner(runs: np.ndarray, runs_of: np.ndarray, path: Path) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""GeoJSON out: outlines as polygons with class, score and label, as QuPath opens them.
+
+Coordinates are px of the image at full resolution; (0, 0) is the outer corner of its first pixel.
+An object in several parts is one MultiPolygon. See ``results.polygons`` for rings and their sense.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialembed.colour import PALETTE
+from spatialembed.files import atomic_write
+from spatialembed.results.polygons import Polygon, polygons
+from spatialembed.types import Instances
+
+STEP = 3
+"""From the colour of one class to that of the next in the palette, whose neighbours are alike."""
+
+
+def write_geojson(path: Path, instances: Instances, *, simplify: float = 0.0) -> Path:
+    """Write a FeatureCollection, one feature a line in the order of the labels. Returns the path.
+
+    simplify: px by which outlines may depart from the pixel edges, see ``polygons``.
+    Raises SpatialEmbedError ``bad_setting``, ``missing_extra`` (both exit 2), ``disk_full``.
+    """
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="ascii") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for i, feature in enumerate(features(instances, simplify=simplify)):
+            file.write(",\n" if i else "\n")
+            file.write(json.dumps(feature, separators=(",", ":")))
+        file.write("\n]}\n")
+    return path
+
+
+def features(instances: Instances, *, simplify: float = 0.0) -> Iterator[dict[str, Any]]:
+    """The GeoJSON features of the objects, in the order of their labels."""
+    found = instances.numpy()
+    colours = [list(bytes.fromhex(colour)) for colour in PALETTE.split()]
+    expected = [None] * len(found) if found.expected_iou is None else found.expected_iou.tolist()
+    outlines = polygons(found.labels, len(found), simplify)
+    columns = zip(outlines, found.classes.tolist(), found.scores.tolist(), expected, strict=True)
+    for label, (parts, index, score, iou) in enumerate(columns, start=1):
+        name = found.class_names[index] if found.class_names else str(index)
+        measurements = {"label": label, "score": round(score, 4)}
+        yield {
+            "type": "Feature",
+            "id": label,
+            "geometry": _geometry(parts),
+            "properties": {
+                "objectType": "detection",
+                "name": str(label),
+                "classification": {"name": name, "color": colours[STEP * index % len(colours)]},
+                "measurements": measurements
+                | ({} if iou is None else {"expected_iou": round(iou, 4)}),
+            },
+        }
+
+
+def _geometry(parts: list[Polygon]) -> dict[str, Any]:
+    closed = [[np.concatenate((r, r[:1])).tolist() for r in polygon] for polygon in parts]
+    if len(closed) == 1:
+        return {"type": "Polygon", "coordinates": closed[0]}
+    return {"type": "MultiPolygon", "coordinates": closed}
