@@ -170,4 +170,5 @@ def test_min_pixels_is_one_rule(fault: str, smallest: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("fault", ["LBL-12 usual min_pixels"])
 def test_usual_min_pixels_drops_no_object_of_usual_size(fault: str, tmp_path: Path) -> None:
     dataset = written(specks(), tmp_path)
-    assert usual_min_pixels(dataset) == 0  # half a pixel: objects of one pixel are found
+    truths = [s.target for s in dataset]
+    assert usual_min_pixels(truths) == 0  # half a pixel: objects of one pixel are found

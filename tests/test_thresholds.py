@@ -208,8 +208,8 @@ def test_classes_are_scored_apart() -> None:
 
 
 def test_usual_min_pixels() -> None:
-    assert usual_min_pixels([sample([0, 1]), sample([])]) == 40  # half of 81
-    assert usual_min_pixels([sample([])]) == 0
+    assert usual_min_pixels([sample([0, 1]).target, sample([]).target]) == 40  # half of 81
+    assert usual_min_pixels([sample([]).target]) == 0
     assert usual_min_pixels([]) == 0
 
 

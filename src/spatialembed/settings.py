@@ -26,6 +26,10 @@ class StageOptions:
     """Learning rate of Adam at the start; it falls by (1 - epoch / epochs)^0.9."""
     crops: int | None = None
     """Crops an epoch; none: one an image."""
+    sampling: Literal["image", "natural", "balanced"] = "image"
+    """What a crop is drawn by: images, each as often as any other; natural: objects, each as often,
+    with a crop around it; balanced: classes, each as often, then its objects. Only for image
+    augment.object_centred says how many crops lie around an object."""
     freeze_batchnorm: bool = False
     """Leave the batch-norm statistics as they are (the second stage of the paper)."""
 
@@ -76,8 +80,9 @@ class TrainOptions:
     margin: float | None = None
     """Fixed bandwidth, as the px of the network's input that an embedding may lie off its centre:
     trained by the hinge loss, the baseline of the paper; none: bandwidths are learned."""
-    foreground_weight: float | list[float] = 10.0
-    """Weight of instance pixels in the seed term, one for all classes or one each."""
+    foreground_weight: float | list[float] | Literal["enet"] = 10.0
+    """Weight of instance pixels in the seed term, one for all classes or one each; enet: of each
+    class 1 / ln(1.02 + p), p the share of its pixels in the training images."""
     normalization: Normalization = field(default_factory=Normalization)
     """How pixel values become network input."""
     scale: float = 1.0
@@ -100,6 +105,9 @@ class TrainOptions:
     """Largest norm of the gradient; 0: no clipping."""
     validate_every: int = 5
     """Epochs between validations by the real clustering; the last epoch is always validated."""
+    val_metric: Literal["label", "cityscapes"] = "label"
+    """AP that chooses the best model: of label images, per image, at IoU .50 to .90; or that of the
+    Cityscapes benchmark, for which thresholds are not tuned."""
     min_pixels: int | None = None
     """Smallest instance, before tuning; none: from the sizes of the training objects."""
     max_time: float | None = None

@@ -18,7 +18,7 @@ from spatialembed.calibration import Objects, objects_of
 from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.metrics import Overlaps, best_ious, counts_by_class, overlaps
 from spatialembed.transforms import network_input
-from spatialembed.types import Embeddings, Instances, Normalization, Sample
+from spatialembed.types import Embeddings, Instances, Normalization, Sample, Target
 
 Engine = Callable[[Tensor], Embeddings]
 """A network ready to run: normalised images (B, 3, H, W) of any size to their maps."""
@@ -56,6 +56,12 @@ class Grid(NamedTuple):
             tuple(sorted({*MEMBERSHIPS, base.membership})),
             tuple(sorted({*sizes, base.min_pixels})),
         )
+
+    @classmethod
+    def of_starts(cls, base: ClusterOptions) -> Grid:
+        """The usual starts alone, which cost one clustering together."""
+        starts = tuple(sorted({*STARTS, base.start}))
+        return cls((base.foreground,), starts, (base.membership,), (base.min_pixels,))
 
     def cell(self, options: ClusterOptions) -> tuple[int, ...]:
         """Index of these thresholds, (foreground, start, membership, min_pixels)."""
@@ -162,9 +168,9 @@ def _ap(pairs: Overlaps, found: np.ndarray, truth: np.ndarray, num_classes: int)
     return np.array([c.ap.mean() for c in counts_by_class(pairs, found, truth, num_classes)])
 
 
-def usual_min_pixels(images: Iterable[Sample]) -> int:
+def usual_min_pixels(truths: Iterable[Target]) -> int:
     """Half the area that 99 % of the objects exceed: smaller finds are specks."""
-    areas = [np.bincount(s.target.labels.numpy().ravel())[1:] for s in images]
+    areas = [np.bincount(truth.labels.numpy().ravel())[1:] for truth in truths]
     present = np.concatenate([a[a > 0] for a in areas] or [np.zeros(0, np.int64)])
     return int(np.percentile(present, 1) / 2) if len(present) else 0
 
@@ -176,15 +182,16 @@ def sweep(
     base: ClusterOptions,
     num_classes: int,
     *,
+    grid: Grid | None = None,
     groups: Sequence[int] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> Surface:
-    """AP at every cell of the grid around ``base``, the network run once on each image.
+    """AP at every cell of a grid, the one around ``base``, the network run once on each image.
 
     One image's maps are in memory at a time. groups (I,): images that belong together, by default
     each by itself. progress: called after each image.
     """
-    grid = Grid.around(base)
+    grid = Grid.around(base) if grid is None else grid
     rows: list[np.ndarray] = []
     parts: dict[tuple[int, int, int], list[Objects]] = {}
     for i, sample in enumerate(images):

@@ -25,9 +25,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from spatialembed import checkpoint
+from spatialembed.cityscapes_ap import IDS
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.module import CropModule, Images, Share
-from spatialembed.data.selection import data_name, for_scoring, open_data, splits
+from spatialembed.data.dataset import FileDataset
+from spatialembed.data.instance_index import InstanceIndex, instance_index
+from spatialembed.data.module import CropModule, Share
+from spatialembed.data.selection import data_name, described, for_scoring, open_data, splits
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.engine import resolve_device, resolve_precision
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
@@ -46,6 +49,7 @@ from spatialembed.runs import (
     write_settings,
 )
 from spatialembed.settings import TrainOptions
+from spatialembed.stages import Stages
 from spatialembed.thresholds import usual_min_pixels
 from spatialembed.training.callbacks import Bar, CheckpointIO, EpochEnd, Interrupted, Limits
 from spatialembed.training.module import TrainingModule
@@ -78,13 +82,16 @@ def train(options: TrainOptions) -> Path:
     else:
         run = new_run(Path(options.out), options.name, data_name(options.data))
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
+    print(described(options.data, *images), flush=True)
     with locked(run), announced(run):
         if not go_on:
             write_settings(run, asdict(options))
         return _run(options, run, images, go_on=go_on)
 
 
-def _run(options: TrainOptions, run: Path, images: tuple[Images, Images], *, go_on: bool) -> Path:
+def _run(
+    options: TrainOptions, run: Path, images: tuple[FileDataset, FileDataset], *, go_on: bool
+) -> Path:
     """Both stages, then the best model with its thresholds tuned."""
     # A run that was killed before its first checkpoint goes on from the beginning.
     start = last_good_checkpoint(run) if go_on and has_checkpoints(run) else None
@@ -97,7 +104,7 @@ def _run(options: TrainOptions, run: Path, images: tuple[Images, Images], *, go_
     return run
 
 
-def open_split(options: TrainOptions) -> tuple[Images, Images]:
+def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
     """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
     opened = partial(
         open_data,
@@ -172,16 +179,24 @@ def _stored_settings(run: Path) -> TrainOptions:
 
 
 def _set_up(
-    options: TrainOptions, run: Path, train_set: Images, val_set: Images, start: Path | None
+    options: TrainOptions,
+    run: Path,
+    train_set: FileDataset,
+    val_set: FileDataset,
+    start: Path | None,
 ) -> Setup:
     device = resolve_device(options.device)
     _check_against_data(options, train_set)
+    index = _index(options, run, train_set)
     smallest = options.min_pixels
     if smallest is None:
         step = -(-len(train_set) // 200)  # two hundred images tell the sizes
-        smallest = usual_min_pixels(train_set[i] for i in range(0, len(train_set), step))
+        smallest = usual_min_pixels(train_set.truth(i) for i in range(0, len(train_set), step))
     # A fault of a training image shows in the first epoch; one of these would after hours.
-    if sum(len(sample.target.classes) for sample in each(val_set)) == 0:
+    with Stages(rank() == 0, "validation images") as stages:
+        stages.begin("checking", len(val_set))
+        objects = sum(len(s.target.classes) for s in stages.passed(each(val_set)))
+    if objects == 0:
         logger.warning("no object in the validation images: the last model is kept, not the best")
     return Setup(
         options,
@@ -192,17 +207,61 @@ def _set_up(
         resolve_precision(options.precision, device),
         ClusterOptions(min_pixels=smallest),
         start,
+        index,
+        _foreground_weight(options, train_set, index),
     )
 
 
-def _check_against_data(options: TrainOptions, train_set: Images) -> None:
+def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
+    """The index of the training images, where crops, windows or weights ask for it.
+
+    It is kept beside the runs, since many learn from the same images.
+    """
+    stages = [stage for stage in (options.stage1, options.stage2) if stage.epochs]
+    around = any(stage.sampling != "image" for stage in stages)
+    windows = hasattr(images, "window") and options.normalization.kind != "percentile"
+    if not (around or windows or options.foreground_weight == "enet"):
+        return None
+    index = instance_index(images, run.parent / ".instances", progress=rank() == 0)
+    if around and not len(index):
+        raise SpatialEmbedError(
+            "no_objects",
+            f"{options.data}: no object in the training images to take crops around",
+            "set sampling to image, or check the masks with spatialembed doctor",
+        )
+    return index
+
+
+def _foreground_weight(
+    options: TrainOptions, images: FileDataset, index: InstanceIndex | None
+) -> float | list[float]:
+    """The weights of the seed term, measured where the setting says so."""
+    given = options.foreground_weight
+    if given != "enet":
+        return given
+    assert index is not None
+    weights = [round(w, 3) for w in index.enet_weights()]
+    told = ", ".join(f"{n} {w:.1f}" for n, w in zip(images.class_names, weights, strict=True))
+    if rank() == 0:
+        logger.info("weights of the seed foreground: %s", told)
+    return weights
+
+
+def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
     """Refuse, before the first step, what the settings alone did not show."""
     weights, classes = options.foreground_weight, train_set.class_names
-    if not isinstance(weights, (int, float)) and len(weights) != len(classes):
+    if isinstance(weights, list) and len(weights) != len(classes):
         raise SpatialEmbedError(
             "bad_setting",
             f"{len(weights)} values of foreground_weight for {len(classes)} classes",
             f"give one, or one each for {', '.join(classes)}",
+            USAGE,
+        )
+    if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"val_metric cityscapes, and the data has the class {other[0]!r}",
+            f"set val_metric label; the benchmark knows {', '.join(IDS)}",
             USAGE,
         )
     for stage in (options.stage1, options.stage2):
@@ -248,7 +307,7 @@ def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
 def _fit(setup: Setup, module: TrainingModule) -> None:
     options = setup.options
     data = CropModule(
-        setup.train, setup.normalization, options.augment, setup.plan, options.workers
+        setup.train, setup.normalization, options.augment, setup.plan, options.workers, setup.index
     )
     plans = [setup.plan(epoch) for epoch in range(options.epochs)]
     bar = Bar([len(Share(plan.count, plan.batch, 0, options.devices)) for plan in plans])

@@ -5,29 +5,20 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from spatialembed.data.dataset import Dataset
 from spatialembed.data.instance_index import InstanceIndex, Sampling, in_rounds
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.transforms import AugmentOptions, CropDraw, cut_crop, draw_crop, training_crop
 from spatialembed.types import Normalization, Sample, Target
-
-
-class Images(Protocol):
-    """What a data set is: samples by number, with names."""
-
-    class_names: tuple[str, ...]
-
-    @property
-    def names(self) -> Sequence[str]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Sample: ...
 
 
 class Batch(NamedTuple):
@@ -62,7 +53,7 @@ Crop = tuple[Tensor, Target, str]
 """Image (3, size, size) float32 normalised, its truth, the name of the image it is cut from."""
 
 
-class Crops(Dataset[Crop]):
+class Crops(TorchDataset[Crop]):
     """The crops of one epoch. Crop i depends on (seed, epoch, i) alone.
 
     image       every image once before any comes twice; ``object_centred`` says how many crops lie
@@ -77,7 +68,7 @@ class Crops(Dataset[Crop]):
 
     def __init__(
         self,
-        images: Images,
+        images: Dataset,
         how: Normalization,
         augment: AugmentOptions,
         plan: CropPlan,
@@ -172,7 +163,7 @@ class CropModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        images: Images,
+        images: Dataset,
         how: Normalization,
         augment: AugmentOptions,
         plan_of: Callable[[int], CropPlan],

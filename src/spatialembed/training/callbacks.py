@@ -132,18 +132,19 @@ class EpochEnd(Callback):
             trainer.save_checkpoint(checkpoint_path(setup.run, done))
 
     def _validate(self, module: TrainingModule, done: int) -> dict[str, float]:
-        """``val_ap``, or nothing where it is not defined; the model is kept if it is the best.
+        """The figures of the validation images; the model is kept if its ``val_ap`` is the best.
 
         Of equal ones the later is, which has learned more where AP is still 0; so is the last where
         there is no AP to tell by.
         """
         setup = self.setup_of_run
-        ap = validate(setup, module.net, done, self.bar.note)
+        figures = validate(setup, module.net, done, self.bar.note)
+        ap = figures.get("val_ap")
         if ap is None or ap >= module.best_ap:
             module.best_ap = module.best_ap if ap is None else ap
             facts = setup.facts(ap, done, module.seconds)
             checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
-        return {} if ap is None else {"val_ap": ap}
+        return figures
 
 
 class Limits(Callback):

@@ -69,7 +69,7 @@ class TrainingModule(pl.LightningModule):
 
     def _loss(self, prediction: Embeddings, batch: Batch) -> LossTerms:
         options = self.setup_of_run.options
-        weights = options.foreground_weight
+        weights = self.setup_of_run.foreground_weight
         if options.margin is not None:
             return hinge_loss(
                 prediction,

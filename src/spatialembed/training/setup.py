@@ -12,7 +12,9 @@ import torch
 
 from spatialembed.checkpoint import ModelInfo
 from spatialembed.cluster import ClusterOptions
-from spatialembed.data.module import CropPlan, Images
+from spatialembed.data.dataset import FileDataset
+from spatialembed.data.instance_index import InstanceIndex
+from spatialembed.data.module import CropPlan
 from spatialembed.data.selection import data_name
 from spatialembed.engine import Precision, TorchEngine
 from spatialembed.model import SpatialEmbeddingNet
@@ -26,12 +28,14 @@ class Setup:
 
     options: TrainOptions
     run: Path
-    train: Images
-    val: Images
+    train: FileDataset
+    val: FileDataset
     device: torch.device
     precision: Precision
     base: ClusterOptions  # thresholds of validation, before tuning
     start: Path | None  # checkpoint to go on from
+    index: InstanceIndex | None  # of the training images, where it is needed
+    foreground_weight: float | list[float]  # of the seed term, as measured where it is
 
     @property
     def normalization(self) -> Normalization:
@@ -41,7 +45,13 @@ class Setup:
         stage, _ = self.options.stage(epoch)
         count = stage.crops or len(self.train)
         return CropPlan(
-            stage.crop, self.options.scale, count, stage.batch, self.options.seed, epoch
+            stage.crop,
+            self.options.scale,
+            count,
+            stage.batch,
+            self.options.seed,
+            epoch,
+            stage.sampling,
         )
 
     def engine(self, net: SpatialEmbeddingNet) -> TorchEngine:
@@ -69,5 +79,7 @@ class Setup:
             "hours": round(seconds / 3600, 2),
             "hardware": f"{self.device.type}, {platform.machine()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
+            "foreground_weight": self.foreground_weight,
+            "validation_metric": self.options.val_metric,
             "validation_ap": ap,
         }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,51 +12,117 @@ from rich.progress import Progress
 
 from spatialembed import checkpoint
 from spatialembed.calibration import fit
-from spatialembed.data.module import Images
+from spatialembed.cityscapes_ap import IDS, NUMBERED, ClassOverlaps, average_precision, overlaps
+from spatialembed.data.dataset import FileDataset
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.render import maps_panel, write_png
-from spatialembed.thresholds import Found, find_all, mean_ap, sweep
+from spatialembed.thresholds import Found, Grid, find_all, mean_ap, sweep
 from spatialembed.training.setup import Setup
+from spatialembed.types import Sample, Target
 
 SAMPLES_SHOWN = 3
 """Validation images of which pictures are drawn."""
+VOID_ID, ROAD_ID = 0, 7
+"""Cityscapes ids of what is not evaluated, and of plain background."""
 
 
 def validate(
     setup: Setup, net: SpatialEmbeddingNet, done: int, note: Callable[[str], None]
-) -> float | None:
-    """Mean AP of the validation images, none where none is defined; pictures of the first few.
+) -> dict[str, float]:
+    """Figures of the validation images: ``val_ap`` chooses the best model; none if not defined.
 
-    done: epochs that were trained. note: told what lasts, image by image.
+    One image is in memory at a time; what stays of it is a number or a small table. Pictures of the
+    first few are written. done: epochs that were trained. note: told what lasts, image by image.
     """
-    scores = []
+    names = tuple(setup.val.class_names)
+    scores: list[float] = []
+    tables: list[dict[str, ClassOverlaps]] = []
     engine = setup.engine(net)
     for i, found in enumerate(find_all(engine, setup.normalization, each(setup.val), setup.base)):
-        scores.append(mean_ap(found.instances, found.sample, len(setup.val.class_names)))
+        if setup.options.val_metric == "cityscapes":
+            instances = replace(found.instances, class_names=names)
+            tables.append(overlaps(_ids(setup.val, i, found.sample), instances, names))
+        else:
+            scores.append(mean_ap(found.instances, found.sample, len(names)))
         note(f"validating {i + 1}/{len(setup.val)}")
         if i < SAMPLES_SHOWN:
             _draw_sample(setup.run, found, done)
     net.train()
+    if setup.options.val_metric == "cityscapes":
+        return _cityscapes_figures(tables, names)
     defined = [s for s in scores if not np.isnan(s)]
-    return float(np.mean(defined)) if defined else None
+    return {"val_ap": float(np.mean(defined))} if defined else {}
+
+
+def _cityscapes_figures(
+    tables: Sequence[dict[str, ClassOverlaps]], names: Sequence[str]
+) -> dict[str, float]:
+    """AP and AP50 of the benchmark, and AP by class, of classes that have a true instance."""
+    ap = average_precision(tables, names)  # (C, 10)
+    there = ~np.isnan(ap[:, 0])
+    if not there.any():
+        return {}
+    by_class = {f"val_ap_{names[c]}": float(ap[c].mean()) for c in np.flatnonzero(there)}
+    mean = {"val_ap": float(ap[there].mean()), "val_ap50": float(ap[there, 0].mean())}
+    return mean | by_class
+
+
+def _ids(images: FileDataset, i: int, sample: Sample) -> np.ndarray:
+    """Cityscapes ids (H, W) of an image: of its file where there is one, else made of its truth."""
+    stored = getattr(images, "instance_ids", None)
+    if stored is not None:
+        ids: np.ndarray = stored(i)
+        return ids
+    return cityscapes_ids(sample.target, images.class_names)
+
+
+def cityscapes_ids(target: Target, class_names: Sequence[str]) -> np.ndarray:
+    """Truth whose classes are named as in Cityscapes -> ids (H, W) int64; ignored becomes void.
+
+    Raises SpatialEmbedError ``too_many_objects``: an image can tell 1000 instances of a class.
+    """
+    classes = target.classes.numpy()
+    ids = np.full(len(classes) + 1, ROAD_ID, np.int64)
+    for c, name in enumerate(class_names):
+        mine = np.flatnonzero(classes == c)
+        if len(mine) > NUMBERED:
+            raise SpatialEmbedError(
+                "too_many_objects",
+                f"{len(mine)} instances of {name} in one image; Cityscapes ids tell {NUMBERED}",
+                "set val_metric label",
+            )
+        ids[mine + 1] = IDS[name] * NUMBERED + np.arange(len(mine))
+    return np.where(target.ignore.numpy(), VOID_ID, ids[target.labels.numpy()])
 
 
 def tune_best(setup: Setup) -> None:
-    """Choose the best model's thresholds on the validation images, calibrate it, write both."""
+    """Choose the best model's thresholds on the validation images, calibrate it, write both.
+
+    What is tuned is the AP of label images. That of the benchmark ranks by score and gains by every
+    lower ``start``, whatever a user sees then: under it the thresholds stay those of validation.
+    """
     net, info = checkpoint.load(setup.run / "model")
+    tuned = setup.options.val_metric == "label"
+    grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("tuning thresholds", total=len(setup.val))
+        task = progress.add_task(
+            "tuning thresholds" if tuned else "calibrating", total=len(setup.val)
+        )
         surface = sweep(
             setup.engine(net),
             setup.normalization,
             each(setup.val),
             setup.base,
             len(info.class_names),
+            grid=grid,
             progress=lambda: progress.advance(task),
         )
-    best = surface.best()
-    thresholds = surface.grid.options(best, setup.base)
-    facts = info.training | {"validation_ap_tuned": float(surface.mean()[best])}
+    thresholds, facts = setup.base, dict(info.training)
+    if tuned:
+        best = surface.best()
+        thresholds = surface.grid.options(best, setup.base)
+        facts["validation_ap_tuned"] = float(surface.mean()[best])
     calibration = fit(surface.objects_at(thresholds), thresholds.start)
     checkpoint.save_as(
         setup.run / "model",
@@ -66,7 +131,7 @@ def tune_best(setup: Setup) -> None:
     )
 
 
-def each(images: Images) -> Iterator[Any]:
+def each(images: FileDataset) -> Iterator[Sample]:
     """Sequences by number; iterating them directly would need an end they need not have."""
     return (images[i] for i in range(len(images)))
 
