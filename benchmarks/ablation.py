@@ -297,9 +297,10 @@ def main() -> None:
         missing = unfinished(work, wanted(options.only, options.seeds))
         given = ["--size", options.size, "--work", str(options.work), "--device", options.device]
         failed = in_processes(work, missing, options.jobs, given)
-    from ablation_page import renew
+    from ablation_page import renew, renew_overfit
 
     renew(options.size, asdict(plan), collected(work))
+    renew_overfit()
     sys.exit(bool(failed))
 
 

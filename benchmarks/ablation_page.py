@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +62,36 @@ def renew(size: str, plan: dict[str, Any], runs: Sequence[Run]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for picture in (ap_plot(size, runs), margin_plot(size, runs, plan["margin"])):
         print(f"wrote {picture}")
-    page = DOCS / "ablation.md"
-    begin, end = f"<!-- {size} -->", f"<!-- /{size} -->"
-    body = "\n".join(section(size, runs))
+    put(size, section(size, runs))
+    print(f"wrote {path}")
+
+
+def put(name: str, lines: Iterable[str]) -> None:
+    """Lines between the markers of that name, in the page and on the terminal."""
+    page, body = DOCS / "ablation.md", "\n".join(lines)
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     text = page.read_text(encoding="utf-8")
     new = re.sub(pattern, lambda _: f"{begin}\n{body}\n{end}", text, flags=re.S)
     page.write_text(new, encoding="utf-8")
-    print("\n".join(section(size, runs)))
-    print(f"wrote {path}, {page}")
+    print(f"{body}\nwrote {page}")
+
+
+def renew_overfit() -> None:
+    """The table of ``overfit.py``, where it has run."""
+    path = RESULTS / "overfit.json"
+    if path.exists():
+        put("overfit", overfit_table(json.loads(path.read_text(encoding="utf-8"))["rounds"]))
+
+
+def overfit_table(rounds: Sequence[dict[str, Any]]) -> Iterator[str]:
+    names = list(rounds[0]["by_class"])
+    yield "AP50 from seeds, in percent, after each round:\n"
+    yield f"| steps | AP50 | {' | '.join(names)} |"
+    yield "|--:" * (len(names) + 2) + "|"
+    for one in rounds:
+        cells = [one["ap50"], *one["by_class"].values()]
+        yield f"| {one['steps']} | {' | '.join(f'{100 * v:.0f}' for v in cells)} |"
 
 
 # ---------------------------------------------------------------- figures
@@ -199,7 +220,9 @@ def margin_plot(size: str, runs: Sequence[Run], fixed: float) -> Path:
         axes.set_xscale("log")
         axes.set_yscale("log")
         plain_ticks(axes)
-        axes.legend(frameon=False, fontsize=9)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.2)  # room for the legend above
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
     return saved(figure, f"ablation_{size}_margin.png")
 
 
