@@ -1,9 +1,9 @@
-# `make demo` and `make test` need Python 3.10 or later and make; each fills .venv with what it needs.
+# All need Python 3.10 or later and make, and fill .venv with what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench picture clean
+.PHONY: demo test docs bench picture clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -14,6 +14,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'the guide: site/index.html'
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py
@@ -34,5 +39,9 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf demo runs predictions .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site docs/generated demo runs predictions .pytest_cache .mypy_cache .ruff_cache .hypothesis

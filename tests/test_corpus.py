@@ -176,17 +176,18 @@ def test_no_file_ends_the_command(files: Files, tmp_path: Path) -> None:
 READERS = (
     "checks", "coco", "decode", "folder", "images", "listing", "selection", "tables", "tiff",
 )  # fmt: skip
-"""The files that read inputs; docs/inputs.md has their codes."""
+"""The files that read inputs; docs/troubleshooting.md has their codes."""
 
 
-def test_the_documented_codes_are_those_of_the_source() -> None:
+def test_the_codes_of_inputs_are_documented() -> None:
     raised = set()
     for name in READERS:
         for node in ast.walk(ast.parse((SOURCE / "data" / f"{name}.py").read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "SpatialEmbedError":
                 assert isinstance(node.args[0], ast.Constant)
                 raised.add(node.args[0].value)
-    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "inputs.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert len(set(table)) == len(table)
-    assert set(table) == raised
+    assert raised <= set(table)
     assert {code for case in corpus() for code in case.codes} <= set(table)
