@@ -40,10 +40,14 @@ def main(*, run: bool) -> None:
 
 
 def execute(notebook: nbformat.NotebookNode, folder: str) -> None:
-    """Run the cells in place; notebook and kernel speak over a socket that is a file."""
-    transport = Config({"ConnectionFileMixin": {"transport": "tcp" if os.name == "nt" else "ipc"}})
+    """Run the cells in place. Where there are sockets that are files, no port is opened."""
+    socket = {} if os.name == "nt" else {"transport": "ipc", "ip": f"{folder}/socket"}
     NotebookClient(
-        notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}, config=transport
+        notebook,
+        timeout=SECONDS,
+        startup_timeout=SECONDS,
+        resources={"metadata": {"path": folder}},
+        config=Config({"ConnectionFileMixin": socket}),
     ).execute()
 
 
