@@ -328,14 +328,14 @@ def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Fr
 
 
 def _no_ids(folder: Path) -> SpatialEmbedError:
-    """Polygons or ids of classes alone do not part the instances as the benchmark does."""
-    made = "unpack gtFine_trainvaltest.zip again"
+    """csCreateTrainIdInstanceImgs makes others: only json2instanceImg those that are asked for."""
+    remedy = f"unpack {TRUTH}_trainvaltest.zip again, which holds them"
     if any(folder.rglob("*_gtFine_polygons.json")):
-        made = (
-            "make each from its polygons: python -m cityscapesscripts.preparation.json2instanceImg "
-            f"NAME_gtFine_polygons.json NAME{IDS_END}"
+        remedy += (
+            "; or make each of its polygons with json2instanceImg of cityscapesScripts, "
+            "which needs Pillow below 13"
         )
-    return SpatialEmbedError("missing_pairs", f"{folder}: no CITY/*{IDS_END} in it", made)
+    return SpatialEmbedError("missing_pairs", f"{folder}: no CITY/*{IDS_END} in it", remedy)
 
 
 def _by_name(folder: Path, end: str) -> dict[str, Path]:

@@ -48,6 +48,15 @@ def layout_of(path: str | Path) -> Layout:
     return "folder"
 
 
+def described(path: str | Path, *parts: Dataset) -> str:
+    """A line that says what was found at ``path``: its layout, images of each part, classes."""
+    layout = {"folder": "images and masks", "coco": "COCO instances", "cityscapes": "Cityscapes"}
+    images = " + ".join(str(len(part)) for part in parts)
+    names = parts[0].class_names
+    classes = f"{len(names)} classes" if len(names) > 8 else ", ".join(names)
+    return f"{data_name(path)}: {layout[layout_of(path)]}, {images} images, {classes}"
+
+
 def splits(path: str | Path) -> tuple[str, ...]:
     """Those of train, val, test that a data set comes in; () for one without parts."""
     layout = layout_of(path)

@@ -172,7 +172,7 @@ def _check_layout(root: Path) -> None:
     other = [name for name in inside if name.lower() in ALIASES]
     remedy = f"rename {', '.join(other)}" if other else f"make {' and '.join(missing)}"
     if {"gtFine", "leftImg8bit"} & set(inside):
-        remedy = "this looks like Cityscapes: make label images of it first"
+        remedy = "train and evaluate take a Cityscapes root as it is; the doctor needs masks"
     if any(name.endswith(".json") for name in inside) and not other:
         remedy = "a COCO data set? train and evaluate take its JSON file; the doctor needs masks"
     raise SpatialEmbedError(
