@@ -1,7 +1,7 @@
 """Any image to instances: ``load`` a model and call it, on one image or on many.
 
-source -> read_pixels -> normalised -> network -> maps -> cluster -> Instances
-          \\___ reading threads ___/   \\_ caller _/      \\_ a thread _/
+    source -> read_pixels -> normalised -> network -> maps -> cluster -> Instances
+              \\___ reading threads ___/   \\_ caller _/      \\_ a thread _/
 
 Of many images, those of one size share a batch, and while the network works on it the next ones are
 read and the ones before are clustered.
