@@ -1,0 +1,380 @@
+"""The index of instances: against loops over pixels, its cache, its draws, its windows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spatialembed.data.cityscapes import open_cityscapes
+from spatialembed.data.coco import open_coco
+from spatialembed.data.folder import open_folder
+from spatialembed.data.instance_index import InstanceIndex, in_rounds, instance_index
+from spatialembed.data.module import CropPlan, Crops
+from spatialembed.data.streets import write_streets
+from spatialembed.data.synthetic import SyntheticDataset, write_folder
+from spatialembed.transforms import AugmentOptions
+from spatialembed.types import Normalization, Target
+
+PLAIN = Normalization(kind="none")
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streets")
+    write_streets(folder, 4, (128, 256), seed=5)
+    return folder
+
+
+class Drawn:
+    """A data set whose truth is given: labels, ignored pixels, classes."""
+
+    class_names: tuple[str, ...] = ("a", "b", "c")
+
+    def __init__(self, truths: list[tuple[np.ndarray, np.ndarray, list[int]]]) -> None:
+        self.truths = truths
+        self.read = 0
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def truth(self, i: int) -> Target:
+        self.read += 1
+        labels, ignore, classes = self.truths[i]
+        return Target(torch.from_numpy(labels), torch.tensor(classes, dtype=torch.int64),
+                      torch.from_numpy(ignore))  # fmt: skip
+
+    def truth_digest(self, i: int) -> bytes:
+        return b"".join(np.asarray(part).tobytes() for part in self.truths[i])
+
+
+def random_truths(seed: int, images: int = 3) -> Drawn:
+    rng = np.random.default_rng(seed)
+    truths = []
+    for n in range(images):
+        labels = rng.integers(0, 5, (7 + n, 9)).astype(np.int32)
+        truths.append((labels, rng.random(labels.shape) < 0.2, rng.integers(0, 2, 4).tolist()))
+    return Drawn(truths)
+
+
+def by_loops(dataset: Drawn) -> list[tuple[Any, ...]]:
+    """Rows (image, label, class, box, area, middle), pixel by pixel."""
+    rows = []
+    for n, (labels, ignore, classes) in enumerate(dataset.truths):
+        for k in range(1, len(classes) + 1):
+            spots = [(y, x) for y, x in np.ndindex(*labels.shape) if labels[y, x] == k]
+            if not spots:
+                continue
+            ys, xs = zip(*spots, strict=True)
+            box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+            area = sum(not ignore[spot] for spot in spots)
+            middle = (sum(ys) / len(ys), sum(xs) / len(xs))
+            rows.append((n, k, classes[k - 1], box, area, middle))
+    return rows
+
+
+def table(index: InstanceIndex) -> list[tuple[Any, ...]]:
+    return [
+        (int(n), int(k), int(c), tuple(box.tolist()), int(area), tuple(middle.tolist()))
+        for n, k, c, box, area, middle in zip(
+            index.image, index.label, index.class_index, index.box, index.area, index.middle,
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_loops_over_pixels(seed: int) -> None:
+    dataset = random_truths(seed)
+    index = instance_index(dataset, progress=False)
+    assert table(index) == by_loops(dataset)
+    assert index.size_hw.tolist() == [list(t[0].shape) for t in dataset.truths]
+    assert int(index.valid_pixels) == sum(int((~t[1]).sum()) for t in dataset.truths)
+    area = [sum(row[4] for row in by_loops(dataset) if row[2] == c) for c in range(3)]
+    assert index.class_pixels.tolist() == area
+
+
+def test_images_without_instance_and_labels_without_pixel() -> None:
+    nothing = np.zeros((4, 5), np.int32), np.zeros((4, 5), bool), []
+    gap = np.full((4, 5), 2, np.int32), np.ones((4, 5), bool), [1, 0]
+    index = instance_index(Drawn([nothing, gap, nothing]), progress=False)
+    assert table(index) == [(1, 2, 0, (0, 0, 5, 4), 0, (1.5, 2.0))]
+    assert len(instance_index(Drawn([nothing]), progress=False)) == 0
+    assert index.enet_weights() == [1 / math.log(1.02)] * 3
+
+
+def test_enet_weights_by_hand() -> None:
+    labels = np.array([[1, 1, 0, 2], [0, 0, 0, 2]], np.int32)
+    ignore = np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool)  # 6 valid; class 0: 1 px, class 2: 2 px
+    index = instance_index(Drawn([(labels, ignore, [0, 2])]), progress=False)
+    expected = [1 / math.log(1.02 + p) for p in (1 / 6, 0, 2 / 6)]
+    assert index.enet_weights() == pytest.approx(expected, rel=1e-12)
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_made_once_and_read_again(tmp_path: Path) -> None:
+    dataset = random_truths(0)
+    first = instance_index(dataset, tmp_path, progress=False)
+    assert dataset.read == 3
+    again = instance_index(dataset, tmp_path, progress=False)
+    assert dataset.read == 3
+    assert table(again) == table(first)
+    assert np.array_equal(again.class_pixels, first.class_pixels)
+    labels = dataset.truths[2][0]
+    labels[0, 0] = (labels[0, 0] + 1) % 5
+    changed = instance_index(dataset, tmp_path, progress=False)
+    assert dataset.read == 6
+    assert table(changed) == by_loops(dataset)
+
+
+def test_a_mask_changed_under_its_old_date_is_seen(tmp_path: Path) -> None:
+    write_folder(SyntheticDataset("shapes", (40, 40), 2), tmp_path / "data", progress=False)
+    mask = tmp_path / "data" / "masks" / "shapes_00001.png"
+    before = instance_index(open_folder(tmp_path / "data"), tmp_path, progress=False)
+    status, pixels = mask.stat(), np.array(Image.open(mask))
+    Image.fromarray(np.where(pixels == pixels.max(), 0, pixels)).save(mask)
+    os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = instance_index(open_folder(tmp_path / "data"), tmp_path, progress=False)
+    assert len(after) == len(before) - 1
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_what_masks_are_taken_for_belongs_to_the_key(streets: Path, tmp_path: Path) -> None:
+    keys = set()
+    for classes, groups in ((None, "ignore"), (["car"], "ignore"), (None, "background")):
+        dataset = open_cityscapes(streets, classes=classes, groups=groups)  # type: ignore[arg-type]
+        keys.add(dataset.truth_digest(0))
+        instance_index(dataset, tmp_path, progress=False)
+    assert len(keys) == len(list(tmp_path.glob("*.npz"))) == 3
+    whole, part = open_cityscapes(streets), open_cityscapes(streets).subset([1, 0])
+    assert [part.truth_digest(i) for i in (0, 1)] == [whole.truth_digest(i) for i in (1, 0)]
+
+
+def test_a_copied_data_set_keeps_its_index(streets: Path, tmp_path: Path) -> None:
+    instance_index(open_cityscapes(streets), tmp_path / "cache", progress=False)
+    shutil.copytree(streets, tmp_path / "copy")
+    instance_index(open_cityscapes(tmp_path / "copy"), tmp_path / "cache", progress=False)
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "text", "flipped", "a pickle"])
+def test_a_damaged_file_is_made_anew(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = random_truths(1)
+    instance_index(dataset, tmp_path, progress=False)
+    (path,) = tmp_path.glob("*.npz")
+    content = path.read_bytes()
+    half = len(content) // 2
+    if how == "a pickle":
+        np.savez(path, image=np.array([object()]))
+    else:
+        path.write_bytes(
+            {
+                "empty": b"", "truncated": content[:half], "text": b"no index",
+                "flipped": content[:half] + bytes([content[half] ^ 255]) + content[half + 1:],
+            }[how]
+        )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "spatialembed"):
+        index = instance_index(dataset, tmp_path, progress=False)
+    assert "damaged" in caplog.text
+    assert table(index) == by_loops(dataset)
+    assert dataset.read == 6
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    index = instance_index(random_truths(0), tmp_path / "file", progress=False)
+    assert table(index) == by_loops(random_truths(0))
+    assert "not kept" in caplog.text
+
+
+def one_box(folder: Path) -> Path:
+    """A COCO file of one image with one box."""
+    (folder / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "images" / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 4, "segmentation": [[2, 3, 12, 3, 12, 9, 2, 9]]}
+    image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
+    told = {"images": [image], "annotations": [box], "categories": [{"id": 4, "name": "box"}]}
+    (folder / "a.json").write_text(json.dumps(told))
+    return folder / "a.json"
+
+
+def test_truth_is_that_of_the_sample_without_its_image(streets: Path, tmp_path: Path) -> None:
+    write_folder(SyntheticDataset("shapes", (40, 40), 2), tmp_path / "masks", progress=False)
+    shutil.copytree(streets, tmp_path / "streets")
+    datasets: list[Any] = [
+        open_folder(tmp_path / "masks"),
+        open_coco(one_box(tmp_path / "coco")),
+        open_cityscapes(tmp_path / "streets"),
+    ]
+    for dataset in datasets:
+        sample = dataset[0].target
+        dataset.image_path(0).unlink()
+        truth = dataset.truth(0)
+        for name in ("labels", "classes", "ignore"):
+            assert torch.equal(getattr(truth, name), getattr(sample, name))
+        assert len(truth.classes)
+        assert dataset.truth_digest(0) == dataset.truth_digest(0)
+
+
+# ---------------------------------------------------------------- draws
+
+
+def index_of(images: list[int], classes: list[int]) -> InstanceIndex:
+    """An index of instances that lie in these images and are of these classes."""
+    n = len(images)
+    zeros = np.zeros(n, np.int64)
+    return InstanceIndex(
+        np.array(images), zeros, np.array(classes), np.zeros((n, 4), np.int64), zeros,
+        np.zeros((n, 2)), np.zeros((max(images) + 1, 2), np.int64), zeros, np.int64(0),
+    )  # fmt: skip
+
+
+UNEVEN = index_of([0] + [1] * 9 + [2] * 50, [0] * 40 + [2] * 15 + [3] * 5)
+
+
+def chi_square(counts: np.ndarray, expected: np.ndarray | float) -> float:
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def draws(sampling: Any, count: int, epochs: int) -> np.ndarray:
+    """(epochs, count) rows of UNEVEN."""
+    rngs = (np.random.default_rng((7, epoch)) for epoch in range(epochs))
+    return np.stack([UNEVEN.draw(sampling, count, rng) for rng in rngs])
+
+
+def test_natural_draws_every_instance_as_often() -> None:
+    drawn = draws("natural", 20, 600)
+    assert all(len(set(epoch)) == 20 for epoch in drawn.tolist())
+    # 59 degrees of freedom: above 110 once in 10,000.
+    assert chi_square(np.bincount(drawn.ravel(), minlength=60), 600 * 20 / 60) < 110
+    first = np.bincount(drawn[:, 0], minlength=60)  # the order is random too
+    assert chi_square(first, 600 / 60) < 110
+    twice = UNEVEN.draw("natural", 150, np.random.default_rng(0))
+    assert set(np.bincount(twice, minlength=60).tolist()) == {2, 3}
+
+
+def test_balanced_draws_every_class_as_often_and_its_instances_too() -> None:
+    drawn = draws("balanced", 20, 600)
+    classes = UNEVEN.class_index[drawn]  # (600, 20); class 1 has no instance
+    of_class = np.stack([(classes == c).sum(1) for c in range(4)], axis=1)
+    assert set(of_class[:, 1]) == {0}
+    assert set(of_class[:, [0, 2, 3]].ravel().tolist()) == {6, 7}
+    counts = np.bincount(drawn.ravel(), minlength=60)
+    expected = 600 * 20 / 3 / np.array([40, 15, 5])[[0] * 40 + [1] * 15 + [2] * 5]
+    assert chi_square(counts, expected) < 110
+    sevens = (of_class[:, [0, 2, 3]] == 7).sum(0)
+    assert chi_square(sevens, 400) < 20  # which classes come once more is chance
+    first = np.array([(classes[:, 0] == c).sum() for c in (0, 2, 3)])
+    assert chi_square(first, 200) < 20
+
+
+def test_a_draw_follows_from_its_generator() -> None:
+    for sampling in ("natural", "balanced"):
+        one, two, other = (
+            UNEVEN.draw(sampling, 30, np.random.default_rng(seed))  # type: ignore[arg-type]
+            for seed in ((1, 2), (1, 2), (1, 3))
+        )
+        assert np.array_equal(one, two)
+        assert not np.array_equal(one, other)
+
+
+def test_rounds_bring_each_once_before_any_twice() -> None:
+    drawn = in_rounds(np.arange(5), 13, np.random.default_rng(0)).tolist()
+    assert sorted(drawn[:5]) == sorted(drawn[5:10]) == [0, 1, 2, 3, 4]
+    assert len(set(drawn[10:])) == 3
+    assert len(in_rounds(np.arange(5), 0, np.random.default_rng(0))) == 0
+
+
+# ---------------------------------------------------------------- crops
+
+
+class Whole:
+    """A Cityscapes data set without windows."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.class_names, self.names = dataset, dataset.class_names, dataset.names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[i]
+
+
+def same_crops(a: Crops, b: Crops) -> bool:
+    for i in range(len(a)):
+        (image, target, name), (image_b, target_b, name_b) = a[i], b[i]
+        parts = zip(
+            (image, *vars(target).values()), (image_b, *vars(target_b).values()), strict=True
+        )
+        if name != name_b or not all(torch.equal(x, y) for x, y in parts):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["none", "fixed"])
+@pytest.mark.parametrize(
+    ("size", "sampling"),
+    [(48, "image"), (48, "natural"), (100, "balanced"), (200, "image"), (300, "natural")],
+)
+def test_windows_give_the_crops_of_whole_images(
+    kind: Any, size: int, sampling: Any, streets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With zoom and turns, within images and beyond them."""
+    dataset = open_cityscapes(streets)
+    index = instance_index(dataset, progress=False)
+    how, augment = Normalization(kind=kind), AugmentOptions(zoom=(0.6, 1.5))
+    plan = CropPlan(size, 1.2, 8, 2, 3, 1, sampling)
+    whole: Any = Whole(dataset)
+    of_whole = [Crops(whole, how, augment, plan, index)]
+    if sampling == "image":
+        of_whole.append(Crops(whole, how, augment, plan))
+    assert all(same_crops(Crops(dataset, how, augment, plan, index), crops) for crops in of_whole)
+    monkeypatch.setattr(type(dataset), "__getitem__", lambda *_: pytest.fail("a whole image"))
+    Crops(dataset, how, augment, plan, index)[0]
+
+
+def test_percentiles_are_of_whole_images(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_cityscapes(streets)
+    index = instance_index(dataset, progress=False)
+    monkeypatch.setattr(type(dataset), "window", lambda *_: pytest.fail("a window"))
+    plan = CropPlan(48, 1.0, 2, 2, 0, 0)
+    one = Crops(dataset, Normalization(), AugmentOptions(), plan, index)
+    assert same_crops(one, Crops(dataset, Normalization(), AugmentOptions(), plan))
+
+
+def test_crops_lie_around_the_objects_that_were_drawn(streets: Path) -> None:
+    dataset = open_cityscapes(streets)
+    index = instance_index(dataset, progress=False)
+    still = AugmentOptions(0.0, (1.0, 1.0), False, False, 0.0, 0.0, 0.0, 0.0)
+    crops = Crops(dataset, PLAIN, still, CropPlan(64, 1.0, 40, 2, 0, 0, "natural"), index)
+    assert crops.rows is not None
+    for i, row in enumerate(crops.rows):
+        image, target, name = crops[i]
+        assert name == dataset.names[index.image[row]]
+        assert image.shape == (3, 64, 64)
+        whole = dataset[int(index.image[row])]
+        y, x = (round(v) for v in index.middle[row])
+        if whole.target.labels[y, x] == index.label[row]:  # else it is bent or hidden there
+            pixel = torch.from_numpy(whole.image[y, x].astype(np.float32) / 255)
+            assert (image == pixel[:, None, None]).all(0).any()
+            assert index.class_index[row] in target.classes
+    again = Crops(dataset, PLAIN, still, CropPlan(64, 1.0, 40, 2, 0, 0, "natural"), index)
+    assert torch.equal(again[7][0], crops[7][0])
+    later = Crops(dataset, PLAIN, still, CropPlan(64, 1.0, 40, 2, 0, 1, "natural"), index)
+    assert not np.array_equal(later.rows, crops.rows)
