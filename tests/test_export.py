@@ -439,6 +439,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "m.onnx", "--format", "tflite"], 2, "tflite"),
         (["--out", "file/m.onnx"], 2, "not_writable"),
         (["--out", "."], 2, "not_writable"),
+        (["--out", "m.pt"], 2, "ends in .onnx"),
         (["--out", "m.onnx", "--precision", "float16", "--int8", "."], 2, "bad_setting"),
         (["--out", "m.onnx", "--precision", "float64"], 2, "float64"),
         (["--out", "m.onnx", "--int8", "nowhere"], 3, "not_found"),

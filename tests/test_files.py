@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from spatialembed import files
 from spatialembed.errors import SpatialEmbedError, missing_extra
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, check_writable, locked
 
 
 def test_writes_a_new_file_into_new_folders(tmp_path: Path) -> None:
@@ -101,3 +102,46 @@ def test_a_missing_extra_names_what_to_install() -> None:
     error = missing_extra("lightning", "train", "training")
     assert (error.code, error.exit_code) == ("missing_extra", 2)
     assert error.remedy == "pip install 'spatialembed[train]'"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpatialEmbedError, match=r"not_writable.*\(choose another file\)") as caught:
+        check_writable(tmp_path / place, "choose another file")
+    assert caught.value.exit_code == 2
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not os.listdir(tmp_path / "a" / "b")
+
+
+def test_a_locked_folder_is_refused_until_it_is_free(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        for _ in range(2):
+            with pytest.raises(SpatialEmbedError, match="run_locked"), locked(tmp_path):
+                pass
+    assert not os.listdir(tmp_path)
+    (tmp_path / ".lock").touch()  # of a process that was killed
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_on_a_file_that_was_removed_holds_nobody_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, the holder before may have removed the file."""
+    real, removed = files._lock, []
+
+    def late(descriptor: int) -> bool:
+        if not removed:
+            (tmp_path / ".lock").unlink()
+            removed.append(True)
+        return real(descriptor)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with locked(tmp_path):
+        monkeypatch.setattr(files, "_lock", real)
+        with pytest.raises(SpatialEmbedError, match="run_locked"), locked(tmp_path):
+            pass
