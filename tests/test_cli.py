@@ -487,6 +487,14 @@ def test_dashes_underscores_and_bare_flags() -> None:
         assert options.sources == ["a", "b"]
 
 
+def test_a_word_alone_is_the_data() -> None:
+    for words in (["DIR"], ["--stage1.epochs", "3", "DIR"], ["--data", "DIR"]):
+        assert arguments.parse(TrainOptions, words, verb="train", help="").data == "DIR"
+    for words in (["A", "B"], ["A", "--data", "B"], ["--data=B", "A"]):
+        with pytest.raises(SpatialEmbedError, match=r"bad_setting.*A and B: one data set"):
+            arguments.parse(TrainOptions, words, verb="train", help="")
+
+
 def test_negative_numbers_and_names_with_a_dash() -> None:
     with pytest.raises(SpatialEmbedError, match="seed is -3"):
         parsed(TrainOptions, "--data=d", "--seed", "-3")

@@ -31,14 +31,14 @@ def parse(
     """The settings ``kind``, a dataclass, from the words after the verb.
 
     positional: a field of type list[str] that takes the words that are no flags, or of type str
-    that takes one; several fields are parted by spaces.
+    that takes one; several fields are parted by spaces. Without it a word alone is the ``data``.
 
     Raises SpatialEmbedError ``unknown_setting``, ``bad_config``, ``bad_setting`` (all exit 2), and
     SystemExit after ``--help`` and ``--print_config``.
     """
     types = dict(_settings(kind))
     parser = _parser(kind, types, verb, help, (positional or "").split())
-    given = _plain_flags(words, types)
+    given = _plain_flags(words, types, positional)
     try:
         values = parser.instantiate(parser.parse_args(given))
     except (ArgumentError, argparse.ArgumentError) as error:
@@ -117,16 +117,22 @@ def _is_list(kind: Any) -> bool:
     return getattr(kind, "__origin__", None) is list
 
 
-def _plain_flags(words: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+def _plain_flags(
+    words: Sequence[str], types: Mapping[str, Any], positional: str | None
+) -> list[str]:
     """The words with flags as the parser knows them, each checked."""
     result: list[str] = []
+    lone: list[str] = []
     todo = list(words)
     while todo:
         word = todo.pop(0)
         if word == "--":
-            return [*result, word, *todo]
+            return [*result, *_as_data(lone, result), word, *todo]
         if not word.startswith("--"):
-            result.append(word)
+            if not positional and "data" in types and not word.startswith("-"):
+                lone.append(word)
+            else:
+                result.append(word)
             continue
         flag, equals, value = word[2:].partition("=")
         flag = flag.replace("-", "_")
@@ -143,7 +149,17 @@ def _plain_flags(words: Sequence[str], types: Mapping[str, Any]) -> list[str]:
                 "bad_setting", f"--{flag} has no value", f"give --{flag} VALUE", USAGE
             )
         result.append(f"--{flag}={_config(value, types) if flag == 'config' else value}")
-    return result
+    return result + _as_data(lone, result)
+
+
+def _as_data(lone: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The flag that a word alone stands for: a folder is what people name first."""
+    named = [f.partition("=")[2] for f in flags if f.startswith("--data=")] if lone else []
+    if len([*lone, *named]) > 1:
+        what = f"{' and '.join([*lone, *named])}: one data set is taken"
+        remedy = "give one; every other setting is --NAME VALUE"
+        raise SpatialEmbedError("bad_setting", what, remedy, USAGE)
+    return [f"--data={word}" for word in lone]
 
 
 def _is_bool(word: str) -> bool:
