@@ -60,6 +60,7 @@ def learned(work: Path, number: int, before: Path | None, device: str) -> Path:
         normalization=Normalization(kind="none"),
         augment=STILL,
         stage1=ROUNDS[number],
+        foreground_weight="enet",  # with 10 for all the seeds of thin and rare objects stay low
         weight_decay=0,
         warmup=1,
         validate_every=10_000,  # at the end alone
