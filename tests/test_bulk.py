@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -54,6 +55,43 @@ ALL_OUTPUTS = {
     "instances.json",
     *(f"{n}_{kind}.png" for n in ("a", "deep/a", "deep/b") for kind in ("labels", "overlay")),
 }
+
+
+def test_sheet_and_page_of_a_run(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (inputs / "broken.png").write_text("no image")
+    Image.fromarray(scene(7)).convert("RGB").save(inputs / "named.png", "JPEG", quality=100)
+    result = predict_folder(
+        known(), [inputs], out, sheet=True, report={"model": "known"}, progress=False
+    )
+    named = {"named_labels.png", "named_overlay.png"}
+    assert files_in(out) >= ALL_OUTPUTS | named | {"sheet.jpg", "report.html"}
+    page = (out / "report.html").read_text("utf-8")
+    assert f"{result.objects} objects in 4 images" in page
+    assert "1 input failed" in page
+    assert "named like PNG, read as JPEG" in page
+    assert page.count("not_an_image") == page.count("broken.png") == 1
+    links = set(re.findall(r'href="./([^"]+)"', page))
+    assert links == {name for name in files_in(out) if name.endswith("_overlay.png")}
+
+
+def test_the_page_of_a_run_without_overlays_links_to_none(inputs: Path, tmp_path: Path) -> None:
+    predict_folder(known(), [inputs], tmp_path, formats=["labels"], report={}, progress=False)
+    assert "href" not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_page_of_a_run_that_was_stopped(inputs: Path, tmp_path: Path) -> None:
+    class Stopping(GreyLevels):
+        def __call__(self, images: Tensor) -> Embeddings:
+            if self.batches:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(
+            Predictor(Stopping(), INFO), [inputs], tmp_path, batch=1, report={}, progress=False
+        )
+    assert "objects in 1 image<" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("fault", ["IMG-30 mirrored"])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from skimage import color
 
 from drawn_labels import cells, discs
 from spatialembed import geometry
 from spatialembed.colour import (
+    GREEN_BLIND,
     MAGMA,
+    RED_BLIND,
     VIRIDIS,
+    _palette,
     colour_map,
     instance_colours,
     margin_colours,
@@ -55,6 +61,45 @@ def test_seventy_thousand_labels() -> None:
     inside = labels[:, 1:] > 0
     same = (picture[:, 1:] == picture[:, :-1]).all(axis=2) & inside & (labels[:, :-1] > 0)
     assert not same.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays.arrays(
+        np.int32, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 40)
+    )
+)
+def test_touching_labels_never_share_a_colour(labels: np.ndarray) -> None:
+    """However often a label touches others: at random, many touch more than the palette has."""
+    colours = instance_colours(labels, 40)
+    np.testing.assert_array_equal(colours, instance_colours(labels, 40))
+    for one, other in (
+        (labels[:, 1:], labels[:, :-1]),
+        (labels[1:], labels[:-1]),
+        (labels[1:, 1:], labels[:-1, :-1]),
+        (labels[1:, :-1], labels[:-1, 1:]),
+    ):
+        met = (one != other) & (one > 0) & (other > 0)
+        assert (colours[one[met]] != colours[other[met]]).any(axis=-1).all()
+
+
+def test_more_neighbours_than_the_palette_has_colours() -> None:
+    labels = (
+        np.random.default_rng(0).integers(1, 41, (240, 240)).astype(np.int32)
+    )  # each touches each
+    assert len(np.unique(instance_colours(labels, 40)[1:], axis=0)) == 40
+
+
+@pytest.mark.parametrize("eyes", [None, RED_BLIND, GREEN_BLIND], ids=["most", "red", "green"])
+def test_colours_differ_to_all_eyes(eyes: tuple[tuple[float, ...], ...] | None) -> None:
+    palette = _palette() / 255
+    if eyes is not None:
+        linear = np.where(palette > 0.04045, ((palette + 0.055) / 1.055) ** 2.4, palette / 12.92)
+        seen = (linear @ np.transpose(eyes)).clip(0, 1)
+        palette = np.where(seen > 0.0031308, 1.055 * seen ** (1 / 2.4) - 0.055, 12.92 * seen)
+    lab = color.rgb2lab(palette[None])[0]
+    apart = color.deltaE_ciede2000(lab[:, None], lab[None]) + 99 * np.eye(len(lab))
+    assert apart.min() > 8  # 1 is just noticeable side by side
 
 
 def hue(x: float, y: float) -> float:

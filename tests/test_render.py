@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from skimage import color, io
 
 from drawn_labels import cells, discs
+from spatialembed.captions import COVERED
 from spatialembed.colour import instance_colours
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import (
@@ -169,6 +170,44 @@ def test_captions_stand_only_where_they_fit() -> None:
     differs = (plain != written).any(axis=2)
     assert differs[labels == 1].sum() > 100
     assert not differs[labels != 1].any()
+
+
+@pytest.mark.parametrize(("side", "radius", "thick"), [(300, 100, 1), (2600, 900, 3), (2600, 8, 1)])
+def test_outlines_suit_picture_and_objects(side: int, radius: int, thick: int) -> None:
+    labels = discs(side, [(side // 2, side // 2)], radius)
+    black = np.zeros((side, side), np.uint8)
+    row = overlay(black, labels)[side // 2, : side // 2].astype(int)
+    left = side // 2 - radius
+    assert (row[left : left + thick] == row[left]).all()
+    assert (row[left + thick :] == row[-1]).all()
+    assert (row[left] > row[-1]).any()  # the outline stands out from the fill
+    assert (row[:left] == 0).all()
+
+
+def test_an_outline_suits_the_ground_of_its_own_object() -> None:
+    image = np.repeat(np.array([[10] * 60 + [245] * 60], np.uint8), 60, axis=0)
+    labels = discs(60, [(30, 30)], 12)
+    labels = np.concatenate((labels, 2 * labels), axis=1)
+    picture = overlay(image, labels).mean(axis=2)
+    assert picture[30, 18] > picture[30, 30]  # bright on dark
+    assert picture[30, 78] < picture[30, 90]  # dark on light
+
+
+def test_captions_lie_in_their_objects_and_leave_most_of_them() -> None:
+    labels = cells(40, 400)
+    black = np.zeros((400, 400), np.uint8)
+    plain, written = (
+        overlay(
+            black, labels, scores=scores, class_names=["cell"] * 40 if scores is not None else None
+        )
+        for scores in (None, np.linspace(0.99, 0.1, 40))
+    )
+    differs = (plain != written).any(axis=2)
+    share = np.bincount(labels[differs], minlength=41)[1:] / np.bincount(labels.ravel())[1:]
+    assert (share > 0).sum() > 10
+    assert share.max() < COVERED
+    edge = outlines(labels)
+    assert (plain[edge] == written[edge]).mean() > 0.98
 
 
 def test_captions_for_other_instances_are_refused() -> None:

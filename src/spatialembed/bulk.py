@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,10 @@ from spatialembed.large import TileOptions, goes_by_tiles, predict_large
 from spatialembed.predict import Predictor
 from spatialembed.results.folder import CITYSCAPES, ResultFolder
 from spatialembed.results.formats import DEFAULT, WHOLE_ONLY
-from spatialembed.terminal import printable
+from spatialembed.results.gallery import Gallery
+from spatialembed.results.run_page import RunPage
+from spatialembed.results.sheet import ContactSheet
+from spatialembed.terminal import noted_warnings, printable
 
 logger = logging.getLogger("spatialembed")
 
@@ -68,6 +71,8 @@ def predict_folder(
     tiles: TileOptions | None = None,
     formats: Sequence[str] = DEFAULT,
     simplify: float = 0.0,
+    sheet: bool = False,
+    report: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
@@ -78,6 +83,8 @@ def predict_folder(
     input is logged and kept in the result; the rest goes on.
     ambiguity: each image gets ``<name>_ambiguity.png`` as well.
     simplify: px by which outlines may depart from the pixel edges.
+    sheet: write contact sheets, ``sheet.jpg`` and on. report: write ``report.html``, a page of the
+    run, which shows these settings.
 
     pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
     tiles: images that are large by these settings come last, one by one, see ``predict_large``.
@@ -89,8 +96,12 @@ def predict_folder(
     images = _inputs(sources, out, pages)
     if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
         refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])
-    results = ResultFolder(out, predictor.info.class_names, formats=formats, simplify=simplify)
-    result = FolderResult(out)
+    class_names, result = predictor.info.class_names, FolderResult(out)
+    gallery = Gallery(
+        ContactSheet(out) if sheet else None,
+        None if report is None else RunPage(out, class_names, report),
+    )
+    results = ResultFolder(out, class_names, formats=formats, simplify=simplify, gallery=gallery)
     usual: deque[tuple[Path | Page, str]] = deque()
     large: list[tuple[Path, str]] = []
 
@@ -111,7 +122,7 @@ def predict_folder(
         ambiguity=ambiguity,
         scale=tiles.scale,
     )
-    with locked(out), results:
+    with locked(out), _closed(gallery, result), results:
         with _progress(progress, len(images)) as advance:
             for outcome in outcomes:
                 path, name = usual.popleft()
@@ -236,6 +247,17 @@ def _short(name: str) -> str:
 def _named(path: Path | Page, error: SpatialEmbedError) -> str:
     """The error's line with the path in it, once."""
     return str(error) if str(path) in error.message else f"{path}: {error}"
+
+
+@contextmanager
+def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
+    """Hear the warnings of a run, and tell of them and of its failures on its page."""
+    said: list[str] = []
+    try:
+        with noted_warnings(said):
+            yield
+    finally:  # after Ctrl-C too
+        gallery.close([_named(path, error) for path, error in result.failed], said)
 
 
 @contextmanager

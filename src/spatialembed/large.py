@@ -46,6 +46,7 @@ from spatialembed.results.large import (
     write_label_tiff,
     write_label_zarr,
 )
+from spatialembed.results.look import glance
 from spatialembed.results.overlay import overlay_path
 from spatialembed.stages import Stages
 from spatialembed.tiling import (
@@ -360,14 +361,16 @@ class _Run:
         for kind in ("png", "tif", "zarr"):  # of an earlier run
             remove_labels(self.place.with_name(f"{self.place.name}_labels.{kind}"))
         os.replace(written, path)
-        picture = overlay(overview.picture, seen.labels)
-        shown = write_png(overlay_path(self.place), picture)
+        shown = write_png(overlay_path(self.place), overlay(overview.picture, seen.labels))
         facts = measure.facts()
         self.warn_of_size(_reduced_boxes(facts.boxes, factor, small_hw), plan, small_hw)
         lines = table.rows(name, instances, facts, pixel_size(self.source))
         entries = coco.entries(measure.masks(), facts.boxes, facts.areas, instances)
         about = coco.about(name, size_hw, instances.truncated)
-        results.note(lines, coco.Entry(about, entries))
+        look = glance(
+            name, results.link(self.place), overview.picture, seen.labels, instances, facts.areas
+        )
+        results.note(lines, coco.Entry(about, entries), look)
         return path, shown
 
 

@@ -116,6 +116,10 @@ class PredictOptions:
     """Px by which outlines of geojson and imagej may depart from the pixel edges; 0 is exact."""
     augment: bool = False
     """Average over the eight turns and flips, at eight times the cost."""
+    sheet: bool = False
+    """Write contact sheets as well: sheet.jpg, and sheet_2.jpg and so on from 49 images on."""
+    report: bool = False
+    """Write report.html as well: numbers, plots, the worst and the best, links to the overlays."""
     ambiguity: bool = False
     """Write NAME_ambiguity.png as well: 255 times how near each pixel came to another answer."""
     pages: Literal["first", "all"] = "first"

@@ -88,6 +88,32 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
+def noted_warnings(said: list[str]) -> Iterator[None]:
+    """Add the package's warnings to a list, logged ones and others; they are told as ever too."""
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.WARNING:
+                said.append(record.getMessage())
+
+    shown_before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("spatialembed"):
+            said.append(str(message))
+        shown_before(message, category, *where)
+
+    logger, note = logging.getLogger("spatialembed"), Note()
+    logger.addHandler(note)
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logger.removeHandler(note)
+        warnings.showwarning = shown_before
+
+
+@contextmanager
 def plain_messages() -> Iterator[None]:
     """Log records and warnings of the package as one line each; those of others as ever."""
     shown_before = warnings.showwarning

@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spatialembed import __version__
 from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.options import (
     BenchOptions,
@@ -28,8 +29,13 @@ from spatialembed.options import (
 )
 
 if TYPE_CHECKING:
+    from spatialembed.cluster import ClusterOptions
     from spatialembed.data.dataset import FileDataset
+    from spatialembed.predict import Predictor
     from spatialembed.settings import TrainOptions
+
+SOURCES = 20
+"""Inputs that the page of a prediction names."""
 
 
 def demo(options: DemoOptions) -> int:
@@ -160,9 +166,9 @@ def tune(options: TuneOptions) -> int:
 
 def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
-    from spatialembed.data.selection import select
+    from spatialembed.data.selection import described, select
 
-    return select(
+    dataset = select(
         options.data,
         split=options.split,
         val_fraction=options.val_fraction,
@@ -173,6 +179,8 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
         plain_ids=options.plain_ids,
         max_pixels=options.max_pixels,
     )
+    print(described(options.data, dataset))
+    return dataset
 
 
 def _pixels(dataset: FileDataset) -> float:
@@ -183,11 +191,13 @@ def _pixels(dataset: FileDataset) -> float:
 
 
 def predict(options: PredictOptions) -> int:
-    """Find the instances in images: label images, overlays, a table and COCO JSON."""
+    """Find the instances in images: label images, overlays, a table, COCO JSON and more."""
     from spatialembed.bulk import job_pixels, predict_folder
     from spatialembed.large import TileOptions
     from spatialembed.predict import load
+    from spatialembed.results.formats import chosen
 
+    formats = chosen(options.format)
     tiles = TileOptions(
         options.tile, options.context, options.memory, options.scale, options.tiled_labels
     )
@@ -219,10 +229,34 @@ def predict(options: PredictOptions) -> int:
         options=thresholds,
         ambiguity=options.ambiguity,
         tiles=tiles,
+        formats=formats,
+        simplify=options.simplify,
+        sheet=options.sheet,
+        report=_about(options, predictor, thresholds) if options.report else None,
     )
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
     return result.exit_code
+
+
+def _about(
+    options: PredictOptions, predictor: Predictor, thresholds: ClusterOptions
+) -> dict[str, object]:
+    """The settings of a prediction as they came to be, for its page."""
+    sources = [str(source) for source in options.sources]
+    more = [f"and {len(sources) - SOURCES} more"] * (len(sources) > SOURCES)
+    given = {"scale", "augment", "pages", "format", "simplify"}
+    return {
+        "spatialembed": __version__,
+        "model": options.model,
+        "weights": predictor.info.weights_sha256,
+        "engine": predictor.engine.name,
+        "precision": predictor.engine.precision,
+        "device": predictor.device,
+        **asdict(thresholds),
+        **{name: value for name, value in asdict(options).items() if name in given},
+        "sources": ", ".join(sources[:SOURCES] + more),
+    }
 
 
 def export(options: ExportOptions) -> int:

@@ -95,7 +95,7 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         steps: tuple[int, ...] = (1, 2, 5) if high / low < 300 else (1,)
         return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-    raw = (high - low) / 5
+    raw = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * s for s in (1, 2, 5, 10) if power * s >= raw)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -23,9 +23,11 @@ from spatialembed.results.ambiguity_map import write_ambiguity
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.formats import DEFAULT, check
+from spatialembed.results.gallery import Gallery
 from spatialembed.results.geojson import write_geojson
 from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
+from spatialembed.results.look import Look, look_at
 from spatialembed.results.measure import measure
 from spatialembed.results.overlay import overlay_path, write_overlay
 from spatialembed.results.table import ObjectTable
@@ -55,6 +57,7 @@ class _Page(NamedTuple):
 
     rows: str
     entry: coco.Entry | None
+    look: Look | None = None  # for the gallery
 
 
 class ResultFolder:
@@ -71,13 +74,17 @@ class ResultFolder:
         *,
         formats: Sequence[str] = DEFAULT,
         simplify: float = 0.0,
+        gallery: Gallery | None = None,
     ) -> None:
         """Names of ``formats.FORMATS``; simplify: of outlines, px, see ``polygons``.
+
+        gallery: is handed the look of each image; who made it closes it.
 
         Raises SpatialEmbedError of ``formats.check`` (exit 2).
         """
         check(formats, class_names, simplify)
         self.out, self.formats, self.simplify = out, tuple(formats), simplify
+        self.gallery = gallery or Gallery()
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
         self._written = time.monotonic()
@@ -126,21 +133,29 @@ class ResultFolder:
             write_result(self.out / CITYSCAPES, place.name, found)
         if image.ambiguity is not None:
             write_ambiguity(place, image.ambiguity)
-        rows, entry = "", None
-        if self._table or self._coco:
+        rows, entry, look = "", None, None
+        if self._table or self._coco or self.gallery:
             facts = measure(found.labels, len(found), image.pixels)
             rows = table.rows(image.name, found, facts, image.pixel_um) if self._table else ""
             entry = coco.describe(image.name, found, facts) if self._coco else None
-        return _Page(rows, entry)
+            if self.gallery:
+                link = self.link(place) if "overlay" in formats else ""
+                look = look_at(image.name, link, image.pixels, found, facts.boxes, facts.areas)
+        return _Page(rows, entry, look)
 
-    def note(self, rows: str, entry: coco.Entry) -> None:
+    def link(self, place: Path) -> str:
+        """The overlay of an image as a page in the folder names it; place: as ``overlay_path``."""
+        return overlay_path(place).relative_to(self.out).as_posix()
+
+    def note(self, rows: str, entry: coco.Entry, look: Look | None = None) -> None:
         """Add an image, whose own files are written already, to the shared files.
 
-        rows, entry: as ``table.rows`` and ``coco.Entry`` say them. Waits for those added before.
+        rows, entry, look: as ``table.rows``, ``coco.Entry`` and ``look.glance`` say them. Waits for
+        those added before.
         Raises SpatialEmbedError ``disk_full``.
         """
         self.wait()
-        self._append(_Page(rows, entry))
+        self._append(_Page(rows, entry, look))
         self.write()
 
     def _append(self, page: _Page) -> None:
@@ -148,6 +163,8 @@ class ResultFolder:
             self._table.append(page.rows)
         if self._coco is not None and page.entry is not None:
             self._coco.append(page.entry)
+        if page.look is not None:
+            self.gallery.add(page.look)
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""

@@ -25,7 +25,7 @@ class Gallery:
         if self.page is not None:
             self.page.add(look)
 
-    def close(self, failed: Sequence[tuple[str, str]], warnings: Sequence[str]) -> None:
+    def close(self, failed: Sequence[str], warnings: Sequence[str]) -> None:
         """Write what is not written yet, as ``RunPage.write``. Raises ``disk_full``."""
         if self.sheet is not None:
             self.sheet.close()

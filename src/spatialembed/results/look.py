@@ -43,7 +43,6 @@ class Look(NamedTuple):
 
     image: str  # as the shared files name it
     link: str  # of its overlay, relative to the folder of the results, "" where there is none
-    size_hw: tuple[int, int]
     thumbnail: np.ndarray  # (h, w, 3) uint8, THUMB px at most
     scores: np.ndarray  # (N,) float32
     expected: np.ndarray | None  # (N,) float32, None of a model that is not calibrated
@@ -71,7 +70,7 @@ def look_at(image: str, link: str, pixels: Any, found: Instances, boxes: np.ndar
     px. areas: (N,) px.
     """
     labels = found.labels
-    look = glance(image, link, pixels, labels, found, areas, (labels.shape[0], labels.shape[1]))
+    look = glance(image, link, pixels, labels, found, areas)
     order = np.argsort(look.quality, kind="stable")
     worst, best = order[:EXTREMES], order[::-1][:EXTREMES]
 
@@ -94,14 +93,13 @@ def glance(
     labels: np.ndarray,
     found: Instances,
     areas: np.ndarray,
-    size_hw: tuple[int, int],
 ) -> Look:
     """The look of an image of which only a reduced picture and reduced labels are there.
 
-    found: its own labels are not looked at. size_hw: of the image itself.
+    found: its own labels are not looked at.
     """
     return Look(
-        image, link, size_hw, thumbnail(pixels, labels),
+        image, link, thumbnail(pixels, labels),
         found.scores, found.expected_iou, found.classes, np.asarray(areas), (), (),
     )  # fmt: skip
 

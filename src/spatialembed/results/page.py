@@ -15,12 +15,12 @@ from spatialembed.results.charts import STYLE as CHART_STYLE
 
 def plain(words: str) -> str:
     """Words without what cannot be shown or written: control and broken characters escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in words)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 def text(words: object) -> str:
-    """Words as HTML shows them, whatever a file or a class is called."""
-    return html.escape(plain(str(words)))
+    """Words as HTML shows them, whatever a file or a class is called; lines stay lines."""
+    return html.escape("\n".join(plain(line) for line in str(words).split("\n")))
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -68,7 +68,7 @@ def chart(title: str, svg: str, note: str = "") -> str:
 
 
 def grid(items: Sequence[str], kind: str = "") -> str:
-    """Cards side by side, as many as fit; kind: "cards" are wider, "plots" and "thumbs" narrower."""
+    """Cards side by side; kind: "cards" are wider, "plots" and "thumbs" narrower."""
     return f'<div class="{f"grid {kind}".strip()}">{"".join(items)}</div>' if items else ""
 
 

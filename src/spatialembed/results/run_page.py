@@ -91,17 +91,17 @@ class RunPage:
                 rank = (sign * crop.quality, place, crop.number)
                 self._objects[end].offer(rank, lambda crop=crop: _object(crop, self.class_names))  # type: ignore[misc]
 
-    def write(self, failed: Sequence[tuple[str, str]] = (), warnings: Sequence[str] = ()) -> Path:
+    def write(self, failed: Sequence[str] = (), warnings: Sequence[str] = ()) -> Path:
         """Write ``report.html``; returns its path. Raises SpatialEmbedError ``disk_full``.
 
-        failed: the name of each image without results, and why. warnings: whatever else was said.
+        failed: of each input without results, its name and why. warnings: whatever else was said.
         """
         path = self.out / "report.html"
         with atomic_write(path) as temporary:
             temporary.write_text(self.html(failed, warnings), "utf-8")
         return path
 
-    def html(self, failed: Sequence[tuple[str, str]], warnings: Sequence[str]) -> str:
+    def html(self, failed: Sequence[str], warnings: Sequence[str]) -> str:
         """The whole page."""
         rows = list(zip(*self._numbers, strict=True))
         numbers = _Numbers(*(np.concatenate(c) if c else np.zeros(0) for c in rows or [()] * 3))
@@ -232,7 +232,7 @@ def _object(crop: Crop, class_names: Sequence[str]) -> str:
     return _picture(crop.picture, f"{crop.image}, object {crop.number}", caption, crop.link)
 
 
-def _verdict(images: int, failed: Sequence[tuple[str, str]], warnings: Sequence[str]) -> str:
+def _verdict(images: int, failed: Sequence[str], warnings: Sequence[str]) -> str:
     if failed:
         said = f"<b>{_count(len(failed), 'input')} failed</b>, {images:,} fine."
         return f'<p class="verdict error">{said}</p>'
@@ -242,12 +242,9 @@ def _verdict(images: int, failed: Sequence[tuple[str, str]], warnings: Sequence[
     return '<p class="verdict fine"><b>All inputs were read.</b> No warnings.</p>'
 
 
-def _faults(failed: Sequence[tuple[str, str]], warnings: Sequence[str]) -> str:
+def _faults(failed: Sequence[str], warnings: Sequence[str]) -> str:
     cards = []
-    for grade, title, lines in (
-        ("error", "failed", [f"{name}: {why}" for name, why in failed]),
-        ("warning", "warnings", list(warnings)),
-    ):
+    for grade, title, lines in (("error", "failed", failed), ("warning", "warnings", warnings)):
         if lines:
             items = "".join(f"<li>{text(line)}</li>" for line in lines[:TOLD])
             rest = f"<p>And {len(lines) - TOLD:,} more.</p>" if len(lines) > TOLD else ""
