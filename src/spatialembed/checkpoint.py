@@ -1,7 +1,7 @@
 """Model files: a folder of ``model.safetensors`` (weights) and ``model.json`` (all else).
 
 Nothing of them is ever unpickled. Two files cannot be renamed as one, and yet a save that is
-stopped anywhere leaves a model that loads::
+stopped anywhere leaves a model that loads:
 
     step                        model.json   pending   weights   loads as
     before                      old                    old       old

@@ -1,7 +1,7 @@
 """Running a network on normalised images of any size: engine, device, precision, scale, turns.
 
 How maps of a resized image become maps of the image; s = new side / side, pixel centres at
-half-integers (``align_corners=False``)::
+half-integers (``align_corners=False``):
 
     position   X = (x + 1/2) s - 1/2              of image position x in the resized image
     embedding  e = (X + O + 1/2) / s - 1/2

@@ -1,6 +1,6 @@
 """Label images: contiguous ids, and COCO's compressed run-length encoding.
 
-An encoded mask is the lengths of its runs in column-major order, background first::
+An encoded mask is the lengths of its runs in column-major order, background first:
 
     mask  0 1      down the columns 0 1 1 0:
           1 0      one zero, two ones, one zero  ->  counts [1, 2, 1], written "121"

@@ -1,6 +1,6 @@
 """The vocabulary: every type that one part hands to another, each field with its shape.
 
-Conventions used everywhere::
+Conventions used everywhere:
 
     array index   (row y, column x)            labels[y, x]
     coordinate    (x, y) in units              offset[:, 0] is x, offset[:, 1] is y

@@ -1,6 +1,6 @@
 """Cityscapes: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png with gtFine/.../*_gtFine_instanceIds.png.
 
-What an id of the file becomes::
+What an id of the file becomes:
 
     26003   car number 3       an instance, if car is among the classes that are asked for
     26      a group of cars    ignored if cars are asked for; background if ``groups`` says so

@@ -1,4 +1,4 @@
-"""Folders of images and label masks, paired by name::
+"""Folders of images and label masks, paired by name:
 
     DIR/images/a.png  DIR/masks/a.tif   or below DIR/train, DIR/val, DIR/test
     DIR/classes.csv   image,id,class    optional: the class of each id; without it all are "object"

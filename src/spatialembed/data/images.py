@@ -1,6 +1,6 @@
 """The one image reader: training, prediction and label masks all come through here.
 
-What a file holds becomes an array by these rules, whatever its name says::
+What a file holds becomes an array by these rules, whatever its name says:
 
     1, 2, 4-bit grey       (H, W) uint8, stretched to 0..255
     grey 8, 16 bits        (H, W) uint8, uint16, every level kept
