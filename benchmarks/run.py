@@ -32,6 +32,7 @@ SCRIPTS: dict[str, list[str]] = {
     "sizes": [],
     "loss": ["--rounds", "2"],
     "training_step": [],
+    "loader": [],
     "folder": [],
     "gpu": [],
 }

@@ -203,7 +203,7 @@ def test_every_benchmark_has_its_place_on_the_page(
     page = (BENCHMARKS.parent / "docs" / "speed.md").read_text()
     for name in benchmark("run").SCRIPTS:
         assert (BENCHMARKS / f"{name}.py").exists()
-        by_device = name in ("training_step", "folder")
+        by_device = name in ("training_step", "folder", "loader")
         markers = [f"{name}_cpu", f"{name}_cuda"] if by_device else [name]
         for marker in markers:
             assert page.count(f"<!-- {marker} -->") == page.count(f"<!-- /{marker} -->") == 1

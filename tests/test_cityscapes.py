@@ -436,6 +436,15 @@ def test_select(streets: Path, tmp_path: Path) -> None:
     assert {held_out.index_row(i)["city"] for i in range(len(held_out))} in ({"ulm"}, {"bonn"})
 
 
+def test_the_hidden_truth(tmp_path: Path) -> None:
+    add(tmp_path, np.full((4, 6), 3), "berlin_1_1", split="test")
+    assert len(open_cityscapes(tmp_path, split="test")) == 1
+    with pytest.raises(SpatialEmbedError, match=r"no_truth.*upload.zip"):
+        select(tmp_path, split="test")
+    add(tmp_path, np.full((4, 6), 26001), "berlin_2_1", split="test")
+    assert len(select(tmp_path, split="test")) == 2
+
+
 @pytest.mark.parametrize(
     ("classes", "remedy"), [("cra", "'car'"), ("road", "person"), ("car,,bus", "person")]
 )

@@ -135,7 +135,7 @@ def select(
     val_fraction, group_by and seed learned from ("train") or held out ("val"). group_by alone means
     "val"; without either all images are taken. A data set in parts is not taken as a whole.
 
-    Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do.
+    Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do, and: no_truth.
     """
     there = splits(path)
     named = split if split in there else None
@@ -154,10 +154,25 @@ def select(
         plain_ids=plain_ids,
         max_pixels=max_pixels,
     )
+    if split == "test":
+        _refuse_hidden_truth(path, dataset)
     if named or (split is None and group_by is None):
         return dataset
     parts = split_dataset(dataset, fraction=val_fraction, group_by=group_by, seed=seed)
     return parts[0] if split == "train" else parts[1]
+
+
+def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
+    """In the test part of the Cityscapes download the files of ids hold void only."""
+    if not isinstance(dataset, CityscapesDataset):
+        return
+    if any(len(dataset.truth(i).classes) for i in range(len(dataset))):  # the first, as a rule
+        return
+    raise SpatialEmbedError(
+        "no_truth",
+        f"{path}: no instance in any image of its test part, whose truth is kept by the benchmark",
+        "add --split val; or predict with --format cityscapes, and hand in upload.zip",
+    )
 
 
 def with_classes_of(of_model: Sequence[str], dataset: FileDataset) -> FileDataset:

@@ -1,0 +1,126 @@
+"""Whether loaders keep up: a crop of a 2048x1024 street as it is loaded, against its training step.
+
+    python benchmarks/loader.py
+
+"whole" reads the image, makes the target of all of it, and cuts; "window" decodes the rows that the
+crop needs and makes a target of the crop alone. Both give the same crop. A step is the network
+forward and backward, without the loss. Loading is timed in one process, so that two loader
+processes keep up where the network takes at least half as long a crop as loading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from report import Table, finish
+
+from spatialembed.bench import in_turns, ratio
+from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
+from spatialembed.data.instance_index import InstanceIndex, instance_index
+from spatialembed.data.module import Batch, CropPlan, Crops, collate
+from spatialembed.data.streets import write_streets
+from spatialembed.engine import resolve_device, resolve_precision
+from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.transforms import AugmentOptions
+from spatialembed.types import Normalization, Sample
+
+CASES = ((512, 4), (1024, 2))
+"""Side of the crops and crops a step, as the two published stages have them, fitted to a CPU."""
+AUGMENT = AugmentOptions(
+    object_centred=0.0, zoom=(1, 1), rotate=False, brightness=0, contrast=0, noise=0, blur=0
+)
+"""As the config cityscapes."""
+
+
+class Whole:
+    """The same data set without windows."""
+
+    def __init__(self, dataset: CityscapesDataset) -> None:
+        self.dataset, self.names = dataset, dataset.names
+        self.class_names = dataset.class_names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.dataset[i]
+
+
+def main() -> None:
+    options = parsed()
+    device = resolve_device(options.device)
+    half = resolve_precision(options.precision, device) == "bfloat16"
+    rows, facts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_streets(folder, 5, (1024, 2048), progress=False)
+        streets = open_cityscapes(folder, split="train")
+        index = instance_index(streets, Path(folder), progress=False)
+        for size, batch in CASES:
+            seconds = in_turns(jobs(streets, index, size, batch, device, half), options.rounds)
+            rows.append(row(size, batch, seconds))
+            facts[f"{size}x{batch}"] = seconds
+    finish(
+        f"loader_{device.type}",
+        [
+            Table(
+                f"Loading crops of streets, {device.type}, {'bfloat16' if half else 'float32'}",
+                ["crops", "whole : window", "step : window, one process"],
+                rows,
+            )
+        ],
+        facts={"seconds": facts},
+    )
+
+
+def jobs(
+    streets: CityscapesDataset,
+    index: InstanceIndex,
+    size: int,
+    batch: int,
+    device: torch.device,
+    half: bool,
+) -> dict[str, Callable[[], object]]:
+    """A batch, in each way; every round takes the same crops."""
+    plan = CropPlan(size, 1.0, batch, batch, seed=0, epoch=0, sampling="natural")
+    windows, wholes = (
+        Crops(images, Normalization("none"), AUGMENT, plan, index)
+        for images in (streets, Whole(streets))
+    )
+    crops = collate(windows.__getitems__(range(batch)))
+    assert isinstance(crops, Batch)
+    images = crops.to(device).images.contiguous(memory_format=torch.channels_last)
+    net = SpatialEmbeddingNet(8).to(device, memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            maps = net(images)
+        torch.autograd.backward([m.float().square().mean() for m in maps])
+
+    return {
+        "whole": lambda: wholes.__getitems__(range(batch)),
+        "window": lambda: windows.__getitems__(range(batch)),
+        "step": step,
+    }
+
+
+def row(size: int, batch: int, seconds: dict[str, list[float]]) -> list[str]:
+    loading = ratio(seconds["whole"], seconds["window"])
+    step = statistics.median(seconds["step"]) / statistics.median(seconds["window"])
+    return [f"{batch} of {size} x {size}", str(loading), f"{step:.1f}"]
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
