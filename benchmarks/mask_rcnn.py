@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -41,6 +39,7 @@ DETECTIONS = 100
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "mask_rcnn"
 TIMED = 3
 """Validation images that are predicted in turns."""
+ROUNDS = 5
 
 
 def main() -> None:
@@ -113,7 +112,7 @@ def trained(trial: Trial, folder: Path, device: torch.device) -> dict[str, Any]:
     image = trial.val[0].image
     images = [trial.val[i].image for i in range(min(TIMED, len(trial.val)))]
     jobs = {c.name: partial(_segment_all, c, images) for c in both}
-    seconds = in_turns(jobs, 5)
+    seconds = in_turns(jobs, ROUNDS)
     part = {
         "name": trial.name,
         "device": device.type,
@@ -145,10 +144,9 @@ def report(parts: list[dict[str, Any]], size: str, options: argparse.Namespace) 
     """Print the tables; write benchmarks/results/mask_rcnn_SIZE.json, the plot and the page."""
     made = race_report.tables(parts)
     race_report.show(made)
-    words = [word for word in sys.argv[1:] if word != "--report"]
     result = {
         "size": size,
-        "command": shlex.join(["python", "benchmarks/mask_rcnn.py", *words]),
+        "command": command(size, options),
         "machine": parts[0]["machine"],
         "parts": parts,
     }
@@ -157,6 +155,15 @@ def report(parts: list[dict[str, Any]], size: str, options: argparse.Namespace) 
     plotted = race_report.plot(parts, docs / "images" / f"mask_rcnn_{size}.png")
     race_report.renew_page(docs / "mask_rcnn.md", result, made)
     print(f"wrote {plotted}, {docs / 'mask_rcnn.md'}")
+
+
+def command(size: str, options: argparse.Namespace) -> str:
+    """What makes these figures again; where its files lie does not matter."""
+    words = ["python", "benchmarks/mask_rcnn.py", f"--{size.partition('_')[0]}"]
+    words += ["--data", *options.data] if options.data else []
+    words += ["--weights", options.weights] if options.weights != "none" else []
+    words += ["--minutes", f"{options.minutes:g}"] if options.minutes else []
+    return " ".join(words)
 
 
 # ---------------------------------------------------------------- timed only
