@@ -238,3 +238,31 @@ def test_boxes_are_not_rounded_to_bfloat16(
     assert found["boxes"].dtype == torch.float32
     assert not torch.equal(found["boxes"], found["boxes"].bfloat16().float())
     assert found["masks"].shape[1:] == (64, 320)
+
+
+def test_streets_from_truth_score_one(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """Finds that are the cars of the truth have AP 1 by the benchmark's own counting."""
+    race_data, contestants = script("race_data"), script("contestants")
+    size = replace(race_data.SMALL, images=5, street_hw=(192, 384), val=1)
+    trial = race_data.streets(size, tmp_path, "none")
+    assert (len(trial.train), len(trial.val)) == (4, 1)
+    assert trial.recipe.classes == ("car",)
+    assert trial.schedule.augment.rotate is False
+    sample = trial.val[0]
+    count = len(sample.target.classes)
+    masks = sample.target.labels.numpy() == np.arange(1, count + 1)[:, None, None]
+    counted = masks.sum((1, 2)) >= 100
+    assert counted.any()
+
+    def score(finds: Any) -> dict[str, float]:
+        validation = trial.validation()
+        validation.add(0, sample, finds)
+        figures: dict[str, float] = validation.figures()
+        return figures
+
+    every = contestants.Finds(masks, np.full(count, 0.9), np.zeros(count, np.int64))
+    assert score(every) == pytest.approx({"ap": 1, "ap50": 1})
+    none = contestants.Finds(masks[:0], every.scores[:0], every.classes[:0])
+    assert score(none) == {"ap": 0, "ap50": 0}
+    again = race_data.streets(size, tmp_path, "none")  # nothing is drawn twice
+    assert again.val.names == trial.val.names
