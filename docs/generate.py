@@ -21,7 +21,7 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "generated"
-SECONDS = 900
+SECONDS = 3600
 """No cell may take longer."""
 
 
