@@ -130,7 +130,8 @@ def check_command(words: list[str], where: str) -> None:
         program = (ROOT / words[1]).read_text()
         for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
             named = flag.removeprefix("--").replace("-", "_")
-            assert flag in program or re.search(rf"\b{named}\b", program), f"{where}: {flag}"
+            taken = re.search(rf"""["']{flag}["']|^    {named}: """, program, re.MULTILINE)
+            assert taken, f"{where}: {flag}"
 
 
 def check_spatialembed(words: list[str], where: str) -> None:
