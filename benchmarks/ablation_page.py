@@ -253,11 +253,11 @@ def canvas(size: tuple[float, float], panels: int) -> tuple[Any, Any]:
 
 
 def plain_ticks(axes: Any) -> None:
-    """1, 2, 5, 10, ... as plain numbers."""
+    """1, 1.5, 2, 3, 5, 7, 10, ... as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axis.set_minor_formatter(NullFormatter())
 
