@@ -25,7 +25,7 @@ from spatialembed.data.pixel_size import pixel_size
 from spatialembed.errors import PARTIAL, RESOURCE, SpatialEmbedError
 from spatialembed.files import locked
 from spatialembed.large import TileOptions, goes_by_tiles, predict_large
-from spatialembed.predict import Predictor
+from spatialembed.predict import Outcome, Predictor
 from spatialembed.results.folder import CITYSCAPES, ResultFolder
 from spatialembed.results.formats import DEFAULT, WHOLE_ONLY
 from spatialembed.results.gallery import Gallery
@@ -125,21 +125,7 @@ def predict_folder(
     with locked(out), _closed(gallery, result), results:
         with _progress(progress, len(images)) as advance:
             for outcome in outcomes:
-                path, name = usual.popleft()
-                if outcome.instances is None or outcome.pixels is None:
-                    assert outcome.error is not None
-                    _fail(result, path, outcome.error)
-                else:
-                    results.add(
-                        name + path.suffix,
-                        outcome.pixels,
-                        outcome.instances,
-                        stem=_short(name),
-                        ambiguity=outcome.ambiguity,
-                        pixel_um=pixel_size(path),
-                    )
-                    found = outcome.instances
-                    _count(result, path, len(found), found.truncated)
+                _add(results, result, *usual.popleft(), outcome)
                 advance()
         without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
         if without and large:
@@ -183,6 +169,26 @@ def _inputs(
     images = [image for path, name in files for image in each_page(path, name)]
     refuse_collisions(images)
     return images
+
+
+def _add(
+    results: ResultFolder, result: FolderResult, path: Path | Page, name: str, outcome: Outcome
+) -> None:
+    """One image that went through the network whole; what it comes to is noted in ``result``."""
+    found = outcome.instances
+    if found is None or outcome.pixels is None:
+        assert outcome.error is not None
+        _fail(result, path, outcome.error)
+        return
+    results.add(
+        name + path.suffix,
+        outcome.pixels,
+        found,
+        stem=_short(name),
+        ambiguity=outcome.ambiguity,
+        pixel_um=pixel_size(path),
+    )
+    _count(result, path, len(found), found.truncated)
 
 
 class _Tiled(NamedTuple):
