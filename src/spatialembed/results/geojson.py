@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spatialembed.colour import PALETTE
 from spatialembed.files import atomic_write
 from spatialembed.results.polygons import Polygon, polygons
 from spatialembed.types import Instances
 
-STEP = 3
-"""From the colour of one class to that of the next in the palette, whose neighbours are alike."""
+STEP = 3  # from the colour of one class to that of the next: neighbours in the palette are alike
 
 
 def write_geojson(path: Path, instances: Instances, *, simplify: float = 0.0) -> Path:
@@ -46,7 +43,8 @@ def features(instances: Instances, *, simplify: float = 0.0) -> Iterator[dict[st
     columns = zip(outlines, found.classes.tolist(), found.scores.tolist(), expected, strict=True)
     for label, (parts, index, score, iou) in enumerate(columns, start=1):
         name = found.class_names[index] if found.class_names else str(index)
-        measurements = {"label": label, "score": round(score, 4)}
+        measured = {"label": label, "score": round(score, 4)}
+        measured |= {} if iou is None else {"expected_iou": round(iou, 4)}
         yield {
             "type": "Feature",
             "id": label,
@@ -55,14 +53,15 @@ def features(instances: Instances, *, simplify: float = 0.0) -> Iterator[dict[st
                 "objectType": "detection",
                 "name": str(label),
                 "classification": {"name": name, "color": colours[STEP * index % len(colours)]},
-                "measurements": measurements
-                | ({} if iou is None else {"expected_iou": round(iou, 4)}),
+                "measurements": measured,
             },
         }
 
 
 def _geometry(parts: list[Polygon]) -> dict[str, Any]:
-    closed = [[np.concatenate((r, r[:1])).tolist() for r in polygon] for polygon in parts]
-    if len(closed) == 1:
-        return {"type": "Polygon", "coordinates": closed[0]}
-    return {"type": "MultiPolygon", "coordinates": closed}
+    closed = [[[*ring.tolist(), ring[0].tolist()] for ring in polygon] for polygon in parts]
+    single = len(closed) == 1
+    return {
+        "type": "Polygon" if single else "MultiPolygon",
+        "coordinates": closed[0] if single else closed,
+    }

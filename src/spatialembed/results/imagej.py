@@ -1,8 +1,7 @@
 """ImageJ ROIs out: one for each object in a ZIP file, for the ROI Manager of ImageJ and Fiji.
 
-An object of one outline is a traced polygon, as the wand makes it. One with holes or in several
-parts is a composite. Its name is its label; class and score stand in its properties, and where
-there are several classes, its group is 1 for the first of them.
+An object of one outline is a traced polygon, as the wand makes it, others are composites. Its name
+is its label, its properties are class and score; of several classes the first has group 1.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from spatialembed.files import atomic_write
 from spatialembed.results.polygons import Polygon, polygons
 from spatialembed.types import Instances
 
-MOVE, LINE, CLOSE = 0, 1, 4
-"""Steps of the path of a composite."""
+MOVE, LINE, CLOSE = 0, 1, 4  # steps of the path of a composite
 
 
 def write_imagej(path: Path, instances: Instances, *, simplify: float = 0.0) -> Path:
@@ -33,13 +31,13 @@ def write_imagej(path: Path, instances: Instances, *, simplify: float = 0.0) -> 
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         for i, parts in enumerate(polygons(found.labels, len(found), simplify)):
-            name = str(found.class_names[found.classes[i]]) if found.class_names else ""
+            index = int(found.classes[i])
+            class_name = _plain(found.class_names[index]) if found.class_names else str(index)
             roi = _roi(parts)
             roi.name = f"{i + 1:0{digits}d}"
-            roi.props = f"class: {_plain(name)}\nscore: {found.scores[i]:.4f}\n"
-            roi.group = int(found.classes[i]) + 1 if len(found.class_names) > 1 else 0
-            # A fixed date: the same objects give the same bytes.
-            entry = zipfile.ZipInfo(f"{roi.name}.roi")
+            roi.props = f"class: {class_name}\nscore: {found.scores[i]:.4f}\n"
+            roi.group = index + 1 if len(found.class_names) > 1 else 0
+            entry = zipfile.ZipInfo(f"{roi.name}.roi")  # of a fixed date, for the same bytes
             file.writestr(entry, roi.tobytes(), zipfile.ZIP_DEFLATED)
     with atomic_write(path) as temporary:
         temporary.write_bytes(packed.getvalue())
@@ -60,9 +58,8 @@ def _roi(parts: list[Polygon]) -> ImagejRoi:
 
 def _path(ring: np.ndarray) -> np.ndarray:
     """Float32 steps of a ring, each but the last with its x and y."""
-    steps = np.full((len(ring), 3), LINE, np.float32)
+    steps = np.insert(ring.astype(np.float32), 0, LINE, axis=1)  # (K, 3)
     steps[0, 0] = MOVE
-    steps[:, 1:] = ring
     return np.append(steps.ravel(), np.float32(CLOSE))
 
 
