@@ -167,8 +167,9 @@ class History:
         for key in ("total", "instance", "smoothness", "seed"):
             self._line(left, key)
         left.set(title="training losses (weighted)", xlabel="epoch", yscale="log")
-        self._line(middle, "val_ap", marker="o")
-        middle.set(title="validation AP, mean over IoU .50 to .90", xlabel="epoch", ylim=(0, 1))
+        for key in ("val_ap", "val_ap50"):  # the second of the benchmark only
+            self._line(middle, key, marker="o")
+        middle.set(title="validation AP", xlabel="epoch", ylim=(0, 1))
         self._line(right, "lr")
         right.set(title="learning rate", xlabel="epoch", ylim=(0, None))
         for axes in (left, middle, right):
