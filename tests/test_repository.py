@@ -153,9 +153,12 @@ def public_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 protocol = any(ast.unparse(base) == "Protocol" for base in node.bases)
                 todo += [] if protocol else [(f"{where} {node.name}", inner) for inner in node.body]
-            elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                if "overload" not in map(ast.unparse, node.decorator_list):
-                    yield f"{where} {node.name}", node
+            elif (
+                isinstance(node, ast.FunctionDef)
+                and not node.name.startswith("_")
+                and "overload" not in map(ast.unparse, node.decorator_list)
+            ):
+                yield f"{where} {node.name}", node
 
 
 HOOKS = re.compile(r"^(on_|configure_|training_step|train_dataloader|transfer_|save_checkpoint)")
