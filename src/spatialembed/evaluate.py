@@ -142,7 +142,7 @@ def _progress(*, enabled: bool) -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[ap]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, force_jupyter=False),
         disable=not enabled,
     )
 

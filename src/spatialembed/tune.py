@@ -204,7 +204,7 @@ def _bar(shown: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, force_jupyter=False),
         disable=not shown,
     )
 

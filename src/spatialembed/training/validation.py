@@ -63,7 +63,7 @@ def _cityscapes_figures(
     there = ~np.isnan(ap[:, 0])
     if not there.any():
         return {}
-    by_class = {f"val_ap_{names[c]}": float(ap[c].mean()) for c in np.flatnonzero(there)}
+    by_class = {f"val_ap_{names[c]}": float(ap[c].mean()) for c in np.flatnonzero(there).tolist()}
     mean = {"val_ap": float(ap[there].mean()), "val_ap50": float(ap[there, 0].mean())}
     return mean | by_class
 
@@ -105,7 +105,7 @@ def tune_best(setup: Setup) -> None:
     net, info = checkpoint.load(setup.run / "model")
     tuned = setup.options.val_metric == "label"
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True, force_jupyter=False)) as progress:
         task = progress.add_task(
             "tuning thresholds" if tuned else "calibrating", total=len(setup.val)
         )
