@@ -54,7 +54,7 @@ class Bar(Callback):
     """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
 
     def __init__(self, steps: Sequence[int]) -> None:
-        console = Console(force_jupyter=False)  # text in notebooks too, where widgets are not a must
+        console = Console(force_jupyter=False)  # text in notebooks too
         self.steps = steps  # of each epoch
         self.live = console.is_terminal
         self.progress = Progress(
