@@ -10,8 +10,10 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,6 +23,7 @@ from spatialembed.arguments import bundled_configs, parse
 from spatialembed.data.synthetic import SyntheticDataset, nuclei_field, write_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import write_png
+from spatialembed.terminal import console
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "spatialembed"
@@ -235,3 +238,12 @@ def test_notebook_is_small_and_holds_no_output(path: Path) -> None:
     assert path.stat().st_size < 20_000
     for cell in cells:
         compile("".join(cell["source"]), path.name, "exec")
+
+
+def test_bars_in_a_notebook_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert not console().is_terminal
+    assert not console().is_jupyter
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    assert console().is_terminal

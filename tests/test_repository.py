@@ -23,8 +23,8 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "spatialembed"
 IGNORED = {
-    ".git", ".venv", "__pycache__", "runs", "demo", "predictions", "dist", "build", "site", "generated",
-    ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
+    ".git", ".venv", "__pycache__", "runs", "demo", "predictions", "dist", "build",
+    "site", "generated", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
 }  # fmt: skip
 # Written in parts, so that this file does not hold what it looks for.
 FORBIDDEN = {
@@ -105,7 +105,8 @@ def test_every_extra_that_an_error_names_exists() -> None:
 def test_links_of_the_documents_lead_somewhere() -> None:
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            if not target.startswith(("http", "mailto", "generated/")) and not target.endswith(".png"):
+            elsewhere = target.startswith(("http", "mailto", "generated/"))
+            if not elsewhere and not target.endswith(".png"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 

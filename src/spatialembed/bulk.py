@@ -31,7 +31,7 @@ from spatialembed.results.formats import DEFAULT, WHOLE_ONLY
 from spatialembed.results.gallery import Gallery
 from spatialembed.results.run_page import RunPage
 from spatialembed.results.sheet import ContactSheet
-from spatialembed.terminal import noted_warnings, printable
+from spatialembed.terminal import console, noted_warnings, printable
 
 logger = logging.getLogger("spatialembed")
 
@@ -269,10 +269,9 @@ def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
 @contextmanager
 def _progress(shown: bool, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on standard error; yields the function that counts one image."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+    with Progress(*columns, console=console(), disable=not shown) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)

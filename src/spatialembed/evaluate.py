@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatialembed.cluster import cluster_with_truth
@@ -23,6 +22,7 @@ from spatialembed.results.report import Report, Sampling
 from spatialembed.scoring.cityscapes import CityscapesScore
 from spatialembed.scoring.coco import CocoScore
 from spatialembed.scoring.label import LabelScore
+from spatialembed.terminal import console
 from spatialembed.types import Instances, Sample
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _progress(*, enabled: bool) -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[ap]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True, force_jupyter=False),
+        console=console(),
         disable=not enabled,
     )
 

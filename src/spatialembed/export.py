@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
@@ -40,6 +39,7 @@ from spatialembed.onnx_frame import framed
 from spatialembed.onnx_graph import to_onnx
 from spatialembed.onnx_int8 import Accuracy, judge, open_int8_images, quantized
 from spatialembed.predict import Predictor
+from spatialembed.terminal import console
 from spatialembed.types import UNIT, Embeddings
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def export(
 def _steps(*, enabled: bool) -> Iterator[Callable[..., Any]]:
     """Bars on stderr: ``step(name, length, work)`` gives what ``work(advance)`` gives."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
+    with Progress(*columns, console=console(), disable=not enabled) as bars:
 
         def step(name: str, length: int, work: Callable[[Callable[[], None]], _T]) -> _T:
             task = bars.add_task(name, total=length)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+from spatialembed.terminal import console
+
 Item = TypeVar("Item")
 
 
@@ -13,11 +15,10 @@ class Stages(AbstractContextManager["Stages"]):
     """A bar while it is open; ``name`` stands before it. Not ``shown``: nothing."""
 
     def __init__(self, shown: bool, name: str) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
+        self._bar = Progress(*columns, console=console(), disable=not shown)
         self._name = "".join(c for c in name if c.isprintable() and c not in "[]")
         self._task = self._bar.add_task(self._name)
 

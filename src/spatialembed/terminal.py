@@ -11,14 +11,25 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def printable(text: str) -> str:
     """Safe on a terminal, whatever a file is called: control and broken characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def console(*, stderr: bool = True) -> Console:
+    """Where bars are drawn: in a notebook as plain lines, though its streams say terminal."""
+    from rich.console import Console
+
+    plain = False if "ipykernel" in sys.modules else None
+    return Console(stderr=stderr, force_jupyter=False, force_terminal=plain)
 
 
 def tell(error: SpatialEmbedError) -> int:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.predict import Predictor
 from spatialembed.results.tuning import draw, need_matplotlib
+from spatialembed.terminal import console
 from spatialembed.thresholds import Surface, mean_over_images, sweep
 
 RESAMPLES = 1000
@@ -204,7 +204,7 @@ def _bar(shown: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, force_jupyter=False),
+        console=console(),
         disable=not shown,
     )
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -23,6 +22,7 @@ from spatialembed.data.scenery import KERB, Air, Camera, Canvas
 from spatialembed.data.silhouettes import Colour, Figure, mirrored, shade
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
+from spatialembed.terminal import console
 
 MEAN_COUNTS = {
     "person": 11.0, "rider": 0.9, "car": 12.5, "truck": 0.24, "bus": 0.18, "train": 0.08,
@@ -248,9 +248,7 @@ def write_streets(
     if images < 2:
         raise SpatialEmbedError("bad_setting", f"images is {images}", "make two or more", USAGE)
     held_out = min(max(1, round(images * val_fraction)), images - 1)
-    steps = track(
-        range(images), "streets", console=Console(stderr=True), disable=not progress, transient=True
-    )
+    steps = track(range(images), "streets", console=console(), disable=not progress, transient=True)
     for index in steps:
         split = "val" if index >= images - held_out else "train"
         city = CITIES[split][index % len(CITIES[split])]

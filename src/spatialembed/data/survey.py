@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from spatialembed.data.folder import splits
@@ -18,6 +17,7 @@ from spatialembed.data.probe import Fault, Pair, Reading, fault_of, probe
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.data.twins import Twin, find_twins
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.terminal import console
 
 T = TypeVar("T")
 ALIASES = ("image", "img", "imgs", "raw", "mask", "label", "labels", "annotations", "ground_truth")
@@ -124,10 +124,9 @@ def survey(
     found = [pair for part in listed for pair in part.pairs]
     if not found and not any(part.images_alone for part in listed):
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
-    console = Console(stderr=True)
     pairs = [
         probe(pair, reading)
-        for pair in track(found, "reading", console=console, disable=not progress)
+        for pair in track(found, "reading", console=console(), disable=not progress)
     ]
     faults = [fault for part in listed for fault in part.faults]
     faults += [fault for pair in pairs for fault in pair.faults]

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import write_png
+from spatialembed.terminal import console
 from spatialembed.types import Sample, Target
 
 Seed = int | Sequence[int]
@@ -359,7 +360,7 @@ def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> 
     Raises SpatialEmbedError: disk_full (exit 5); too_many_objects where ids would wrap.
     """
     out = Path(out)
-    for i in track(range(len(dataset)), "generating", disable=not progress):
+    for i in track(range(len(dataset)), "generating", console=console(), disable=not progress):
         sample = dataset[i]
         objects = len(sample.target.classes)
         if objects > np.iinfo(np.uint16).max:

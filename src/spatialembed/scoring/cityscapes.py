@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from spatialembed import official
@@ -16,6 +15,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.results.benchmark import BenchmarkReport
 from spatialembed.results.cityscapes import write_result
 from spatialembed.results.report import Sampling, mean
+from spatialembed.terminal import console
 from spatialembed.types import Instances, Sample
 
 FILES = "results"
@@ -100,7 +100,7 @@ class CityscapesScore:
         if not official.has_cityscapes():
             install = "pip install 'spatialembed[cityscapes]'"
             return None, [f"By the built-in evaluator: cityscapesScripts is missing ({install})."]
-        bar = Progress(console=Console(stderr=True), disable=not self._progress)
+        bar = Progress(console=console(), disable=not self._progress)
         with bar:
             task = bar.add_task("official tools", total=len(self._results))
             theirs, failed = official.cityscapes_ap(

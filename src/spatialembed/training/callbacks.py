@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatialembed import checkpoint
@@ -23,6 +22,7 @@ from spatialembed.runs import (
     read_checkpoint,
     save_checkpoint,
 )
+from spatialembed.terminal import console
 from spatialembed.training.module import TrainingModule
 from spatialembed.training.setup import Setup
 from spatialembed.training.validation import validate
@@ -54,16 +54,16 @@ class Bar(Callback):
     """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
 
     def __init__(self, steps: Sequence[int]) -> None:
-        console = Console(force_jupyter=False)  # text in notebooks too
+        bar = console(stderr=False)
         self.steps = steps  # of each epoch
-        self.live = console.is_terminal
+        self.live = bar.is_terminal
         self.progress = Progress(
             TextColumn(f"epoch {{task.fields[epoch]}}/{len(steps)}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(compact=True),
-            console=console,
+            console=bar,
             disable=not self.live or rank() != 0,
         )
 

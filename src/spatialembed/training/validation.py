@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from spatialembed import checkpoint
@@ -17,6 +16,7 @@ from spatialembed.data.dataset import FileDataset
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.model import SpatialEmbeddingNet
 from spatialembed.render import maps_panel, write_png
+from spatialembed.terminal import console
 from spatialembed.thresholds import Found, Grid, find_all, mean_ap, sweep
 from spatialembed.training.setup import Setup
 from spatialembed.types import Sample, Target
@@ -105,7 +105,7 @@ def tune_best(setup: Setup) -> None:
     net, info = checkpoint.load(setup.run / "model")
     tuned = setup.options.val_metric == "label"
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
-    with Progress(console=Console(stderr=True, force_jupyter=False)) as progress:
+    with Progress(console=console()) as progress:
         task = progress.add_task(
             "tuning thresholds" if tuned else "calibrating", total=len(setup.val)
         )
