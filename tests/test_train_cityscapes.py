@@ -132,6 +132,18 @@ def test_weights_are_told_and_used(
     assert f"person {person:.1f}, car {car:.1f}" in caplog.text
 
 
+def test_classes_without_object_are_named(
+    streets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = smoke(streets, tmp_path)
+    images: Any = train.open_split(options)[0]
+    first = next(i for i in range(len(images)) if 0 < len(images.truth(i).classes.unique()) < 8)
+    there = images.truth(first).classes.tolist()
+    train._index(options, tmp_path / "run", images.subset([first]))
+    absent = ", ".join(name for c, name in enumerate(images.class_names) if c not in there)
+    assert caplog.messages == [f"classes without object in the training images: {absent}"]
+
+
 # ---------------------------------------------------------------- the AP that chooses
 
 
@@ -256,7 +268,7 @@ def test_what_the_data_cannot_give_is_refused_first(streets: Path, tmp_path: Pat
 def test_the_smoke_settings_run_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data", "streets", "--images=6", "--size=128x256", "--out", str(tmp_path / "streets")]
+    words = ["data", "streets", "--images=6", "--size=256x128", "--out", str(tmp_path / "streets")]
     assert cli.main(words) == 0
     words = ["train", str(tmp_path / "streets"), "--config", "smoke", "--device", "cpu"]
     assert cli.main([*words, "--out", str(tmp_path), "--name", "run"]) == 0

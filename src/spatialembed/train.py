@@ -229,6 +229,9 @@ def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceInd
             f"{options.data}: no object in the training images to take crops around",
             "set sampling to image, or check the masks with spatialembed doctor",
         )
+    absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
+    if absent and rank() == 0:
+        logger.warning("classes without object in the training images: %s", ", ".join(absent))
     return index
 
 
