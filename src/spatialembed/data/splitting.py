@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import os
 import random
 from collections import defaultdict
 from pathlib import Path
 from typing import TypeVar
 
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.decode import opened
+from spatialembed.data.decode import opened, read_bytes
 from spatialembed.errors import USAGE, SpatialEmbedError
 
 F = TypeVar("F", bound=FileDataset)
@@ -70,16 +71,25 @@ def group_keys(dataset: FileDataset, column: str) -> list[str]:
 
 def duplicates(train: FileDataset, val: FileDataset) -> list[tuple[str, str]]:
     """Pairs (name in train, name in val) of image files with the same bytes."""
+    # Every file is opened, few are read: photographs seldom have the same number of bytes.
+    sizes = [[_bytes(part.image_path(i)) for i in range(len(part))] for part in (train, val)]
+    shared = set(sizes[0]) & set(sizes[1])
     by_hash: dict[bytes, list[str]] = defaultdict(list)
     for i, name in enumerate(train.names):
-        by_hash[_digest(train.image_path(i))].append(name)
+        if sizes[0][i] in shared:
+            by_hash[_digest(train.image_path(i))].append(name)
     return [
         (twin, name)
         for i, name in enumerate(val.names)
+        if sizes[1][i] in shared
         for twin in by_hash.get(_digest(val.image_path(i)), [])
     ]
 
 
-def _digest(path: Path) -> bytes:
+def _bytes(path: Path) -> int:
     with opened(path) as (file, _):  # a pipe or a device would be read for ever
-        return hashlib.sha256(file.read()).digest()
+        return os.fstat(file.fileno()).st_size
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(read_bytes(path)).digest()
