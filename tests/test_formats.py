@@ -21,6 +21,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.large import TileOptions
 from spatialembed.options import PredictOptions
 from spatialembed.predict import Predictor
+from spatialembed.results.folder import ResultFolder
 from spatialembed.results.formats import DEFAULT, FORMATS, chosen
 from spatialembed.results.labels import write_labels
 from tile_engines import NearCentres, info
@@ -110,6 +111,17 @@ def test_what_is_refused_before_the_work(
     assert main(["predict", "--model", "shapes", str(inputs), "--out", str(out), *words]) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("formats", [("lables",), (), "csv;coco"])
+def test_formats_named_in_python_are_checked_too(
+    inputs: Path, tmp_path: Path, formats: str | tuple[str, ...]
+) -> None:
+    with pytest.raises(SpatialEmbedError, match="bad_setting"):
+        predict_folder(known(), [inputs], tmp_path / "out", formats=formats, progress=False)
+    with pytest.raises(SpatialEmbedError, match="bad_setting"):
+        ResultFolder(tmp_path / "out", ["cell"], formats=formats)
+    assert not (tmp_path / "out").exists()
 
 
 def test_default_is_as_the_settings_say() -> None:

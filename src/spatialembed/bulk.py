@@ -27,7 +27,7 @@ from spatialembed.files import locked
 from spatialembed.large import TileOptions, goes_by_tiles, predict_large
 from spatialembed.predict import Outcome, Predictor
 from spatialembed.results.folder import CITYSCAPES, ResultFolder
-from spatialembed.results.formats import DEFAULT, WHOLE_ONLY
+from spatialembed.results.formats import DEFAULT, WHOLE_ONLY, chosen
 from spatialembed.results.gallery import Gallery
 from spatialembed.results.run_page import RunPage
 from spatialembed.results.sheet import ContactSheet
@@ -69,7 +69,7 @@ def predict_folder(
     ambiguity: bool = False,
     pages: Literal["first", "all"] = "first",
     tiles: TileOptions | None = None,
-    formats: Sequence[str] = DEFAULT,
+    formats: str | Sequence[str] = DEFAULT,
     simplify: float = 0.0,
     sheet: bool = False,
     report: Mapping[str, object] | None = None,
@@ -92,7 +92,7 @@ def predict_folder(
     Raises SpatialEmbedError: of ``list_images``, ``formats.check`` and ``files.locked`` before
     anything runs; ``disk_full`` (exit 5).
     """
-    out, tiles = Path(out), tiles or TileOptions()
+    out, tiles, formats = Path(out), tiles or TileOptions(), chosen(formats)
     images = _inputs(sources, out, pages)
     if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
         refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])

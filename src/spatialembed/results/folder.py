@@ -72,7 +72,7 @@ class ResultFolder:
         out: Path,
         class_names: Sequence[str],
         *,
-        formats: Sequence[str] = DEFAULT,
+        formats: str | Sequence[str] = DEFAULT,
         simplify: float = 0.0,
         gallery: Gallery | None = None,
     ) -> None:
@@ -82,8 +82,8 @@ class ResultFolder:
 
         Raises SpatialEmbedError of ``formats.check`` (exit 2).
         """
-        check(formats, class_names, simplify)
-        self.out, self.formats, self.simplify = out, tuple(formats), simplify
+        formats = check(formats, class_names, simplify)
+        self.out, self.formats, self.simplify = out, formats, simplify
         self.gallery = gallery or Gallery()
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None

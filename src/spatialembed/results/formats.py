@@ -42,11 +42,15 @@ def chosen(names: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def check(formats: Sequence[str], class_names: Sequence[str], simplify: float) -> None:
-    """Refuse, before the work, what cannot be written of a model with these classes.
+def check(
+    formats: str | Sequence[str], class_names: Sequence[str], simplify: float
+) -> tuple[str, ...]:
+    """The formats as ``chosen``; what cannot be written of these classes is refused beforehand.
 
     Raises SpatialEmbedError ``bad_setting``, ``missing_extra``, ``unknown_class`` (all exit 2).
     """
+    names = chosen(formats)
     check_simplify(simplify)
-    if "cityscapes" in formats:
+    if "cityscapes" in names:
         check_class_names(class_names)
+    return names
