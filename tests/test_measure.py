@@ -135,7 +135,16 @@ OME = {"axes": "YX", "PhysicalSizeX": 250, "PhysicalSizeY": 0.5}
             id="ImageJ-pixel",
         ),
         pytest.param(
+            {"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, None,
+            id="ImageJ-print",
+        ),
+        pytest.param(
             {"ome": True, "metadata": OME | {"PhysicalSizeXUnit": "nm"}}, (0.25, 0.5), id="OME-nm",
+        ),
+        pytest.param(
+            {"description": '<OME><Pixels PhysicalSizeX="2" PhysicalSizeXUnit="&#xB5;m" '
+             'PhysicalSizeY="3" PhysicalSizeYUnit="&#181;m"/></OME>', "metadata": None}, (2, 3),
+            id="OME-escaped",
         ),
         pytest.param(
             {"ome": True, "metadata": {"axes": "YX"}, "resolution": (20_000, 10_000),
@@ -159,6 +168,19 @@ def test_pixel_size(
     tifffile.imwrite(path, np.zeros((8, 9), np.uint8), **settings)
     assert pixel_size(path) == (None if size is None else pytest.approx(size))
     assert pixel_size(Page(path, 0)) == pixel_size(path)
+
+
+@pytest.mark.parametrize(("second", "size"), [(0.5, (0.5, 0.5)), (8.0, None)])
+def test_pixel_size_of_a_later_image_is_not_guessed(
+    tmp_path: Path, second: float, size: tuple[float, float] | None
+) -> None:
+    path = tmp_path / "two.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for side in (0.5, second):
+            sides = {"axes": "YX", "PhysicalSizeX": side, "PhysicalSizeY": side}
+            file.write(np.zeros((8, 9), np.uint8), metadata=sides)
+    assert pixel_size(path) == pixel_size(Page(path, 0)) == (0.5, 0.5)
+    assert pixel_size(Page(path, 1)) == size
 
 
 def test_pixel_size_of_what_is_no_tiff(tmp_path: Path) -> None:

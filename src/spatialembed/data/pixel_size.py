@@ -2,7 +2,7 @@
 
 file says                                            taken as
 OME-XML PhysicalSizeX, PhysicalSizeXUnit             that; without a unit um
-ImageJ unit and XResolution                          pixels per unit
+ImageJ unit and XResolution                          pixels per unit; of inches as the next line
 XResolution in centimetres or inches                 that, for pixels up to COARSEST_UM
 OME-Zarr axes of kind space with unit and scale      that
 
@@ -11,6 +11,7 @@ Coarser tags are what programs write for printing (72, 96, 300 dpi), and say not
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -53,24 +54,31 @@ def pixel_size(source: Path | Page) -> Size | None:
                 return None
             with tifffile.TiffFile(file) as tiff:
                 place = next(whole_pages(tiff), 0) if index is None else index
-                return _of_tiff(tiff, tiff.pages[place].aspage())
+                return _of_tiff(tiff, tiff.pages[place].aspage(), later_page=bool(index))
     except (SpatialEmbedError, *DAMAGED):
         return None
 
 
-def _of_tiff(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Size | None:
-    size = _of_ome(tiff.ome_metadata or "") or _of_tags(page, tiff.imagej_metadata or {})
+def _of_tiff(tiff: tifffile.TiffFile, page: tifffile.TiffPage, later_page: bool) -> Size | None:
+    size = _of_ome(tiff.ome_metadata or "", later_page)
+    size = size or _of_tags(page, tiff.imagej_metadata or {})
     if size is not None and valid_orientation(page.tags.valueof("Orientation")) >= 5:
         return size[::-1]
     return size
 
 
-def _of_ome(xml: str) -> Size | None:
-    """Of the first image in it, by an expression: an XML reader would expand entities."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    if pixels is None:
-        return None
-    said = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0]))
+def _of_ome(xml: str, later_page: bool) -> Size | None:
+    """Of the first image in it, by an expression: an XML reader would expand entities.
+
+    Of a later page only if all images agree: which one it is of stands elsewhere.
+    """
+    sizes = [_of_pixels(tag) for tag in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml)]
+    return None if not sizes or (later_page and len(set(sizes)) > 1) else sizes[0]
+
+
+def _of_pixels(tag: str) -> Size | None:
+    values = re.findall(r'(\w+)="([^"]*)"', tag)
+    said = {name: html.unescape(value) for name, value in values}  # &#181;m
     return _checked(
         *(
             float(said.get(f"PhysicalSize{axis}", "nan"))
@@ -86,12 +94,12 @@ def _of_tags(page: tifffile.TiffPage, imagej: dict[str, Any]) -> Size | None:
     if not all(isinstance(rational, tuple) and all(rational) for rational in per_unit):
         return None
     units = [below / above for above, below in per_unit]
-    if "unit" in imagej:
-        unit_y = imagej.get("yunit", imagej["unit"])
-        return _checked(units[0] * _um(str(imagej["unit"])), units[1] * _um(str(unit_y)))
-    unit = _um(_INCH_OR_CM.get(page.tags.valueof("ResolutionUnit"), ""))
-    size = _checked(*(length * unit for length in units))
-    return size if size is not None and max(size) <= COARSEST_UM else None
+    unit = imagej.get("unit", _INCH_OR_CM.get(page.tags.valueof("ResolutionUnit"), ""))
+    unit_y = imagej.get("yunit", unit)
+    size = _checked(units[0] * _um(str(unit)), units[1] * _um(str(unit_y)))
+    # ImageJ takes inches over from the tags of printing.
+    said = "unit" in imagej and unit not in ("inch", "in")
+    return size if size is not None and (said or max(size) <= COARSEST_UM) else None
 
 
 def _of_zarr(path: Path) -> Size | None:
