@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -201,6 +202,28 @@ def test_where_the_official_tools_fail(tmp_path: Path) -> None:
     np.testing.assert_array_equal(report.figures["AP"], [1, 0])
     np.testing.assert_array_equal(report.official["AP"], [1, np.nan])
     assert "no find of a class counts: car" in shown(report)
+
+
+def test_a_folder_named_from_within_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tools hold paths against that of the folder as text, and end the process."""
+    dataset = square_scene(tmp_path, {(0, 0): 26001})
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    report = score([squares_found((0, 0), classes=[1])], dataset, "cityscapes", Path("../out"))
+    np.testing.assert_array_equal(report.official["AP"], [np.nan, 1])
+
+
+def test_images_that_the_benchmark_cannot_tell_apart(tmp_path: Path) -> None:
+    square_scene(tmp_path, {(0, 0): 26001})
+    for part in ("leftImg8bit", "gtFine"):
+        folder = tmp_path / part / "val"
+        shutil.copytree(folder / "lindenberg", folder / "other")
+    dataset = open_cityscapes(tmp_path, classes=("person", "car"))
+    assert len(dataset) == 2
+    with pytest.raises(SpatialEmbedError, match=r"name_collision: .*/other/.*/lindenberg/"):
+        score([], dataset, "cityscapes", tmp_path / "out")
 
 
 def test_figures_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

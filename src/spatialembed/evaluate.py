@@ -86,8 +86,8 @@ def evaluate(
     on stderr.
 
     Raises SpatialEmbedError ``unknown_metric``, ``unknown_sampling``, ``not_cityscapes``,
-    ``missing_extra``, ``empty_dataset``, ``class_mismatch``, ``evaluators_differ``, and what
-    reading or predicting an image raises.
+    ``missing_extra``, ``empty_dataset``, ``class_mismatch``, ``name_collision``,
+    ``evaluators_differ``, and what reading or predicting an image raises.
     """
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,15 @@ def cityscapes_ap(
 
     args = copy.copy(tools.args)
     args.quiet, args.distanceAvailable = True, False
-    args.predictionPath = str(Path(results[0]).parent.absolute()) if results else ""
+    # Without "..": they compare the paths of masks with it as text, and end the process.
+    args.predictionPath = os.path.abspath(Path(results[0]).parent) if results else ""
     matches: dict[str, Any] = {}
     # A name that numpy had up to 2.3, and that these tools still call.
     in1d = patch.object(np, "in1d", lambda a, b: np.isin(a, b).ravel(), create=True)
     with in1d:
         tools.setInstanceLabels(args)
         for result, truth in zip(results, truths, strict=True):
-            pair = [str(Path(result).absolute())], [str(truth)]
+            pair = [os.path.abspath(result)], [str(truth)]
             true = tools.instances2dict(pair[1], verbose=False)
             matches |= tools.matchGtWithPreds(*pair, true, args)
             advance()

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from spatialembed import official
 from spatialembed.cityscapes_ap import MIN_PIXELS, ClassOverlaps, average_precision, overlaps
 from spatialembed.data.cityscapes import CityscapesDataset
+from spatialembed.data.listing import refuse_collisions
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.results.benchmark import BenchmarkReport
 from spatialembed.results.cityscapes import write_result
@@ -30,6 +31,13 @@ class CityscapesScore:
     def __init__(
         self, dataset: CityscapesDataset, sampling: Sampling, out: Path | None, *, progress: bool
     ) -> None:
+        """out: folder for the files of the benchmark; None: the built-in evaluator alone.
+
+        Raises SpatialEmbedError ``name_collision``.
+        """
+        if out is not None:  # the benchmark tells images by the last part of their names
+            stems = (name.rpartition("/")[2] for name in dataset.names)
+            refuse_collisions([(dataset.image_path(i), stem) for i, stem in enumerate(stems)])
         self._dataset = dataset
         self._sampling = sampling
         self._out = None if out is None else out / FILES
