@@ -29,8 +29,8 @@ from spatialembed.transforms import AugmentOptions
 from spatialembed.types import Normalization
 
 SIZE_HW, STREETS, SEED = (192, 192), 8, 2
-"""Whole streets are the crops, so that training and scoring see the same surroundings. This seed has
-all eight classes among its first eight streets, 46 objects of 100 px and more."""
+"""Whole streets are the crops, so that training and scoring see the same surroundings. This seed
+has all eight classes among its first eight streets, 46 objects of 100 px and more."""
 GOAL = 0.9
 MIN_PIXELS = 32
 """Smallest find; objects below 100 px are not asked for by the benchmark."""
