@@ -273,7 +273,7 @@ def _check_version(facts: dict[str, Any], where: str) -> None:
         raise SpatialEmbedError(
             "model_version",
             f"{where}: format version {version}; this program reads up to {FORMAT_VERSION}",
-            "pip install --upgrade spatialembed",
+            "install a newer spatialembed",
             MODEL,
         )
 

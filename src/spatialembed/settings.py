@@ -25,7 +25,7 @@ class StageOptions:
     lr: float = 5e-4
     """Learning rate of Adam at the start; it falls by (1 - epoch / epochs)^0.9."""
     crops: int | None = None
-    """Crops an epoch; none: one an image."""
+    """Crops an epoch; null: one an image."""
     sampling: Literal["image", "natural", "balanced"] = "image"
     """What a crop is drawn by: images, each as often as any other; natural: objects, each as often,
     with a crop around it; balanced: classes, each as often, then its objects. Only for image
@@ -49,7 +49,7 @@ class TrainOptions:
     """Folder of images/ and masks/, flat or under train/ and val/; a file of COCO instances, .json,
     beside images/; or a Cityscapes root, with leftImg8bit/ and gtFine/."""
     classes: str | None = None
-    """Of a Cityscapes root: the classes to learn, with commas between; none: all eight."""
+    """Of a Cityscapes root: the classes to learn, with commas between; null: all eight."""
     groups: Literal["ignore", "background"] = "ignore"
     """Of a Cityscapes root: what the loss takes a group without single objects for."""
     val_fraction: float = 0.2
@@ -67,7 +67,7 @@ class TrainOptions:
     out: str = "runs/train"
     """Folder of runs."""
     name: str | None = None
-    """Name of the run; none: the name of the data folder, numbered."""
+    """Name of the run; null: the name of the data folder, numbered."""
     resume: str | None = None
     """Folder of a run to go on with, as it began; data, device, devices, workers, max_time may
     change."""
@@ -79,7 +79,7 @@ class TrainOptions:
     """Centre of an instance: mean of its embeddings (learnable), of its positions, or a medoid."""
     margin: float | None = None
     """Fixed bandwidth, as the px of the network's input that an embedding may lie off its centre:
-    trained by the hinge loss, the baseline of the paper; none: bandwidths are learned."""
+    trained by the hinge loss, the baseline of the paper; null: bandwidths are learned."""
     foreground_weight: float | list[float] | Literal["enet"] = 10.0
     """Weight of instance pixels in the seed term, one for all classes or one each; enet: of each
     class 1 / ln(1.02 + p), p the share of its pixels in the training images."""
@@ -109,7 +109,7 @@ class TrainOptions:
     """AP that chooses the best model: of label images, per image, at IoU .50 to .90; or that of the
     Cityscapes benchmark, for which thresholds are not tuned."""
     min_pixels: int | None = None
-    """Smallest instance, before tuning; none: from the sizes of the training objects."""
+    """Smallest instance, before tuning; null: from the sizes of the training objects."""
     max_time: float | None = None
     """Minutes of training, after which a last validation and the tuning of thresholds follow."""
     seed: int = 0
