@@ -281,6 +281,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d --max-tim 3", "nearest is max_time", id="dashes"),
         pytest.param("predict a --augmnt --out o --model m", "nearest is augment", id="bare"),
         pytest.param("trian --data d", "nearest is spatialembed train", id="verb"),
+        pytest.param("pedict a/images", "nearest is spatialembed predict", id="verb and path"),
         pytest.param("foo", "see spatialembed --help", id="no verb like it"),
         pytest.param("bench --image a.png", "--help tells which", id="no setting like it"),
         pytest.param("data scene --out o", "nearest is spatialembed data scenes", id="two words"),

@@ -97,6 +97,9 @@ def _dispatch(words: Sequence[str]) -> int:
     if name is None:
         given = " ".join(word for word in words[:2] if not word.startswith("-"))
         best = nearest(given, list(VERBS))
+        if not best and words[0] != "data":  # the second word may be a path
+            given = words[0]
+            best = nearest(given, list(VERBS))
         remedy = f"the nearest is spatialembed {best}" if best else "see spatialembed --help"
         raise SpatialEmbedError("unknown_verb", f"{given}: no such verb", remedy, USAGE)
     verb = VERBS[name]
