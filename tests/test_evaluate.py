@@ -22,10 +22,10 @@ from rich.console import Console
 from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluate import evaluate
-from spatialembed.scoring.label import WORST
 from spatialembed.geometry import coordinates
 from spatialembed.metrics import AP_THRESHOLDS, label_ap
 from spatialembed.results.report import Report
+from spatialembed.scoring.label import WORST
 from spatialembed.types import Embeddings, Instances, Sample, Target
 
 ONE = ("cell",)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from skimage import color, io
 
 from drawn_labels import cells, discs
-from spatialembed.captions import COVERED
+from spatialembed.captions import COVERED, legible
 from spatialembed.colour import instance_colours
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.render import (
@@ -242,6 +242,12 @@ def test_captions_stay_in_their_cell(caption: str) -> None:
     black = np.zeros((390, 390, 3), np.uint8)
     alone = panel([(caption, black), ("", black)], 2)
     assert (alone[:, 8 + 390 :] <= PAPER).all()
+
+
+def test_captions_are_written_in_letters_that_there_are() -> None:
+    assert legible("Zellkörper é 细 a_1") == "Zellkorper e ? a_1"
+    black = np.zeros((60, 200, 3), np.uint8)
+    np.testing.assert_array_equal(panel([("Köln", black)], 1), panel([("Koln", black)], 1))
 
 
 def test_panel_of_nothing_is_refused() -> None:

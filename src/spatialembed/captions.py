@@ -6,6 +6,7 @@ letters come with Pillow.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -32,6 +33,13 @@ class _Text(NamedTuple):
     keep: np.ndarray  # (h, w, 1) float32, what is left of the picture
 
 
+def legible(text: str) -> str:
+    """The text in the letters that come with Pillow: no accents, ? for other scripts."""
+    parts = unicodedata.normalize("NFKD", text)
+    bare = "".join(letter for letter in parts if not unicodedata.combining(letter))
+    return bare.encode("ascii", "replace").decode()
+
+
 def write_captions(picture: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> None:
     """Write a caption on each object that has room for it, into ``picture``.
 
@@ -45,7 +53,7 @@ def write_captions(picture: np.ndarray, labels: np.ndarray, captions: Sequence[s
     for label, (caption, box) in enumerate(zip(captions, boxes, strict=True), start=1):
         if box is None or box[0].stop - box[0].start < SMALLEST:
             continue
-        for text in _forms(caption, sizes):
+        for text in _forms(legible(caption), sizes):
             height, width = text.keep.shape[:2]
             corner = _room(labels, label, box, height, width)
             if corner is not None:

@@ -128,7 +128,9 @@ def _check(ids: np.ndarray, shape: tuple[int, ...], names: Sequence[str]) -> Non
     for name in names:
         if name not in IDS:
             raise SpatialEmbedError(
-                "unknown_class", f"{name} is no class of Cityscapes", f"there are {', '.join(IDS)}"
+                "unknown_class",
+                f"{name} is not a class of Cityscapes",
+                f"there are {', '.join(IDS)}",
             )
 
 

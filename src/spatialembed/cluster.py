@@ -46,7 +46,7 @@ class ClusterOptions:
     min_free: float = 0.5
     """More than this share of the members must be free, in [0, 1)."""
     max_instances: int | None = None
-    """Stop after so many instances, the best ones, and report it as truncated; none: no limit."""
+    """Stop after so many instances, the best ones, and report it as truncated; null: no limit."""
 
     def __post_init__(self) -> None:
         below_one = "at least 0 and below 1"

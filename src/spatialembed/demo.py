@@ -120,7 +120,7 @@ def training_options(data: Path, runs: Path, name: str, seed: int = 0) -> TrainO
 
 
 def train_demo(out: Path, name: str, *, seed: int = 0, scenes: int = 480) -> float:
-    """Train on generated shapes from nothing, then show and score the model on fresh scenes.
+    """Train on generated shapes from scratch, then show and score the model on fresh scenes.
 
     out: folder of the results and of ``scenes/`` and ``runs/NAME/``. scenes: to train on.
     Returns AP at IoU 0.5, mean over the fresh scenes. Raises as ``train`` does.

@@ -48,7 +48,10 @@ def _parse_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise SpatialEmbedError(
-            "unknown_device", f"{name!r} is no device", "use auto, cpu, cuda, cuda:N or mps", USAGE
+            "unknown_device",
+            f"{name!r} is not a device",
+            "use auto, cpu, cuda, cuda:N or mps",
+            USAGE,
         ) from error
 
 
@@ -68,7 +71,10 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     """
     if name not in PRECISIONS:
         raise SpatialEmbedError(
-            "unknown_precision", f"{name!r} is no precision", f"use {', '.join(PRECISIONS)}", USAGE
+            "unknown_precision",
+            f"{name!r} is not a precision",
+            f"use {', '.join(PRECISIONS)}",
+            USAGE,
         )
     if name == "auto":
         return "bfloat16" if _computes_bfloat16(device) else "float32"

@@ -173,7 +173,7 @@ def build(
     """
     if engine not in ("auto", *ENGINES):
         remedy = f"use auto, {', '.join(ENGINES)}"
-        raise SpatialEmbedError("unknown_engine", f"{engine!r} is no engine", remedy, USAGE)
+        raise SpatialEmbedError("unknown_engine", f"{engine!r} is not an engine", remedy, USAGE)
     _set_threads(threads)
     where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
     how = _precision_of(engine, precision, where)

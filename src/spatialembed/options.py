@@ -17,7 +17,7 @@ class DemoOptions:
     out: str = "demo"
     """Folder of the results."""
     train: bool = False
-    """Train a small model of shapes from nothing instead; about five minutes on two cores."""
+    """Train a small model of shapes from scratch instead; about five minutes on two cores."""
     seed: int = 0
     """Of the generated pictures and of the training."""
 

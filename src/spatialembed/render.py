@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from spatialembed.captions import write_captions
+from spatialembed.captions import legible, write_captions
 from spatialembed.colour import (
     MAGMA,
     VIRIDIS,
@@ -249,7 +249,7 @@ def _write(
     draw: ImageDraw.ImageDraw, left_middle: tuple[int, int], text: str, size: int, room: int
 ) -> None:
     """One line of text, made smaller where it would be wider than ``room`` px."""
-    font = ImageFont.load_default(size=size)
+    text, font = legible(text), ImageFont.load_default(size=size)
     width = draw.textlength(text, font=font)
     if width > room:
         font = ImageFont.load_default(size=max(7, int(size * max(room, 1) / width)))

@@ -55,7 +55,7 @@ _FAULTS = {
     "binary_mask": "{} with one id in several parts: foreground, not instances",
     "colour_labels": "{} of colours instead of ids",
     "label_format": "{} in a format that does not keep ids",
-    "label_values": "{} with values that are no ids",
+    "label_values": "{} with values that are not ids",
     "bad_channels": "{} of neither one nor three channels",
     "non_finite": "{} with NaN or infinite pixels",
     "duplicate_name": "{} whose name another one has too",

@@ -234,7 +234,7 @@ def choose_classes(names: Sequence[str] | None) -> tuple[str, ...]:
             near = difflib.get_close_matches(name, IDS, 1)
             remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(IDS)}"
             raise SpatialEmbedError(
-                "unknown_class", f"{name!r} is no class of Cityscapes", remedy, USAGE
+                "unknown_class", f"{name!r} is not a class of Cityscapes", remedy, USAGE
             )
     if not names:
         raise SpatialEmbedError("unknown_class", "no class", f"there are {', '.join(IDS)}", USAGE)

@@ -103,7 +103,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
         if (form := _sniff(head)) is None:
             raise SpatialEmbedError(
                 "not_an_image",
-                f"{path}: the content is no PNG, JPEG, TIFF, WebP, BMP or GIF",
+                f"{path}: the content is not PNG, JPEG, TIFF, WebP, BMP or GIF",
                 "convert it to PNG or TIFF",
             )
         _check_suffix(path, form)

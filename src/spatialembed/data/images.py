@@ -145,7 +145,7 @@ def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return np.ascontiguousarray(plain_type("array", image))
     raise SpatialEmbedError(
         "bad_image",
-        f"a {type(image).__name__} is no image",
+        f"a {type(image).__name__} is not an image",
         "give a path, a PIL image or a numpy array",
     )
 
@@ -228,7 +228,7 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
         what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
         raise SpatialEmbedError(
             "colour_labels",
-            f"{path}: a mask with {what}: colours are no ids",
+            f"{path}: a mask with {what}: colours are not ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
     if inverted:  # ImageJ and tifffile write masks so, and mean the number
