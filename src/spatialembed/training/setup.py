@@ -39,9 +39,11 @@ class Setup:
 
     @property
     def normalization(self) -> Normalization:
+        """How pixel values become network input."""
         return self.options.normalization
 
     def plan(self, epoch: int) -> CropPlan:
+        """What the crops of an epoch in [0, epochs) are."""
         stage, _ = self.options.stage(epoch)
         count = stage.crops or len(self.train)
         return CropPlan(
@@ -55,11 +57,13 @@ class Setup:
         )
 
     def engine(self, net: SpatialEmbeddingNet) -> TorchEngine:
+        """The network as validation runs it, on the device and in the precision of the run."""
         return TorchEngine(
             net, device=self.device, precision=self.precision, scale=self.options.scale
         )
 
     def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:
+        """All of the model file but the weights."""
         return ModelInfo(
             class_names=tuple(self.train.class_names),
             elliptical=self.options.elliptical,
