@@ -32,10 +32,12 @@ $(BIN)/python:
 
 # The stamps are older than pyproject.toml after a change of what is needed. The full set serves both.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV): some minutes, up to 6 GB"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV): some minutes, up to 7 GB"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 

@@ -42,6 +42,28 @@ def test_folder_is_mirrored_in_order(tree: Path) -> None:
     ]  # fmt: skip
 
 
+def test_masks_of_a_data_set_are_no_images_to_look_into(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (
+        "images/a.png",
+        "masks/a.png",
+        "val/images/b.png",
+        "val/masks/b.png",
+        "x/masks/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        wrote(tmp_path / name)
+    kept = ["images/a", "val/images/b", "x/masks/c"]  # the last stands beside no images
+    assert [name for _, name in list_images([tmp_path], quiet=True)] == kept
+    assert not caplog.records
+    assert [name for _, name in list_images([tmp_path])] == kept
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        str(tmp_path / folder) for folder in ("masks", "val/masks")
+    ]
+    assert [name for _, name in list_images([tmp_path / "masks"])] == ["a"]  # meant
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [

@@ -144,7 +144,7 @@ def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
     What cannot be read counts nothing: ``predict_folder`` says what is wrong.
     """
     try:
-        files = list_images(sources, exclude=out)
+        files = list_images(sources, exclude=out, quiet=True)
     except SpatialEmbedError:
         return 0.0
     return pixels_of([path for path, _ in files])

@@ -23,13 +23,17 @@ _FOLDING = sys.platform in ("win32", "darwin")
 
 
 def list_images(
-    sources: Sequence[str | os.PathLike[str]], exclude: str | os.PathLike[str] | None = None
+    sources: Sequence[str | os.PathLike[str]],
+    exclude: str | os.PathLike[str] | None = None,
+    *,
+    quiet: bool = False,
 ) -> list[tuple[Path, str]]:
     """Image files of files, folders (with all below) and globs, each with its name for the outputs.
 
     The name is the path below the folder (or below the fixed part of the glob) without suffix, with
     "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and
-    the folder ``exclude`` (where outputs go) are passed over; folders are searched by suffix.
+    the folder ``exclude`` (where outputs go) are passed over, and in the folder of a data set the
+    masks, which is said unless ``quiet``; folders are searched by suffix.
 
     Raises SpatialEmbedError: not_found, no_images, name_collision, output_in_input.
     """
@@ -38,7 +42,7 @@ def list_images(
     if not sources:
         raise SpatialEmbedError("no_images", "no source", "name files, folders or globs")
     for source in map(Path, sources):
-        matches = _of_source(source, out)
+        matches = _of_source(source, out, quiet)
         if not matches:  # a mistyped one among good ones would drop its images unseen
             raise SpatialEmbedError(
                 "no_images", f"{source}: no image found", f"looked for {' '.join(SUFFIXES)}"
@@ -49,7 +53,7 @@ def list_images(
     return list(found.values())
 
 
-def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
+def _of_source(source: Path, out: Path | None, quiet: bool) -> list[tuple[Path, str]]:
     """Paths and output names of one file, folder or glob."""
     if source.is_dir():
         if out == source.resolve():
@@ -60,12 +64,22 @@ def _of_source(source: Path, out: Path | None) -> list[tuple[Path, str]]:
             )
         if is_zarr(source):
             return [(source, source.stem)]
-        return [(path, _name(path, source)) for path in image_files(source, out, zarr=True)]
+        paths = _without_masks(source, image_files(source, out, zarr=True), quiet)
+        return [(path, _name(path, source)) for path in paths]
     if has_magic(str(source)) and not source.exists():
         return _of_glob(source, out)
     if not os.path.lexists(source):
         raise SpatialEmbedError("not_found", f"{source}: no such file or folder", "check the path")
     return [(source, source.stem)]
+
+
+def _without_masks(source: Path, paths: Sequence[Path], quiet: bool) -> list[Path]:
+    """A data set keeps masks/ beside images/; they are images to read, but not to look into."""
+    masks = {p.parent for p in paths if p.parent != source and p.parent.name == "masks"}
+    masks = {folder for folder in masks if (folder.parent / "images").is_dir()}
+    for folder in [] if quiet else sorted(masks):
+        logger.warning("%s: masks of a data set, left out", folder)
+    return [path for path in paths if path.parent not in masks]
 
 
 def is_zarr(path: Path) -> bool:
