@@ -203,7 +203,6 @@ def check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
     if len(of_model) != len(of_data) or (len(of_data) > 1 and tuple(of_model) != tuple(of_data)):
         raise SpatialEmbedError(
             "class_mismatch",
-            f"the model knows {len(of_model)} classes ({', '.join(of_model)}), "
-            f"the data set {len(of_data)} ({', '.join(of_data)})",
+            f"classes of the model: {', '.join(of_model)}; of the data set: {', '.join(of_data)}",
             "use data with the classes of the model, in its order",
         )
