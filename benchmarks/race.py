@@ -24,9 +24,11 @@ from contestants import Contestant, Recipe, autocast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from spatialembed.data.module import Batch, Images, collate
+from spatialembed.data.dataset import Dataset
+from spatialembed.data.module import Batch, collate
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.transforms import AugmentOptions, training_crop
@@ -68,10 +70,10 @@ class Standing:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-class Stream(Dataset[Any]):
+class Stream(TorchDataset[Any]):
     """Crop n of an endless training: every image once before any comes twice."""
 
-    def __init__(self, images: Images, recipe: Recipe, schedule: Schedule) -> None:
+    def __init__(self, images: Dataset, recipe: Recipe, schedule: Schedule) -> None:
         self.images, self.recipe, self.schedule = images, recipe, schedule
 
     def __getitem__(self, n: int) -> Any:
@@ -100,7 +102,7 @@ class Stream(Dataset[Any]):
 
 def race(
     contestants: Sequence[Contestant],
-    images: Images,
+    images: Dataset,
     recipe: Recipe,
     schedule: Schedule,
     score: Score,

@@ -22,8 +22,8 @@ from race import Schedule, Score
 
 from spatialembed.cityscapes_ap import MIN_PIXELS, average_precision, mask_overlaps
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
+from spatialembed.data.dataset import Dataset
 from spatialembed.data.folder import open_folder
-from spatialembed.data.module import Images
 from spatialembed.data.splitting import split_dataset
 from spatialembed.data.streets import write_streets
 from spatialembed.labels import encode, encode_instances
@@ -87,8 +87,8 @@ class Trial:
     """One data set with all that both are told of it."""
 
     name: str
-    train: Images
-    val: Images
+    train: Dataset
+    val: Dataset
     recipe: Recipe
     schedule: Schedule
 
@@ -143,7 +143,7 @@ def nuclei(size: Size, weights: Weights, root: Path | None = None) -> Trial | No
     recipe = Recipe(
         classes=train.class_names,
         normalization=Normalization(),
-        min_pixels=usual_min_pixels(train[i] for i in _spread(len(train), 200)),
+        min_pixels=usual_min_pixels(train[i].target for i in _spread(len(train), 200)),
         detections=400,
         rois=128,
         anchors=(8, 16, 32, 64, 128),
