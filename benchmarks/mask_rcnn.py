@@ -1,6 +1,6 @@
 """torchvision's Mask R-CNN (ResNet-50, FPN) beside ours: trained side by side, or timed only.
 
-    python benchmarks/mask_rcnn.py                      small: half an hour on two cores
+    python benchmarks/mask_rcnn.py                      small: 50 minutes of processor time
     python benchmarks/mask_rcnn.py --full               until AP no longer rises; for a GPU
     python benchmarks/mask_rcnn.py --engine compiled    times prediction only, without training
 
