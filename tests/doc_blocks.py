@@ -3,7 +3,7 @@
 A page is Markdown. Its ``sh`` and ``python`` blocks run in order; a comment before a block changes
 that::
 
-    <!-- not run: why -->     only parsed        <!-- slow -->   in the slow test only
+    <!-- not run: why -->     only parsed        <!-- slow -->   makes the page's test slow
     <!-- run with: FLAGS -->  added to each spatialembed line, to make it small
     <!-- setup: python        a block that is run and not shown
     ...

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,13 @@ def name_of(page: Path) -> str:
     return page.parent.name if page in CARDS else page.stem
 
 
-def runs(page: Path, *, slow: bool) -> bool:
-    """Whether a page has a block that the quick test, or only the slow one, is to run."""
-    found = [b for b in blocks(page) if b.language in ("sh", "python") and not b.not_run]
-    return any(b.slow for b in found) if slow else any(not b.slow for b in found)
+def pages_to_run() -> Iterator[Any]:
+    """The pages with something to run; slow are those with a slow block."""
+    for page in PAGES:
+        run = [b for b in blocks(page) if b.language in ("sh", "python") and not b.not_run]
+        if run:
+            marks = [pytest.mark.slow] if any(b.slow for b in run) else []
+            yield pytest.param(page, marks=marks, id=name_of(page))
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +62,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if runs(p, slow=False)], ids=name_of)
+@pytest.mark.parametrize("page", pages_to_run())
 def test_page_runs(
     page: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    follow(page, start, tmp_path, monkeypatch, slow=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if runs(p, slow=True)], ids=name_of)
-def test_page_runs_with_its_slow_blocks(
-    page: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    follow(page, start, tmp_path, monkeypatch, slow=True)
-
-
-def follow(
-    page: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool
 ) -> None:
     """Do what a page says, from top to bottom, in a folder of its own."""
     folder = tmp_path / "here"
@@ -82,7 +72,7 @@ def follow(
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
-        if block.not_run or (block.slow and not slow):
+        if block.not_run:
             continue
         where = f"{page.name}:{block.line}"
         if block.language == "python":
