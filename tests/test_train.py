@@ -477,7 +477,7 @@ def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
     net, info = checkpoint.load(trained / "model")
     facts = info.training | {"validation_ap": 0.75}
     checkpoint.save(tmp_path / "model", net, replace(info, training=facts))
-    setup: Any = SimpleNamespace(run=tmp_path)
+    setup: Any = SimpleNamespace(run=tmp_path, options=SimpleNamespace(margin=None))
     module = training_module.TrainingModule(setup, net)
     module.on_load_checkpoint({"best_ap": 0.5, "seconds": 0.0})
     assert module.best_ap == 0.75
