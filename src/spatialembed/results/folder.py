@@ -69,7 +69,7 @@ class ResultFolder:
 
     def __init__(
         self,
-        out: Path,
+        out: str | Path,
         class_names: Sequence[str],
         *,
         formats: str | Sequence[str] = DEFAULT,
@@ -82,7 +82,7 @@ class ResultFolder:
 
         Raises SpatialEmbedError of ``formats.check`` (exit 2).
         """
-        formats = check(formats, class_names, simplify)
+        out, formats = Path(out), check(formats, class_names, simplify)
         self.out, self.formats, self.simplify = out, formats, simplify
         self.gallery = gallery or Gallery()
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
