@@ -26,16 +26,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from spatialembed.cityscapes_ap import MIN_PIXELS, ClassOverlaps, average_precision, overlaps
-from spatialembed.cluster import ClusterOptions, cluster, cluster_with_truth
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
-from spatialembed.data.streets import write_streets
+from spatialembed.evaluation.cityscapes_ap import (
+    MIN_PIXELS,
+    ClassOverlaps,
+    average_precision,
+    overlaps,
+)
 from spatialembed.files import atomic_write
-from spatialembed.geometry import margin_px
-from spatialembed.loss import Center
-from spatialembed.predict import load
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.transforms import AugmentOptions
+from spatialembed.generated.streets import write_streets
+from spatialembed.inference.predictor import load
+from spatialembed.method.cluster import ClusterOptions, cluster, cluster_with_truth
+from spatialembed.method.geometry import margin_px
+from spatialembed.method.loss import Center
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Embeddings, Normalization, Target
 
 
@@ -153,7 +158,7 @@ def trained(plan: Plan, work: Path, name: str, seed: int, device: str) -> list[P
 
 def finished(options: TrainOptions) -> Path:
     """The run with these settings: begun, or gone on with."""
-    from spatialembed.train import train
+    from spatialembed.training.train import train
 
     run = Path(options.out, str(options.name))
     if (run / "config.yaml").exists():

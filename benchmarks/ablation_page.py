@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from report import RESULTS
 
-from spatialembed.bench import machine
+from spatialembed.command.bench import machine
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PUBLISHED = {

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from scenes import scene
 
-from spatialembed.bench import machine
-from spatialembed.cluster import ClusterOptions, cluster, cluster_plain
+from spatialembed.command.bench import machine
+from spatialembed.method.cluster import ClusterOptions, cluster, cluster_plain
 from spatialembed.types import Embeddings, Instances
 
 STREET = (1024, 2048)

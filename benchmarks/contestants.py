@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spatialembed.cluster import ClusterOptions, cluster
-from spatialembed.data.module import Batch
-from spatialembed.loss import spatial_embedding_loss
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.transforms import network_input
+from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.method.loss import spatial_embedding_loss
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.normalization import network_input
+from spatialembed.training.loader import Batch
 from spatialembed.types import Normalization, Target
 
 Weights = Literal["none", "imagenet", "coco"]

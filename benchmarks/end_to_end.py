@@ -26,14 +26,14 @@ import torch
 from report import Table, finish, percent
 from scenes import scene_image
 
-from spatialembed import checkpoint
-from spatialembed.bench import in_turns, ratio
-from spatialembed.cluster import cluster, cluster_plain
-from spatialembed.labels import relabel
-from spatialembed.metrics import label_ap
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.predict import Predictor, load
-from spatialembed.transforms import network_input, normalize, to_tensor
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.evaluation.label_metrics import label_ap
+from spatialembed.inference import model_file
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.cluster import cluster, cluster_plain
+from spatialembed.method.labels import relabel
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.normalization import network_input, normalize, to_tensor
 from spatialembed.types import Embeddings, Instances
 
 SAME_PIXELS = 1e-4
@@ -43,7 +43,7 @@ SAME_PIXELS = 1e-4
 class Plain:
     """The straightforward way."""
 
-    def __init__(self, net: SpatialEmbeddingNet, info: checkpoint.ModelInfo) -> None:
+    def __init__(self, net: SpatialEmbeddingNet, info: model_file.ModelInfo) -> None:
         self.net, self.info = net.eval(), info
 
     def normalise(self, image: np.ndarray) -> torch.Tensor:
@@ -66,7 +66,7 @@ def main() -> None:
     image = np.repeat(scene_image(height, width, options.instances)[..., None], 3, axis=2)
     with tempfile.TemporaryDirectory() as folder:
         model = at_pixel_size(options.model, Path(folder) / "model")
-        plain = Plain(*checkpoint.load(model))
+        plain = Plain(*model_file.load(model))
         ours, starts = {}, {}
         for name in options.engines:
             began = time.perf_counter()
@@ -120,8 +120,8 @@ def parsed() -> argparse.Namespace:
 
 def at_pixel_size(model: str, folder: Path) -> Path:
     """The model as one that sees images at their own size."""
-    net, info = checkpoint.load(model)
-    return checkpoint.save(folder, net, replace(info, scale=1.0))
+    net, info = model_file.load(model)
+    return model_file.save(folder, net, replace(info, scale=1.0))
 
 
 def loaded(model: Path, name: str, threads: int | None) -> Predictor:

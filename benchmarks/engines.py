@@ -24,17 +24,17 @@ from rich.progress import track
 from scenes import scene_image
 from torch import Tensor
 
-from spatialembed import checkpoint
-from spatialembed.bench import in_turns, ratio
-from spatialembed.data.selection import select
-from spatialembed.engine import Engine, TorchEngine, build
-from spatialembed.engines.inductor import missing_compiler
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.data.open import select
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.geometry import LOG_SCALE
-from spatialembed.metrics import label_ap
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.predict import Predictor
-from spatialembed.transforms import network_input
+from spatialembed.evaluation.label_metrics import label_ap
+from spatialembed.inference import model_file
+from spatialembed.inference.engine import Engine, TorchEngine, build
+from spatialembed.inference.engines.inductor import missing_compiler
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method.geometry import LOG_SCALE
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.normalization import network_input
 from spatialembed.types import UNIT, Embeddings
 
 NAMES = [
@@ -48,7 +48,7 @@ def main() -> None:
     device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    net, info = checkpoint.load(options.model)
+    net, info = model_file.load(options.model)
     scene = scene_image(*options.size, options.instances)
     images = network_input(scene, info.normalization)[None].contiguous().to(device)
     plain = net.to(device).requires_grad_(False)

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from report import Table, finish, percent
 
-from spatialembed.bench import in_turns, ratio
-from spatialembed.bulk import predict_folder
-from spatialembed.cluster import cluster
-from spatialembed.data.images import read_image
-from spatialembed.data.synthetic import nuclei_field
-from spatialembed.predict import Predictor, load
-from spatialembed.render import write_png
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.generated.nuclei_and_shapes import nuclei_field
+from spatialembed.images.read import read_image
+from spatialembed.images.write import write_png
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.cluster import cluster
+from spatialembed.method.normalization import network_input
 from spatialembed.results.folder import ResultFolder
-from spatialembed.transforms import network_input
 from spatialembed.types import Embeddings, Instances
 
 

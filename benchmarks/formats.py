@@ -18,12 +18,12 @@ import numpy as np
 from report import Table, finish
 from skimage.measure import regionprops_table
 
-from spatialembed.bench import in_turns, ratio
-from spatialembed.results import coco, table
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.results import coco, objects_csv
 from spatialembed.results.geojson import write_geojson
 from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
-from spatialembed.results.measure import measure
+from spatialembed.results.measurements import measure
 from spatialembed.results.overlay import write_overlay
 from spatialembed.types import Instances
 
@@ -67,7 +67,7 @@ def writers(out: Path, found: Instances, image: np.ndarray) -> dict[str, Callabl
         "labels": lambda: write_labels(out / "a", found.labels),
         "tiff": lambda: write_labels(out / "b", found.labels, tiff=True),
         "overlay": lambda: write_overlay(out / "a", image, found),
-        "csv": lambda: table.describe("a", found, image),
+        "csv": lambda: objects_csv.describe("a", found, image),
         "coco": lambda: coco.describe("a", found),
         "geojson": lambda: write_geojson(out / "a.geojson", found),
         "geojson, simplified": lambda: write_geojson(out / "b.geojson", found, simplify=1.0),

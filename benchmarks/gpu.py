@@ -25,10 +25,10 @@ from mask_rcnn import DETECTIONS, MaskRcnn
 from report import Table, finish, percent
 from scenes import scene, scene_image
 
-from spatialembed.bench import in_turns, ratio
-from spatialembed.cluster import cluster
-from spatialembed.predict import Predictor, load
-from spatialembed.transforms import network_input
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.cluster import cluster
+from spatialembed.method.normalization import network_input
 from spatialembed.types import Embeddings, Target
 
 SIZE = (1024, 2048)

@@ -28,7 +28,7 @@ import tifffile
 from rich.progress import track
 from scipy import ndimage
 
-from spatialembed.data.large import open_large
+from spatialembed.images.windows import open_large
 
 BAND = 512  # rows
 EDGE = 8  # rows beyond a band that its blur looks at
@@ -183,9 +183,9 @@ def contexts(options: argparse.Namespace) -> dict[str, Any]:
     """Mean AP of the validation images, whole and by tiles of ``--tile`` px with each context."""
     from spatialembed.data.folder import open_folder
     from spatialembed.data.splitting import split_dataset
-    from spatialembed.large import TileOptions, predict_large
-    from spatialembed.metrics import label_ap
-    from spatialembed.predict import load
+    from spatialembed.evaluation.label_metrics import label_ap
+    from spatialembed.inference.predict_large import TileOptions, predict_large
+    from spatialembed.inference.predictor import load
     from spatialembed.results.folder import ResultFolder
 
     dataset = split_dataset(open_folder(options.data), group_by=options.group_by)[1]

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from report import Table, finish
 
-from spatialembed.bench import in_turns, ratio
+from spatialembed.command.bench import in_turns, ratio
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
-from spatialembed.data.instance_index import InstanceIndex, instance_index
-from spatialembed.data.module import Batch, CropPlan, Crops, collate
-from spatialembed.data.streets import write_streets
-from spatialembed.engine import resolve_device, resolve_precision
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.transforms import AugmentOptions
+from spatialembed.generated.streets import write_streets
+from spatialembed.inference.engine import resolve_device, resolve_precision
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.instance_index import InstanceIndex, instance_index
+from spatialembed.training.loader import Batch, CropPlan, Crops, collate
 from spatialembed.types import Normalization, Sample
 
 CASES = ((512, 4), (1024, 2))

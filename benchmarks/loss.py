@@ -24,9 +24,9 @@ import torch
 from report import Line, Table, finish
 from torch import Tensor
 
-from spatialembed.bench import in_turns, ratio
-from spatialembed.data.synthetic import nuclei_field
-from spatialembed.loss import spatial_embedding_loss
+from spatialembed.command.bench import in_turns, ratio
+from spatialembed.generated.nuclei_and_shapes import nuclei_field
+from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.types import UNIT, Embeddings, Target
 
 COUNTS = (10, 30, 100, 300, 1000)

@@ -32,8 +32,8 @@ from race_data import FULL, SMALL, Trial, label_figures, nuclei, streets, with_m
 from report import RESULTS, Table, finish
 from scenes import scene_image
 
-from spatialembed.bench import in_turns, machine, ratio
-from spatialembed.device import resolve_device
+from spatialembed.command.bench import in_turns, machine, ratio
+from spatialembed.inference.device import resolve_device
 
 DETECTIONS = 100
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "mask_rcnn"

@@ -20,12 +20,12 @@ from ablation import finished, scored
 from ablation_page import renew_overfit
 from report import RESULTS
 
-from spatialembed.bench import machine
-from spatialembed.cityscapes_ap import IDS
+from spatialembed.command.bench import machine
 from spatialembed.data.cityscapes import open_cityscapes
-from spatialembed.data.streets import write_streets
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.transforms import AugmentOptions
+from spatialembed.data.cityscapes_ids import IDS
+from spatialembed.generated.streets import write_streets
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Normalization
 
 SIZE_HW, STREETS, SEED = (192, 192), 8, 2

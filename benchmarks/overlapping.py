@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from spatialembed.cityscapes_ap import ClassOverlaps, average_precision, mask_overlaps
-from spatialembed.cluster import ClusterOptions, cluster
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
-from spatialembed.geometry import embed, precision
-from spatialembed.predict import Predictor, load
-from spatialembed.results.report import mean
+from spatialembed.evaluation.cityscapes_ap import ClassOverlaps, average_precision, mask_overlaps
+from spatialembed.evaluation.label_report import mean
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.method.geometry import embed, precision
 from spatialembed.types import Embeddings, Instances
 
 WAYS = ("one owner a pixel", "classes overlap", "all overlap")

@@ -16,7 +16,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from spatialembed.calibration import (
+from spatialembed.data.folder import FolderDataset
+from spatialembed.data.open import select
+from spatialembed.data.splitting import group_keys
+from spatialembed.evaluation.label_metrics import best_ious
+from spatialembed.evaluation.threshold_sweep import overlaps_with
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.calibration import (
     Objects,
     auc,
     calibration_error,
@@ -25,14 +31,8 @@ from spatialembed.calibration import (
     objects_of,
     rank_correlation,
 )
-from spatialembed.cluster import cluster
-from spatialembed.data.folder import FolderDataset
-from spatialembed.data.selection import select
-from spatialembed.data.splitting import group_keys
-from spatialembed.geometry import embed, precision
-from spatialembed.metrics import best_ious
-from spatialembed.predict import Predictor, load
-from spatialembed.thresholds import overlaps_with
+from spatialembed.method.cluster import cluster
+from spatialembed.method.geometry import embed, precision
 from spatialembed.types import Embeddings, Instances, Sample
 
 

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from spatialembed.data.dataset import Dataset
-from spatialembed.data.module import Batch, collate
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
-from spatialembed.transforms import AugmentOptions, training_crop
+from spatialembed.training.crops import AugmentOptions, training_crop
+from spatialembed.training.loader import Batch, collate
 
 CLIP = 10.0
 """Largest norm of the gradient, of both."""

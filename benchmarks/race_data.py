@@ -20,16 +20,16 @@ import numpy as np
 from contestants import Contestant, Finds, Recipe, Weights, owned
 from race import Schedule, Score
 
-from spatialembed.cityscapes_ap import MIN_PIXELS, average_precision, mask_overlaps
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
 from spatialembed.data.dataset import Dataset
 from spatialembed.data.folder import open_folder
 from spatialembed.data.splitting import split_dataset
-from spatialembed.data.streets import write_streets
-from spatialembed.labels import encode, encode_instances
-from spatialembed.metrics import AP_THRESHOLDS, label_ap
-from spatialembed.thresholds import usual_min_pixels
-from spatialembed.transforms import AugmentOptions
+from spatialembed.evaluation.cityscapes_ap import MIN_PIXELS, average_precision, mask_overlaps
+from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
+from spatialembed.evaluation.threshold_sweep import usual_min_pixels
+from spatialembed.generated.streets import write_streets
+from spatialembed.method.labels import encode, encode_instances
+from spatialembed.training.crops import AugmentOptions
 from spatialembed.types import Normalization, Sample
 
 ROOT = Path(__file__).resolve().parent.parent

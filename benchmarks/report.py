@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import rich.table
 from rich.console import Console
 
-from spatialembed.bench import machine
+from spatialembed.command.bench import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from spatialembed.data.synthetic import nuclei_field
+from spatialembed.generated.nuclei_and_shapes import nuclei_field
 from spatialembed.types import UNIT, Embeddings
 
 COVER = 0.15

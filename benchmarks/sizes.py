@@ -18,10 +18,10 @@ from end_to_end import at_pixel_size, label, loaded
 from report import Line, Table, finish
 from scenes import scene
 
-from spatialembed.bench import in_turns
-from spatialembed.cluster import cluster
-from spatialembed.predict import Predictor
-from spatialembed.transforms import network_input
+from spatialembed.command.bench import in_turns
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method.cluster import cluster
+from spatialembed.method.normalization import network_input
 
 SIDES = (256, 512, 1024, 2048, 4096)
 DENSITY = 100 / (1024 * 2048)

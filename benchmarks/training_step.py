@@ -21,14 +21,14 @@ import torch
 from report import Table, finish, percent
 from torch import Tensor
 
-from spatialembed.bench import in_turns
+from spatialembed.command.bench import in_turns
 from spatialembed.data.folder import open_folder
-from spatialembed.data.module import Batch, CropPlan, Crops, collate
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
-from spatialembed.engine import resolve_device, resolve_precision
-from spatialembed.loss import spatial_embedding_loss
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.transforms import AugmentOptions
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+from spatialembed.inference.engine import resolve_device, resolve_precision
+from spatialembed.method.loss import spatial_embedding_loss
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.loader import Batch, CropPlan, Crops, collate
 from spatialembed.types import Embeddings, Normalization
 
 CASES = ((512, 4), (1024, 2))

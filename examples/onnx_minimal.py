@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from spatialembed.data.images import read_image
-from spatialembed.kernels import cpu
+from spatialembed.images.read import read_image
+from spatialembed.method.kernels import cpu
 from spatialembed.results.labels import write_labels
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from skimage import data
 
 import spatialembed
-from spatialembed.data.synthetic import nuclei_field
-from spatialembed.render import maps_panel, write_png
+from spatialembed.generated.nuclei_and_shapes import nuclei_field
+from spatialembed.images.write import write_png
+from spatialembed.pictures.drawing import maps_panel
 
 
 def row(model: str, image: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import spatialembed
 from spatialembed.data.folder import open_folder
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
-from spatialembed.evaluate import evaluate
+from spatialembed.evaluation.evaluate import evaluate
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 from spatialembed.results.overlay import write_overlay
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.train import train
+from spatialembed.training.options import StageOptions, TrainOptions
+from spatialembed.training.train import train
 
 if __name__ == "__main__":  # loader processes import this file again
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/example_nuclei")

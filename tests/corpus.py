@@ -18,8 +18,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from spatialembed.data.images import ImageWarning, read_image
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.read import ImageWarning, read_image
 
 RNG = np.random.default_rng(5)
 SHAPE = (22, 27)

@@ -93,7 +93,7 @@ def scenes() -> dict[str, Embeddings]:
 
 
 def main(out: str) -> None:
-    from spatialembed import cluster
+    from spatialembed.method import cluster
 
     results = {}
     for name, maps in scenes().items():

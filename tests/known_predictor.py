@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialembed import geometry
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions
-from spatialembed.predict import Predictor
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method import geometry
+from spatialembed.method.cluster import ClusterOptions
 from spatialembed.types import Embeddings, Normalization
 
 INFO = ModelInfo(("thing",), True, Normalization("none"), ClusterOptions(min_pixels=0))

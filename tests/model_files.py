@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.method.model import SpatialEmbeddingNet
 
 
 def new_net(seed: int = 0, classes: int = 2, elliptical: bool = True) -> SpatialEmbeddingNet:

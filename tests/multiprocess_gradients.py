@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from spatialembed.data.module import CropPlan, Crops, Share, collate
-from spatialembed.data.synthetic import SyntheticDataset
-from spatialembed.loss import spatial_embedding_loss
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.transforms import AugmentOptions
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset
+from spatialembed.method.loss import spatial_embedding_loss
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.loader import CropPlan, Crops, Share, collate
 from spatialembed.types import Normalization
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialembed.settings import StageOptions
+from spatialembed.training.options import StageOptions
 from spatialembed.types import Embeddings, Target
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

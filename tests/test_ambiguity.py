@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from known_predictor import known, scene
-from spatialembed.ambiguity import LEAST, ambiguity, seed_pixels
-from spatialembed.bulk import predict_folder
-from spatialembed.cluster import ClusterOptions, cluster
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.method.ambiguity import LEAST, ambiguity, seed_pixels
+from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.types import UNIT, Embeddings, Instances
 
 PX_OF_HALF = UNIT * math.sqrt(math.log(2) / math.exp(10))  # margin of log-precision 1

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from spatialembed import bench, cli, render
-from spatialembed.bench import Ratio, in_turns, machine, ratio, timed
-from spatialembed.bulk import predict_folder
-from spatialembed.checkpoint import ModelInfo, save
-from spatialembed.cluster import ClusterOptions
+from spatialembed.command import bench, main
+from spatialembed.command.bench import Ratio, in_turns, machine, ratio, timed
 from spatialembed.errors import SpatialEmbedError, missing_extra
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.inference.model_file import ModelInfo, save
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.pictures import drawing
 from spatialembed.types import Normalization
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -108,10 +109,10 @@ def test_bad_settings(model: Path) -> None:
 def test_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--model", str(model), "--sizes", "8,8x16", "--engines", "torch:float32"]
     words += ["--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert "normalise" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2 * 5
-    assert cli.main([*words, "--sizes", "8xq"]) == 2
+    assert main.main([*words, "--sizes", "8xq"]) == 2
 
 
 # ---------------------------------------------------------------- the scripts of benchmarks/
@@ -182,7 +183,7 @@ def test_parts_of_a_folder_are_those_of_the_command(
     """Done one after another they write what the command writes, the shared files once."""
     rng = np.random.default_rng(0)
     paths = [
-        render.write_png(tmp_path / "in" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+        drawing.write_png(tmp_path / "in" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
         for i in range(3)
     ]
     predictor = bench.load(model, device="cpu", engine="torch")

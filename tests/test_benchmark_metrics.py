@@ -20,15 +20,17 @@ from PIL import Image
 from rich.console import Console
 
 from ideal_maps import oracle
-from spatialembed import cli, labels, official
-from spatialembed.cityscapes_ap import IDS
+from spatialembed.command import main
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
+from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.coco import open_coco
 from spatialembed.data.folder import open_folder
-from spatialembed.data.streets import generate_street
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.evaluate import evaluate
-from spatialembed.results.benchmark import BenchmarkReport
+from spatialembed.evaluation import official
+from spatialembed.evaluation.benchmark_report import BenchmarkReport
+from spatialembed.evaluation.evaluate import evaluate
+from spatialembed.generated.streets import generate_street
+from spatialembed.method import labels
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.types import Instances, Sample
 
@@ -460,10 +462,10 @@ def test_verb(
     """A model of two of the classes that sees the truth of these."""
     two = streets.with_classes(["car", "person"])
     seen = oracle([two.truth(i) for i in range(len(two))], two.class_names)
-    monkeypatch.setattr("spatialembed.predict.load", lambda *_, **__: seen)
+    monkeypatch.setattr("spatialembed.inference.predictor.load", lambda *_, **__: seen)
     root = streets.image_path(0).parents[3]
     words = f"evaluate --model m --split val --metric {metric} --data {root} --out {tmp_path}"
-    assert cli.main(words.split()) == 0
+    assert main.main(words.split()) == 0
     said = capsys.readouterr()
     assert f"{metric} metric, 3 images" in said.out
     written = json.loads((tmp_path / "report.json").read_text())
@@ -496,7 +498,7 @@ def test_what_cannot_be_scored_is_told_before_the_model_is_loaded(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("spatialembed.predict.load", loaded)
+    monkeypatch.setattr("spatialembed.inference.predictor.load", loaded)
     path = tmp_path / data
     if data == "folder":
         for part in ("images", "masks"):
@@ -508,5 +510,5 @@ def test_what_cannot_be_scored_is_told_before_the_model_is_loaded(
         (path / "leftImg8bit" / "val").mkdir(parents=True)
     split = ["--split", "val"] if data == "no_truth" else []
     words = ["evaluate", "--model", "m", "--data", str(path), "--metric", metric, *split]
-    assert cli.main(words) == 3
+    assert main.main(words) == 3
     assert code in capsys.readouterr().err

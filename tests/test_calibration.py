@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from spatialembed.calibration import (
+from spatialembed.evaluation.label_metrics import best_ious, overlaps
+from spatialembed.method.calibration import (
     KNOTS,
     LEAST_OBJECTS,
     Calibration,
@@ -27,7 +28,6 @@ from spatialembed.calibration import (
     rank_correlation,
     with_expected_iou,
 )
-from spatialembed.metrics import best_ious, overlaps
 from spatialembed.types import Instances
 
 MAP = Calibration((0.5, 0.7, 0.9), (0.1, 0.4, 0.8), objects=300, error=0.02, error_of_score=0.2)

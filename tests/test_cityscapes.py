@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from spatialembed import checkpoint, cli
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions
+from spatialembed.command import main
 from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
-from spatialembed.data.selection import described, layout_of, open_data, select, splits
-from spatialembed.data.streets import write_streets
+from spatialembed.data.open import described, layout_of, open_data, select, splits
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.settings import TrainOptions
-from spatialembed.train import open_split
+from spatialembed.generated.streets import write_streets
+from spatialembed.inference import model_file
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.options import TrainOptions
+from spatialembed.training.train import open_split
 from spatialembed.types import Normalization, Target
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -473,10 +474,10 @@ def test_evaluate_takes_the_classes_of_the_model(
     streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = ModelInfo(("car",), True, Normalization("fixed"), ClusterOptions(start=0.999))
-    checkpoint.save(tmp_path / "cars", SpatialEmbeddingNet(1), info)  # of random weights
+    model_file.save(tmp_path / "cars", SpatialEmbeddingNet(1), info)  # of random weights
     words = ["--model", str(tmp_path / "cars"), "--device=cpu", "--engine=torch", "--split=val"]
     words += ["--data", str(streets), "--out", str(tmp_path / "scores")]
-    assert cli.main(["evaluate", *words]) == 0
+    assert main.main(["evaluate", *words]) == 0
     assert "streets: Cityscapes, 1 images, " in capsys.readouterr().out
     report = json.loads((tmp_path / "scores/report.json").read_text())
     cars = open_cityscapes(streets, split="val", classes=["car"])[0].target.classes

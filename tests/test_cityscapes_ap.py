@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialembed.cityscapes_ap import IDS, average_precision, mask_overlaps, overlaps
+from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.evaluation.cityscapes_ap import average_precision, mask_overlaps, overlaps
 from spatialembed.types import Instances
 
 CLASSES = tuple(IDS)

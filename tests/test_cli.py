@@ -25,12 +25,13 @@ from docstring_parser import parse_from_object
 from PIL import Image
 
 import spatialembed
-from spatialembed import arguments, checkpoint, cli, predict, verbs
+from spatialembed.command import arguments, main, verbs
+from spatialembed.command.options import EvaluateOptions
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.options import EvaluateOptions
-from spatialembed.settings import TrainOptions
+from spatialembed.inference import model_file, predictor
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.options import TrainOptions
 
 TINY = [
     "--stage1.crop=64",
@@ -59,7 +60,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1",
         "--out",
     ]
-    assert cli.main([*words, str(out)]) == 0
+    assert main.main([*words, str(out)]) == 0
     rows = "\n".join(f"shapes_{i:05d},{'abc'[i // 2]}" for i in range(6))
     (out / "index.csv").write_text(f"image,mosaic\n{rows}\n")
     return out
@@ -70,7 +71,7 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training of one epoch."""
     out = tmp_path_factory.mktemp("runs")
     words = ["train", "--data", str(scenes), "--out", str(out), "--group-by", "mosaic", *TINY]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     return out / "few"
 
 
@@ -78,15 +79,15 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model, which finds nothing."""
     torch.manual_seed(0)
-    silent = checkpoint.ClusterOptions(start=1.0)
-    info = checkpoint.ModelInfo(("object",), True, checkpoint.Normalization(), silent)
-    return checkpoint.save(tmp_path_factory.mktemp("m") / "model", SpatialEmbeddingNet(1), info)
+    silent = model_file.ClusterOptions(start=1.0)
+    info = model_file.ModelInfo(("object",), True, model_file.Normalization(), silent)
+    return model_file.save(tmp_path_factory.mktemp("m") / "model", SpatialEmbeddingNet(1), info)
 
 
 def failed(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> str:
     """What a command that fails with this exit code says: one line on standard error."""
     capsys.readouterr()
-    assert cli.main(words) == code
+    assert main.main(words) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -106,7 +107,7 @@ def test_a_foreign_launcher_silences_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cli.main(["data", "scenes", "--images=1", "--size=32", "--out", str(tmp_path)]) == 0
+    assert main.main(["data", "scenes", "--images=1", "--size=32", "--out", str(tmp_path)]) == 0
     assert "1 images and masks" in capsys.readouterr().out
 
 
@@ -114,7 +115,7 @@ def test_train(run: Path) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["group_by"] == "mosaic"
     assert settings["stage1"]["crop"] == 64
-    _, info = checkpoint.load(run / "model")
+    _, info = model_file.load(run / "model")
     assert info.class_names == ("object",)
     assert (run / "curves.png").is_file()
 
@@ -123,7 +124,7 @@ def test_a_run_says_where_it_lies_and_gets_a_new_name(
     scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "--data", str(scenes), "--out", str(run.parent), *TINY]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert str(run.parent / "few-2" / "model") in capsys.readouterr().out
     assert (run.parent / "few-2" / "model" / "model.json").is_file()
 
@@ -132,7 +133,7 @@ def test_evaluate(
     run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--model", str(run / "model"), "--data", str(scenes), "--device", "cpu"]
-    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    assert main.main([*words, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "AP, image mean" in said
     assert "0.50" in said
@@ -148,18 +149,18 @@ def test_an_engine_is_chosen_by_the_length_of_the_job(
     def stop(*_: object, pixels: float, **__: object) -> NoReturn:
         raise SpatialEmbedError("stopped", f"{pixels:.0f} px", "go on")
 
-    monkeypatch.setattr(predict, "load", stop)
+    monkeypatch.setattr(predictor, "load", stop)
     options = {
-        "evaluate": cli.EvaluateOptions(model=str(model), data=str(scenes)),
-        "tune": cli.TuneOptions(model=str(model), data=str(scenes), out=str(tmp_path / "m")),
+        "evaluate": main.EvaluateOptions(model=str(model), data=str(scenes)),
+        "tune": main.TuneOptions(model=str(model), data=str(scenes), out=str(tmp_path / "m")),
     }[verb]
     with pytest.raises(SpatialEmbedError, match=f"{6 * 64 * 72} px"):
-        cli.VERBS[verb].run(options)
+        main.VERBS[verb].run(options)
 
 
 def test_evaluate_with_true_centres(model: Path, scenes: Path, tmp_path: Path) -> None:
     words = ["evaluate", "--model", str(model), "--data", str(scenes), "--sampling", "truth"]
-    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    assert main.main([*words, "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["sampling"] == "truth"
 
 
@@ -168,7 +169,7 @@ def evaluated(scenes: Path, **settings: Any) -> list[str]:
 
 
 def test_evaluate_on_what_training_held_out(scenes: Path) -> None:
-    from spatialembed.train import open_split
+    from spatialembed.training.train import open_split
 
     options = TrainOptions(data=str(scenes), group_by="mosaic", val_fraction=0.3, seed=4)
     train_set, val_set = open_split(options)
@@ -195,7 +196,7 @@ def test_predict(
     run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", str(scenes / "images"), "--model", str(run / "model"), "--device", "cpu"]
-    assert cli.main([*words, "--out", str(tmp_path), "--start", "0.3", "--min-pixels=4"]) == 0
+    assert main.main([*words, "--out", str(tmp_path), "--start", "0.3", "--min-pixels=4"]) == 0
     with (tmp_path / "objects.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert f"{len(rows)} objects in 6 images" in capsys.readouterr().out
@@ -211,12 +212,12 @@ def test_predict_goes_on_after_a_bad_input(
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
     words = ["predict", str(bad), str(good), "--model", str(model), "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 6
+    assert main.main(words) == 6
     said = capsys.readouterr()
     assert re.search(r"^error empty_file: .*bad\.png", said.err, re.MULTILINE)
     assert "0 objects in 1 images, 1 failed" in said.out
     assert (tmp_path / "out" / "shapes_00000_labels.png").is_file()
-    assert cli.main([*words[:2], *words[3:]]) == 3  # nothing but the bad one
+    assert main.main([*words[:2], *words[3:]]) == 3  # nothing but the bad one
 
 
 def test_predict_takes_every_page_up_to_the_limit(
@@ -227,13 +228,13 @@ def test_predict_takes_every_page_up_to_the_limit(
     tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
     (tmp_path / "broken.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:150])
     words = ["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]
-    assert cli.main([*words, "--pages", "all", "--max-pixels=1200"]) == 6
+    assert main.main([*words, "--pages", "all", "--max-pixels=1200"]) == 6
     said = capsys.readouterr()
     assert "0 objects in 3 images, 1 failed" in said.out
     assert [line.split(":")[0] for line in said.err.splitlines() if "broken" in line] == [
         "error truncated"
     ]
-    assert cli.main([*words, "--pages", "all", "--max-pixels=1199"]) != 0
+    assert main.main([*words, "--pages", "all", "--max-pixels=1199"]) != 0
     assert capsys.readouterr().err.count("too_large") == 3
 
 
@@ -242,7 +243,7 @@ def test_a_warning_is_one_line(
 ) -> None:
     wrong = tmp_path / "named.tif"
     wrong.write_bytes((scenes / "images" / "shapes_00000.png").read_bytes())
-    assert cli.main(["predict", str(wrong), "--model", str(model), "--out", str(tmp_path)]) == 0
+    assert main.main(["predict", str(wrong), "--model", str(model), "--out", str(tmp_path)]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "named.tif" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning ")
@@ -252,21 +253,24 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = SpatialEmbeddingNet(1, elliptical=False)
     state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
     torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / "car.pth")
-    assert cli.main(["convert", str(tmp_path / "car.pth"), str(tmp_path / "car")]) == 0
+    assert main.main(["convert", str(tmp_path / "car.pth"), str(tmp_path / "car")]) == 0
     assert "NC" in capsys.readouterr().out
-    loaded, _ = checkpoint.load(tmp_path / "car")
+    loaded, _ = model_file.load(tmp_path / "car")
     name = "encoder.initial_block.conv.weight"
     assert torch.equal(loaded.state_dict()[name], net.state_dict()[name])
 
 
 def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called: list[Any] = []
-    monkeypatch.setattr("spatialembed.demo.demo", lambda out, seed: called.append((out, seed)))
     monkeypatch.setattr(
-        "spatialembed.demo.train_demo", lambda out, name, seed: called.append((out, name, seed))
+        "spatialembed.command.demo.demo", lambda out, seed: called.append((out, seed))
     )
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
-    assert cli.main(["demo", "--train", "--seed", "4", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(
+        "spatialembed.command.demo.train_demo",
+        lambda out, name, seed: called.append((out, name, seed)),
+    )
+    assert main.main(["demo", "--out", str(tmp_path)]) == 0
+    assert main.main(["demo", "--train", "--seed", "4", "--out", str(tmp_path)]) == 0
     assert called == [(tmp_path, 0), (tmp_path, "shapes", 4)]
 
 
@@ -363,7 +367,7 @@ def test_faults_of_the_machine(
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise fault
 
-    monkeypatch.setattr(predict, "load", fail)
+    monkeypatch.setattr(predictor, "load", fail)
     assert failed(capsys, ["predict", "a", "--model", "m", "--out", "o"], code).startswith(expected)
 
 
@@ -371,9 +375,9 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(predict, "load", fail)
+    monkeypatch.setattr(predictor, "load", fail)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["predict", "a", "--model", "m", "--out", "o"])
+        main.main(["predict", "a", "--model", "m", "--out", "o"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -389,8 +393,8 @@ def test_signal_in_a_finaliser_is_not_lost(
         time.sleep(20)
         pytest.fail("the signal was lost")
 
-    monkeypatch.setattr(predict, "load", wait)
-    assert cli.main(["predict", "a", "--model", "m", "--out", "o"]) == code
+    monkeypatch.setattr(predictor, "load", wait)
+    assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == code
 
 
 def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,8 +408,8 @@ def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:
             unwound.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(predict, "load", wait)
-    assert cli.main(["predict", "a", "--model", "m", "--out", "o"]) == 143
+    monkeypatch.setattr(predictor, "load", wait)
+    assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == 143
     assert unwound
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -418,7 +422,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from spatialembed import train
+    from spatialembed.training import train
 
     def stop(_: TrainOptions) -> NoReturn:
         raise train.Interrupted(number)
@@ -434,7 +438,9 @@ def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in list(sys.modules):
-        if name.startswith(("lightning", "spatialembed.train")):  # and spatialembed.training
+        if name.startswith(
+            ("lightning", "spatialembed.training.train")
+        ):  # and spatialembed.training
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning", None)
     line = failed(capsys, ["train", "--data", "d"], 2)
@@ -456,10 +462,10 @@ def test_print_config_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "[0.5,2]",
         "--group-by=mosaic",
     ]
-    assert cli.main([*words, "--max_time", "3", "--print-config"]) == 0
+    assert main.main([*words, "--max_time", "3", "--print-config"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "mine.yaml").write_text(printed)
-    assert cli.main(["train", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
+    assert main.main(["train", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
     assert capsys.readouterr().out == printed
     settings = yaml.safe_load(printed)
     assert settings["stage1"]["epochs"] == 7
@@ -483,7 +489,7 @@ def test_dashes_underscores_and_bare_flags() -> None:
         (("--augment=false",), False),
         (("--augment", "--batch", "2"), True),
     ):
-        options = parsed(cli.PredictOptions, *base, *words, positional="sources")
+        options = parsed(main.PredictOptions, *base, *words, positional="sources")
         assert options.augment is expected
         assert options.sources == ["a", "b"]
 
@@ -500,7 +506,10 @@ def test_negative_numbers_and_names_with_a_dash() -> None:
     with pytest.raises(SpatialEmbedError, match="seed is -3"):
         parsed(TrainOptions, "--data=d", "--seed", "-3")
     words = ("--out=o", "--model=m", "--", "-x.png", "--y.png")
-    assert parsed(cli.PredictOptions, *words, positional="sources").sources == ["-x.png", "--y.png"]
+    assert parsed(main.PredictOptions, *words, positional="sources").sources == [
+        "-x.png",
+        "--y.png",
+    ]
 
 
 def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -517,14 +526,14 @@ def bare(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
-@pytest.mark.parametrize("verb", list(cli.VERBS))
+@pytest.mark.parametrize("verb", list(main.VERBS))
 def test_help_lists_every_setting_with_its_docstring(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*verb.split(), "--help"]) == 0
+    assert main.main([*verb.split(), "--help"]) == 0
     shown = bare(capsys.readouterr().out)
-    assert bare(cli.VERBS[verb].help) in shown
-    for name, text in documented(cli.VERBS[verb].settings()):
+    assert bare(main.VERBS[verb].help) in shown
+    for name, text in documented(main.VERBS[verb].settings()):
         assert name in shown, name
         assert text, name
         assert bare(text) in shown, name
@@ -556,17 +565,17 @@ def test_version() -> None:
 
 def test_usage_is_quick() -> None:
     program = (
-        "import sys; from spatialembed.cli import main; assert main(['--help']) == 0; "
+        "import sys; from spatialembed.command.main import main; assert main(['--help']) == 0; "
         "print(sorted({'torch', 'jsonargparse', 'lightning'} & set(sys.modules)))"
     )
     done = python("-c", program, capture_output=True)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(verb in done.stdout for verb in cli.VERBS)
+    assert all(verb in done.stdout for verb in main.VERBS)
 
 
 def test_no_verb_is_a_usage_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+    assert main.main([]) == 2
     assert "usage" in capsys.readouterr().out
 
 

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle_cluster
-from spatialembed import geometry
-from spatialembed.cluster import ClusterOptions, cluster, cluster_plain, cluster_with_truth
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.kernels import candidates, cpu, groups
+from spatialembed.method import geometry
+from spatialembed.method.cluster import ClusterOptions, cluster, cluster_plain, cluster_with_truth
+from spatialembed.method.kernels import candidates, cpu, groups
 from spatialembed.types import UNIT, Embeddings, Instances, Target
 
 EVERYTHING = ClusterOptions(min_pixels=0)
@@ -726,7 +726,7 @@ def test_read_only_installation_compiles_without_cache(tmp_path: Path) -> None:
         "def full(self): raise OSError('read-only')\n"
         "c._CacheLocator.ensure_cache_path = full\n"
         "import numpy as np\n"
-        "from spatialembed.kernels.candidates import candidates\n"
+        "from spatialembed.method.kernels.candidates import candidates\n"
         "maps = [np.full((n, 2, 3), 0.95, np.float32) for n in (2, 1, 1)]\n"
         "print(candidates(*maps, foreground=0.5)[0].pixel.tolist())\n"
     )

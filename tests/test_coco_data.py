@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialembed import labels
 from spatialembed.data.coco import open_coco
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.method import labels
 
 SIZE = (20, 30)
 

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 from skimage import color
 
 from drawn_labels import cells, discs
-from spatialembed import geometry
-from spatialembed.colour import (
+from spatialembed.method import geometry
+from spatialembed.pictures.colour import (
     GREEN_BLIND,
     MAGMA,
     RED_BLIND,

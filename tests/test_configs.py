@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from spatialembed.arguments import bundled_configs, parse
-from spatialembed.settings import TrainOptions
+from spatialembed.command.arguments import bundled_configs, parse
+from spatialembed.training.options import TrainOptions
 
 FOLDER = resources.files("spatialembed") / "configs"
 

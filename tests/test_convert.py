@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from model_files import WRITERS, Bomb, new_net, same_weights
-from spatialembed.checkpoint import load
-from spatialembed.cluster import ClusterOptions
-from spatialembed.convert import convert
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.inference.convert import convert
+from spatialembed.inference.model_file import load
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import Normalization
 
 

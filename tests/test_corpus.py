@@ -18,9 +18,9 @@ from torch import Tensor
 
 from corpus import Case, corpus, fault_of
 from known_predictor import INFO
-from spatialembed.bulk import predict_folder
-from spatialembed.data.images import read_image, read_pixels
-from spatialembed.predict import Predictor
+from spatialembed.images.read import read_image, read_pixels
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.inference.predictor import Predictor
 from spatialembed.types import Embeddings
 
 Files = list[tuple[Case, Path]]
@@ -96,7 +96,7 @@ def test_bombs_take_no_memory(codecs: str, files: Files) -> None:
     code = (
         f"if {codecs.endswith('none')}: sys.modules['imagecodecs'] = None\n"
         "from pathlib import Path\n"
-        "from spatialembed.data.images import read_image\n"
+        "from spatialembed.images.read import read_image\n"
         "def peak_kb():\n"
         "    text = open('/proc/self/status').read()\n"
         "    return int(text.split('VmHWM:')[1].split()[0])\n"

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from skimage import data, measure
 
-from spatialembed import checkpoint, demo
-from spatialembed.cluster import ClusterOptions
-from spatialembed.data.synthetic import SyntheticDataset, nuclei_field
+from spatialembed.command import demo
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.settings import StageOptions, TrainOptions
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, nuclei_field
+from spatialembed.inference import model_file
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Instances, Normalization
 
 
@@ -33,7 +34,7 @@ def instances(labels: np.ndarray) -> Instances:
 class Oracle:
     """Answers with given labels for an image of their size, and with nothing for any other."""
 
-    info = checkpoint.ModelInfo(("object",), True, Normalization(), ClusterOptions())
+    info = model_file.ModelInfo(("object",), True, Normalization(), ClusterOptions())
     device = "an oracle"
 
     def __init__(self, labels: np.ndarray) -> None:
@@ -148,8 +149,8 @@ def test_nothing_found_is_said_too(
 def test_a_real_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     silent = ClusterOptions(start=1.0)  # an untrained network: it must run, not find
-    info = checkpoint.ModelInfo(("object",), True, Normalization(), silent)
-    model = checkpoint.save(tmp_path / "model", SpatialEmbeddingNet(1), info)
+    info = model_file.ModelInfo(("object",), True, Normalization(), silent)
+    model = model_file.save(tmp_path / "model", SpatialEmbeddingNet(1), info)
     demo.demo(tmp_path / "out", nuclei=model, shapes=model)
     assert "of the 24 coins" in capsys.readouterr().out
 

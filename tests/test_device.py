@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
-from spatialembed import device
-from spatialembed.device import resolve_device, resolve_precision
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.inference import device
+from spatialembed.inference.device import resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spatialembed.device_input import device_input
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.transforms import network_input
+from spatialembed.inference.device_input import device_input
+from spatialembed.method.normalization import network_input
 from spatialembed.types import Normalization
 
 CPU = torch.device("cpu")

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from doc_blocks import COMMANDS, Block, blocks, inline_commands
-from spatialembed import cli
-from spatialembed.arguments import bundled_configs, parse
-from spatialembed.data.synthetic import SyntheticDataset, nuclei_field, write_folder
+from spatialembed.command import main
+from spatialembed.command.arguments import bundled_configs, parse
+from spatialembed.console import console
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.render import write_png
-from spatialembed.terminal import console
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, nuclei_field, write_folder
+from spatialembed.images.write import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "spatialembed"
@@ -80,7 +80,7 @@ def test_page_runs(
         elif block.language == "sh":
             for words in block.commands():
                 if words[0] == "spatialembed":
-                    assert cli.main([*words[1:], *block.flags]) == 0, f"{where}: {words}"
+                    assert main.main([*words[1:], *block.flags]) == 0, f"{where}: {words}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=name_of)
@@ -131,9 +131,9 @@ def check_spatialembed(words: list[str], where: str) -> None:
     """Parse a command as the program does; raises NotGiven where a needed value is not there."""
     if words[0] in ("--help", "--version") or words[0].isupper():
         return
-    name = next((n for n in cli.VERBS if words[: n.count(" ") + 1] == n.split()), None)
+    name = next((n for n in main.VERBS if words[: n.count(" ") + 1] == n.split()), None)
     assert name, f"{where}: no verb {words[0]}"
-    verb = cli.VERBS[name]
+    verb = main.VERBS[name]
     rest = words[name.count(" ") + 1 :]
     for i in [i for i, word in enumerate(rest) if word == "--config"]:
         if rest[i + 1] not in bundled_configs():

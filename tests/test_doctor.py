@@ -17,14 +17,14 @@ import tifffile
 from PIL import Image
 
 from drawn_labels import discs
-from spatialembed.arguments import parse
-from spatialembed.cli import main
+from spatialembed.command.arguments import parse
+from spatialembed.command.main import main
 from spatialembed.data.folder import SPLITS, open_folder
-from spatialembed.doctor import Diagnosis, doctor, examine
+from spatialembed.doctor.doctor import Diagnosis, doctor, examine
+from spatialembed.doctor.findings import Finding
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.results.findings import Finding
-from spatialembed.settings import TrainOptions
-from spatialembed.train import open_split, train
+from spatialembed.training.options import TrainOptions
+from spatialembed.training.train import open_split, train
 
 IMAGES = 12
 SIDE = 96

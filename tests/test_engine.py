@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spatialembed import engine, geometry
-from spatialembed.engine import (
-    TorchEngine,
-    map_back,
-    resize,
-)
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.inference import engine
+from spatialembed.inference.engine import TorchEngine, map_back, resize
+from spatialembed.method import geometry
+from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import UNIT, Embeddings
 
 CPU = torch.device("cpu")

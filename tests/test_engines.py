@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spatialembed import engine as engines
-from spatialembed import predict
-from spatialembed.engine import FoldedEngine, TorchEngine, build
-from spatialembed.engines import cuda_graphs, inductor
-from spatialembed.engines.choice import COSTS, ENGINES, choose
-from spatialembed.engines.cuda_graphs import Recorded, Recording
-from spatialembed.engines.folded import FoldedCore, FoldedNet
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.inference import engine as engines
+from spatialembed.inference import predictor
+from spatialembed.inference.engine import FoldedEngine, TorchEngine, build
+from spatialembed.inference.engines import cuda_graphs, inductor
+from spatialembed.inference.engines.choice import COSTS, ENGINES, choose
+from spatialembed.inference.engines.cuda_graphs import Recorded, Recording
+from spatialembed.inference.engines.folded import FoldedCore, FoldedNet
+from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import Embeddings
 
 CPU = torch.device("cpu")
@@ -257,8 +257,8 @@ def test_load_tells_the_length_as_the_network_sees_it(monkeypatch: pytest.Monkey
         return "torch"
 
     monkeypatch.setattr(engines, "choose", choose)
-    predict.load("nuclei", device="cpu", pixels=3e6)
-    predict.load("nuclei", device="cpu")
+    predictor.load("nuclei", device="cpu", pixels=3e6)
+    predictor.load("nuclei", device="cpu")
     assert lengths == [12, None]
 
 
@@ -295,7 +295,7 @@ def test_threads_are_those_asked_for(threads: None, monkeypatch: pytest.MonkeyPa
 
 def test_precision_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """ "auto" takes bfloat16 where the processor has it, which onnxruntime cannot use."""
-    monkeypatch.setattr("spatialembed.device._computes_bfloat16", lambda _: True)
+    monkeypatch.setattr("spatialembed.inference.device._computes_bfloat16", lambda _: True)
     assert engines._precision_of("openvino", "auto", CPU) == "bfloat16"
     assert engines._precision_of("onnxruntime", "auto", CPU) == "float32"
     assert engines._precision_of("onnxruntime", "float32", CPU) == "float32"

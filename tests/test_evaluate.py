@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from spatialembed.cluster import ClusterOptions
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.evaluate import evaluate
-from spatialembed.geometry import coordinates
-from spatialembed.metrics import AP_THRESHOLDS, label_ap
-from spatialembed.results.report import Report
-from spatialembed.scoring.label import WORST
+from spatialembed.evaluation.evaluate import evaluate
+from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
+from spatialembed.evaluation.label_report import Report
+from spatialembed.evaluation.label_score import WORST
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target
 
 ONE = ("cell",)
@@ -253,7 +253,7 @@ def test_page_of_the_worst_stands_alone(mixed: Report, tmp_path: Path) -> None:
             assert image.size == (64, 64)
             assert image.mode == "RGB"
             image.load()
-    from spatialembed.render import overlay
+    from spatialembed.pictures.drawing import overlay
 
     with Image.open(BytesIO(base64.b64decode(pictures[1]))) as image:
         expected = overlay(mixed.worst[0].image, mixed.worst[0].truth)

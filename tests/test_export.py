@@ -20,20 +20,22 @@ from PIL import Image
 from torch import Tensor
 
 from known_predictor import known
-from spatialembed import __version__, checkpoint, export, onnx_check, onnx_int8
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cli import main
-from spatialembed.cluster import ClusterOptions
-from spatialembed.data.synthetic import SyntheticDataset, nuclei_field, write_folder
-from spatialembed.engine import TorchEngine, map_back, resize
+from spatialembed import __version__
+from spatialembed.command.main import main
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.export import export_onnx
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.onnx_check import LIMITS, OnnxFile
-from spatialembed.onnx_frame import framed, outside
-from spatialembed.onnx_graph import to_onnx
-from spatialembed.predict import Predictor
-from spatialembed.transforms import network_input, normalize
+from spatialembed.export.check import LIMITS, OnnxFile
+from spatialembed.export import check, export, int8
+from spatialembed.export.export import export_onnx
+from spatialembed.export.frame import framed, outside
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, nuclei_field, write_folder
+from spatialembed.inference import model_file
+from spatialembed.inference.engine import TorchEngine, map_back, resize
+from spatialembed.inference.engines.onnx_graph import to_onnx
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.normalization import network_input, normalize
 from spatialembed.types import Embeddings, Normalization
 
 CPU = torch.device("cpu")
@@ -56,7 +58,7 @@ def info_of(**changes: Any) -> ModelInfo:
 
 @pytest.fixture(scope="session")
 def nuclei() -> Predictor:
-    return predictor_of(*checkpoint.load("nuclei"))
+    return predictor_of(*model_file.load("nuclei"))
 
 
 @pytest.fixture(scope="session")
@@ -256,8 +258,8 @@ def test_half_is_near_torch(half_file: Path) -> None:
 
 
 def test_check_passes_on_a_true_export(nuclei: Predictor, nuclei_file: Path) -> None:
-    rows = onnx_check.compare(nuclei.engine, OnnxFile(nuclei_file), nuclei.info)
-    assert [(r.height, r.width, r.batch) for r in rows] == list(onnx_check.SIZES)
+    rows = check.compare(nuclei.engine, OnnxFile(nuclei_file), nuclei.info)
+    assert [(r.height, r.width, r.batch) for r in rows] == list(check.SIZES)
     assert all(row.within(LIMITS["float32"]) for row in rows)
     assert sum(row.instances_torch for row in rows) > 30
     assert [row.instances for row in rows] == [row.instances_torch for row in rows]
@@ -267,7 +269,7 @@ def test_check_passes_on_a_true_export(nuclei: Predictor, nuclei_file: Path) -> 
     ("map_", "change"), [("offset", 1e-3), ("log_precision", 0.1), ("seed", 0.2)]
 )
 def test_check_sees_a_wrong_map(map_: str, change: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_check, "SIZES", ((16, 24, 2),))
+    monkeypatch.setattr(check, "SIZES", ((16, 24, 2),))
 
     def right(x: Tensor) -> Embeddings:
         return Embeddings(0 * x[:, :2], x[:, :2], x[:, :1])
@@ -277,20 +279,20 @@ def test_check_sees_a_wrong_map(map_: str, change: float, monkeypatch: pytest.Mo
         return maps._replace(**{map_: getattr(maps, map_) + change})
 
     info = info_of(normalization=Normalization("none"))
-    (row,) = onnx_check.compare(right, wrong, info)  # type: ignore[arg-type]
+    (row,) = check.compare(right, wrong, info)  # type: ignore[arg-type]
     assert not any(row.within(limits) for limits in LIMITS.values())
-    (row,) = onnx_check.compare(right, right, info)  # type: ignore[arg-type]
+    (row,) = check.compare(right, right, info)  # type: ignore[arg-type]
     assert row.within(LIMITS["float32"])
 
 
 def test_objects_of_another_order_are_no_difference() -> None:
     wanted = np.array([[1, 1, 0], [2, 2, 0]])
-    assert onnx_check._moved(np.array([[2, 2, 0], [1, 1, 0]]), wanted) == 0
-    assert onnx_check._moved(np.array([[2, 2, 2], [1, 0, 0]]), wanted) == 2
-    assert onnx_check._moved(np.zeros((2, 3), int), wanted) == 4
+    assert check._moved(np.array([[2, 2, 0], [1, 1, 0]]), wanted) == 0
+    assert check._moved(np.array([[2, 2, 2], [1, 0, 0]]), wanted) == 2
+    assert check._moved(np.zeros((2, 3), int), wanted) == 4
     ones = np.ones((2, 3), int)
-    assert onnx_check._moved(0 * ones, ones) == 6
-    assert onnx_check._moved(ones, ones) == 0
+    assert check._moved(0 * ones, ones) == 6
+    assert check._moved(ones, ones) == 0
 
 
 # 8 bits
@@ -306,23 +308,23 @@ def field_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_calibration_and_judged_images_are_apart(
     field_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibration, judged = onnx_int8.open_int8_images(field_folder)
+    calibration, judged = int8.open_int8_images(field_folder)
     assert judged is not None
     assert (len(calibration), len(judged)) == (2, 3)
     for image in calibration:
         assert not any(np.array_equal(image, judged[i].image) for i in range(len(judged)))
-    monkeypatch.setattr(onnx_int8, "JUDGED_IMAGES", 1)
-    assert len(onnx_int8.open_int8_images(field_folder).judged or ()) == 1
+    monkeypatch.setattr(int8, "JUDGED_IMAGES", 1)
+    assert len(int8.open_int8_images(field_folder).judged or ()) == 1
 
 
 def test_images_without_masks_only_calibrate(field_folder: Path) -> None:
-    calibration, judged = onnx_int8.open_int8_images(field_folder / "images")
+    calibration, judged = int8.open_int8_images(field_folder / "images")
     assert len(calibration) == 5
     assert judged is None
 
 
 def test_judge_scores_both(field_folder: Path) -> None:
-    dataset = onnx_int8.open_int8_images(field_folder).judged
+    dataset = int8.open_int8_images(field_folder).judged
     assert dataset is not None
     truth = {dataset[i].image.tobytes(): dataset[i].target.labels for i in range(len(dataset))}
     info = info_of(class_names=("object",), normalization=Normalization("none"))
@@ -334,7 +336,7 @@ def test_judge_scores_both(field_folder: Path) -> None:
     def blind(x: Tensor) -> Embeddings:
         return Embeddings(0 * x[:, :2], 0 * x[:, :1], 0 * x[:, :1])
 
-    accuracy = onnx_int8.judge(right, blind, dataset, info)
+    accuracy = int8.judge(right, blind, dataset, info)
     assert (accuracy.images, accuracy.ap_float, accuracy.ap_int8) == (3, 1.0, 0.0)
     assert accuracy.speedup > 0
 
@@ -354,8 +356,8 @@ def of_labels(labels: Tensor) -> Embeddings:
 def int8_graph(
     nuclei: Predictor, nuclei_graph: onnx.ModelProto, field_folder: Path
 ) -> onnx.ModelProto:
-    calibration = onnx_int8.open_int8_images(field_folder).calibration
-    return onnx_int8.quantized(nuclei_graph, calibration, nuclei.info)
+    calibration = int8.open_int8_images(field_folder).calibration
+    return int8.quantized(nuclei_graph, calibration, nuclei.info)
 
 
 def test_only_plain_convolutions_are_in_8_bits(int8_graph: onnx.ModelProto) -> None:
@@ -377,7 +379,7 @@ def test_8_bits_find_nearly_the_same(nuclei: Predictor, int8_graph: onnx.ModelPr
     assert file.precision == "int8"
     assert len(exact) > 3
     assert abs(len(exact) - len(near)) <= 1
-    assert onnx_check._moved(near.labels, exact.labels) < 0.05 * field.size
+    assert check._moved(near.labels, exact.labels) < 0.05 * field.size
     assert not np.array_equal(near.labels, exact.labels)
 
 
@@ -418,7 +420,7 @@ def test_command_shows_the_price_of_8_bits(
 def test_a_file_that_differs_is_told_by_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(export.LIMITS, "float32", onnx_check.Limits(0, 0, 0, 0))
+    monkeypatch.setitem(export.LIMITS, "float32", check.Limits(0, 0, 0, 0))
     words = ["export", "--model", "nuclei", "--out", str(tmp_path / "m.onnx"), "--check"]
     assert main(words) == 4
     assert "DIFFERS" in capsys.readouterr().out

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spatialembed.data.folder import FolderDataset, open_folder, splits
-from spatialembed.data.listing import SUFFIXES
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.listing import SUFFIXES
 
 RNG = np.random.default_rng(0)
 IDS = np.zeros((9, 11), np.uint16)

@@ -15,12 +15,12 @@ import tifffile
 from PIL import Image
 
 from known_predictor import INFO, GreyLevels, known, scene
-from spatialembed.bulk import predict_folder
-from spatialembed.cli import main
+from spatialembed.command.main import main
+from spatialembed.command.options import PredictOptions
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.large import TileOptions
-from spatialembed.options import PredictOptions
-from spatialembed.predict import Predictor
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.inference.predict_large import TileOptions
+from spatialembed.inference.predictor import Predictor
 from spatialembed.results.folder import ResultFolder
 from spatialembed.results.formats import DEFAULT, FORMATS, chosen
 from spatialembed.results.labels import write_labels

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spatialembed.geometry import coordinates, embed, margin_px, precision
+from spatialembed.method.geometry import coordinates, embed, margin_px, precision
 from spatialembed.types import UNIT
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gpu_scenes
-from spatialembed.cluster import ClusterOptions, _cluster_on_gpu, cluster, cluster_plain
+from spatialembed.method.cluster import ClusterOptions, _cluster_on_gpu, cluster, cluster_plain
 
 pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch alone")
 
@@ -56,7 +56,7 @@ def test_compiles_and_rounds_as_the_processor_does() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from spatialembed.kernels import gpu
+    from spatialembed.method.kernels import gpu
 
     floats = dict.fromkeys(("x", "y", "precision_x", "precision_y"), "*fp32")
     flags = dict.fromkeys(("taken", "owner", "accepted", "gave_up"), "*i32")
@@ -74,7 +74,7 @@ def test_compiles_and_rounds_as_the_processor_does() -> None:
 
 def test_runs_on_the_device_of_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton launches on the current device, which need not be that of the maps."""
-    from spatialembed.kernels import gpu
+    from spatialembed.method.kernels import gpu
 
     steps: list[str] = []
 

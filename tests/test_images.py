@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialembed.data.images import (
+from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.images.read import (
     ImageWarning,
     each_page,
     read_image,
@@ -30,9 +31,8 @@ from spatialembed.data.images import (
     read_pixels,
     read_rows,
 )
-from spatialembed.data.tiff import whole_pages
-from spatialembed.errors import RESOURCE, SpatialEmbedError
-from spatialembed.transforms import network_input
+from spatialembed.images.tiff import whole_pages
+from spatialembed.method.normalization import network_input
 from spatialembed.types import Normalization
 
 RNG = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_header_bomb_takes_no_memory(tmp_path: Path) -> None:
     """IMG-07: the refusal comes before any allocation, whatever limit the system sets."""
     path = bomb(tmp_path / "a.png")
     code = (
-        "from spatialembed.data.images import read_image\n"
+        "from spatialembed.images.read import read_image\n"
         "def peak_kb():\n"
         "    text = open('/proc/self/status').read()\n"
         "    return int(text.split('VmHWM:')[1].split()[0])\n"

@@ -18,11 +18,11 @@ from PIL import Image
 from spatialembed.data.cityscapes import open_cityscapes
 from spatialembed.data.coco import open_coco
 from spatialembed.data.folder import open_folder
-from spatialembed.data.instance_index import InstanceIndex, in_rounds, instance_index
-from spatialembed.data.module import CropPlan, Crops
-from spatialembed.data.streets import write_streets
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
-from spatialembed.transforms import AugmentOptions
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+from spatialembed.generated.streets import write_streets
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.instance_index import InstanceIndex, in_rounds, instance_index
+from spatialembed.training.loader import CropPlan, Crops
 from spatialembed.types import Normalization, Target
 
 PLAIN = Normalization(kind="none")

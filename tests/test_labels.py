@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.labels import Rle, decode, encode, encode_instances, relabel
+from spatialembed.method.labels import Rle, decode, encode, encode_instances, relabel
 
 coco = pytest.importorskip("pycocotools.mask")
 

@@ -22,21 +22,26 @@ import pytest
 import tifffile
 import torch
 
-from spatialembed.bulk import predict_folder
-from spatialembed.calibration import Calibration
-from spatialembed.cluster import cluster
-from spatialembed.data.images import read_image
-from spatialembed.data.large import open_large
-from spatialembed.data.overview import rescaled
-from spatialembed.data.synthetic import nuclei_field
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.large import LargeResult, TileOptions, goes_by_tiles, predict_large
-from spatialembed.predict import Predictor, load
-from spatialembed.rescale import enlarged
-from spatialembed.results import coco, table
+from spatialembed.generated.nuclei_and_shapes import nuclei_field
+from spatialembed.images.overview import rescaled
+from spatialembed.images.read import read_image
+from spatialembed.images.resample import enlarged
+from spatialembed.images.windows import open_large
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.inference.predict_large import (
+    LargeResult,
+    TileOptions,
+    goes_by_tiles,
+    predict_large,
+)
+from spatialembed.inference.predictor import Predictor, load
+from spatialembed.inference.tiling import EXACT_CONTEXT
+from spatialembed.method.calibration import Calibration
+from spatialembed.method.cluster import cluster
+from spatialembed.method.normalization import network_input
+from spatialembed.results import coco, objects_csv
 from spatialembed.results.folder import ResultFolder
-from spatialembed.tiling import EXACT_CONTEXT
-from spatialembed.transforms import network_input
 from spatialembed.types import Embeddings, Instances
 from tile_engines import RADIUS, NearCentres, info
 
@@ -83,7 +88,7 @@ def check(result: LargeResult, want: Instances, out: Path, name: str) -> None:
     assert result.objects == len(want)
     assert np.array_equal(tifffile.imread(result.labels), want.labels)
     lines = (out / "objects.csv").read_text().split("\n", 1)[1]
-    assert lines == table.describe(name, want, read_image(out.parent / name))
+    assert lines == objects_csv.describe(name, want, read_image(out.parent / name))
     written = json.loads((out / "instances.json").read_text())
     entry = coco.describe(name, want)
     assert [{k: v for k, v in i.items() if k != "id"} for i in written["images"]] == [entry.image]
@@ -145,7 +150,7 @@ def test_an_object_across_seams_is_one(tmp_path: Path, fault: str) -> None:
 
 
 def test_expected_iou_is_that_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialembed.gathered.CHUNK_PIXELS", 4000)
+    monkeypatch.setattr("spatialembed.inference.tile_candidates.CHUNK_PIXELS", 4000)
     calibration = Calibration((0.5, 0.9, 1.0), (0.1, 0.5, 0.95), 500, 0.1, 0.2)
     about = replace(info(2), calibration=calibration)
     pixels = field(150, 170)
@@ -441,7 +446,7 @@ import sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_large
-from spatialembed.large import TileOptions
+from spatialembed.inference.predict_large import TileOptions
 from tile_engines import NearCentres
 
 def anonymous():

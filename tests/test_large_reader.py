@@ -16,12 +16,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from spatialembed.data.decode import ImageWarning
-from spatialembed.data.images import read_image
-from spatialembed.data.large import image_size, open_large
-from spatialembed.data.overview import look_over, rescaled
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.transforms import network_input
+from spatialembed.images.decode import ImageWarning
+from spatialembed.images.overview import look_over, rescaled
+from spatialembed.images.read import read_image
+from spatialembed.images.windows import image_size, open_large
+from spatialembed.method.normalization import network_input
 from spatialembed.types import Normalization
 
 WINDOWS = ((0, 1, 0, 1), (0, 83, 0, 131), (17, 60, 5, 131), (63, 65, 31, 33), (82, 83, 0, 131))
@@ -111,7 +111,7 @@ def test_tiff_by_the_rules_of_small_images(kind: str, tmp_path: Path) -> None:
 def test_decoded_whole_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(picture(1 if name == "a.gif" else 3)).save(tmp_path / name)
     check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
-    monkeypatch.setattr("spatialembed.data.large.read_image", None)  # it is not read again
+    monkeypatch.setattr("spatialembed.images.windows.read_image", None)  # it is not read again
     check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
 
 
@@ -127,8 +127,8 @@ def test_png_by_rows(
     want = read_image(tmp_path / "a.png")
     kept = pixels if channels % 2 else pixels[..., : channels - 1]
     assert np.array_equal(want, kept[..., 0] if kept.shape[2:] == (1,) else kept)
-    monkeypatch.setattr("spatialembed.data.large.read_image", None)
-    monkeypatch.setattr("spatialembed.data.png.BLOCK_BYTES", 5000)
+    monkeypatch.setattr("spatialembed.images.windows.read_image", None)
+    monkeypatch.setattr("spatialembed.images.png.BLOCK_BYTES", 5000)
     check_windows(tmp_path / "a.png", tmp_path, want)
 
 
@@ -358,7 +358,7 @@ def test_further_pages_are_told(tmp_path: Path) -> None:
 def test_a_window_is_normalised_as_the_whole(
     channels: int, dtype: type, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spatialembed.data.overview.BAND_PIXELS", 131 * 10)
+    monkeypatch.setattr("spatialembed.images.overview.BAND_PIXELS", 131 * 10)
     path = tmp_path / "a.tif"
     write_tiff(path, picture(channels, dtype), "plain tiles")
     how = Normalization("percentile", low=1.0, high=99.8)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from spatialembed.data import listing
-from spatialembed.data.images import read_image
-from spatialembed.data.listing import list_images
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images import listing
+from spatialembed.images.listing import list_images
+from spatialembed.images.read import read_image
 
 
 def made(path: Path) -> Path:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import oracle_loss as oracle
 from oracle_loss import Scene
-from spatialembed import loss, near
-from spatialembed.geometry import coordinates
-from spatialembed.loss import Center, LossTerms, hinge_loss, spatial_embedding_loss
-from spatialembed.lovasz import lovasz_hinge
+from spatialembed.method import embedding_bins, loss
+from spatialembed.method.geometry import coordinates
+from spatialembed.method.loss import Center, LossTerms, hinge_loss, spatial_embedding_loss
+from spatialembed.method.lovasz import lovasz_hinge
 from spatialembed.types import UNIT, Embeddings, Target
 
 CENTERS: tuple[Center, ...] = ("centroid", "learnable", "medoid")
@@ -242,7 +242,7 @@ def test_chunks_change_nothing(raw: float, monkeypatch: pytest.MonkeyPatch) -> N
     calls = []
     add_pairs = loss._add_pairs
     monkeypatch.setattr(loss, "_add_pairs", lambda *a: calls.append(1) or add_pairs(*a))
-    monkeypatch.setattr(near, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(embedding_bins, "PAIRS_AT_ONCE", 100)
     assert terms_of(scenes) == pytest.approx(whole[0], rel=1e-12)
     assert len(calls) > 3
     for ours, theirs in zip(gradients(scenes, torch.float64, "learnable"), whole[1], strict=True):

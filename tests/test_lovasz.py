@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle_loss as oracle
-from spatialembed.lovasz import jaccard_steps, lovasz_hinge
+from spatialembed.method.lovasz import jaccard_steps, lovasz_hinge
 
 PIXELS = st.lists(st.tuples(st.floats(-3, 3, width=32), st.booleans()), min_size=1, max_size=12)
 

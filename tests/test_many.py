@@ -12,15 +12,15 @@ import tifffile
 import torch
 from torch import Tensor
 
-from spatialembed import geometry
-from spatialembed.bulk import predict_folder
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import FolderDataset, open_folder
-from spatialembed.evaluate import evaluate
-from spatialembed.loss import spatial_embedding_loss
-from spatialembed.predict import Predictor
-from spatialembed.transforms import AugmentOptions, training_crop
+from spatialembed.evaluation.evaluate import evaluate
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.predict_folder import predict_folder
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method import geometry
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.loss import spatial_embedding_loss
+from spatialembed.training.crops import AugmentOptions, training_crop
 from spatialembed.types import Embeddings, Normalization
 
 ROWS, COLUMNS = 280, 250

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from spatialembed import train
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.geometry import log_precision_of, margin_px
-from spatialembed.loss import hinge_loss
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.predict import load
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.training import module
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+from spatialembed.inference.predictor import load
+from spatialembed.method.geometry import log_precision_of, margin_px
+from spatialembed.method.loss import hinge_loss
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training import step, train
+from spatialembed.training.options import StageOptions, TrainOptions
 
 MARGIN = 9.0
 
@@ -55,7 +54,7 @@ def test_the_model_clusters_with_exactly_this_margin(
         margins.append(margin_px)
         return hinge_loss(*args, margin_px=margin_px, **kwargs)
 
-    monkeypatch.setattr(module, "hinge_loss", seen)
+    monkeypatch.setattr(step, "hinge_loss", seen)
     run = train.train(options(scenes, tmp_path, elliptical=elliptical))
     assert set(margins) == {MARGIN}  # it is the hinge that is trained
     predictor = load(run / "model", device="cpu", precision="float32")

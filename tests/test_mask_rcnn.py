@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
-from spatialembed.metrics import label_ap
+from spatialembed.evaluation.label_metrics import label_ap
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 from spatialembed.types import Target
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

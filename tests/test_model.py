@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from spatialembed.erfnet import BATCH_NORM_EPS, pad_to_stride
-from spatialembed.model import SpatialEmbeddingNet
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.networks.erfnet import BATCH_NORM_EPS, pad_to_stride
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from drawn_labels import cells, discs
-from spatialembed.data.objects import CONCENTRIC, HOLLOW_PX, describe
+from spatialembed.doctor.objects import CONCENTRIC, HOLLOW_PX, describe
 
 small = arrays.arrays(
     np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 6)

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spatialembed import geometry
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions, cluster_with_truth
 from spatialembed.data.folder import FolderDataset, open_folder
-from spatialembed.evaluate import evaluate
-from spatialembed.loss import spatial_embedding_loss
-from spatialembed.predict import Predictor
-from spatialembed.thresholds import find_all, mean_ap, usual_min_pixels
+from spatialembed.evaluation.evaluate import evaluate
+from spatialembed.evaluation.threshold_sweep import find_all, mean_ap, usual_min_pixels
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method import geometry
+from spatialembed.method.cluster import ClusterOptions, cluster_with_truth
+from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.types import Embeddings, Normalization, Target
 
 HOW = Normalization("none")

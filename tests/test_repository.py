@@ -111,7 +111,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    from spatialembed.cli import VERBS
+    from spatialembed.command.main import VERBS
 
     text = (ROOT / "README.md").read_text()
     used = set(re.findall(r"\bspatialembed ([a-z]+)", text))

@@ -20,8 +20,8 @@ from spatialembed.errors import RESOURCE, SpatialEmbedError
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.folder import ResultFolder
 from spatialembed.results.labels import write_labels
+from spatialembed.results.objects_csv import COLUMNS, ObjectTable
 from spatialembed.results.overlay import write_overlay
-from spatialembed.results.table import COLUMNS, ObjectTable
 from spatialembed.types import Instances
 
 

@@ -14,12 +14,19 @@ import pytest
 from PIL import Image
 
 from drawn_labels import cells, discs
-from spatialembed.results import run_page, sheet
+from spatialembed.pictures import contact_sheet, run_page
+from spatialembed.pictures.contact_sheet import PER_SHEET, ContactSheet, short
+from spatialembed.pictures.run_page import Gallery, RunPage
+from spatialembed.pictures.thumbnail import (
+    CROP,
+    EXTREMES,
+    MARKED,
+    THUMB,
+    glance,
+    look_at,
+    thumbnail,
+)
 from spatialembed.results.folder import ResultFolder
-from spatialembed.results.gallery import Gallery
-from spatialembed.results.look import CROP, EXTREMES, MARKED, THUMB, glance, look_at, thumbnail
-from spatialembed.results.run_page import RunPage
-from spatialembed.results.sheet import PER_SHEET, ContactSheet, short
 from spatialembed.types import Instances
 
 HOSTILE = [
@@ -213,7 +220,7 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_images_go_on_several_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "PER_SHEET", 3)
+    monkeypatch.setattr(contact_sheet, "PER_SHEET", 3)
     look = look_of("a.png", cells(2, 16))
     for count, pages in ((7, 3), (3, 1)):  # a shorter run leaves none of the longer one
         gallery = Gallery(ContactSheet(tmp_path))
@@ -222,7 +229,7 @@ def test_many_images_go_on_several_sheets(tmp_path: Path, monkeypatch: pytest.Mo
         gallery.close([], [])
         names = ["sheet.jpg", *(f"sheet_{i}.jpg" for i in range(2, pages + 1))]
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert PER_SHEET % sheet.COLUMNS == 0
+    assert PER_SHEET % contact_sheet.COLUMNS == 0
 
 
 def test_thumbnails_stand_in_their_order(tmp_path: Path) -> None:
@@ -237,13 +244,13 @@ def test_thumbnails_stand_in_their_order(tmp_path: Path) -> None:
         y, x = 6 + 26 + i // 3 * (THUMB + 32) + THUMB // 2, 6 + i % 3 * (THUMB + 6) + THUMB // 2
         assert np.abs(picture[y, x] - colour).max() < 8
         beside = picture[y, x - THUMB * 3 // 8] if i % 2 else picture[y - THUMB * 3 // 8, x]
-        assert np.abs(beside - sheet.PAPER).max() < 8
+        assert np.abs(beside - contact_sheet.PAPER).max() < 8
 
 
 @pytest.mark.parametrize("name", ["a.png", "x" * 80 + "_end.png", "\udcff\n.png"])
 def test_short_names_keep_their_end(name: str) -> None:
     shown = short(name)
-    assert len(shown) <= sheet.NAME
+    assert len(shown) <= contact_sheet.NAME
     assert shown.endswith(".png")
     shown.encode("utf-8")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialembed import cli
-from spatialembed.cityscapes_ap import IDS
-from spatialembed.data import silhouettes
-from spatialembed.data.silhouettes import mirrored
-from spatialembed.data.streets import generate_street, write_streets
+from spatialembed.command import main
+from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.generated import street_objects
+from spatialembed.generated.street_objects import mirrored
+from spatialembed.generated.streets import generate_street, write_streets
 
 REGIONS = {1, 2, 4, 7, 8, 11, 17, 19, 20, 21, 23}
 
@@ -59,7 +59,7 @@ def test_objects_hide_each_other(streets: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_stay_in_their_frame(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    make = getattr(silhouettes, name)
+    make = getattr(street_objects, name)
     sides = {"side": bool(seed % 2)} if name in ("car", "truck", "bus", "train") else {}
     figure = make(rng, **sides)
     assert figure.shapes[0].name == name
@@ -72,13 +72,13 @@ def test_figures_stay_in_their_frame(name: str, seed: int) -> None:
 
 
 def test_a_rider_is_an_instance_of_its_own() -> None:
-    figure = silhouettes.bicycle(np.random.default_rng(0), ridden=True)
+    figure = street_objects.bicycle(np.random.default_rng(0), ridden=True)
     assert [shape.name for shape in figure.shapes] == ["bicycle", "rider"]
 
 
 def test_layout(tmp_path: Path) -> None:
     assert (
-        cli.main(["data", "streets", "--out", str(tmp_path), "--images", "4", "--size", "96x64"])
+        main.main(["data", "streets", "--out", str(tmp_path), "--images", "4", "--size", "96x64"])
         == 0
     )
     images = sorted(tmp_path.glob("leftImg8bit/*/*/*_leftImg8bit.png"))

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from spatialembed.data.probe import ImageFacts, Pair, _hash, _thumbnail
-from spatialembed.data.twins import ALIKE, Twin, find_twins
-from spatialembed.results.advice import Advice, Setting
-from spatialembed.results.charts import HEIGHT, WIDTH, Mark, bars, histogram
-from spatialembed.results.findings import Finding, graded, printable, tally
+from spatialembed.doctor.findings import Finding, graded, printable, tally
+from spatialembed.doctor.near_duplicates import ALIKE, Twin, find_twins
+from spatialembed.doctor.probe import ImageFacts, Pair, _hash, _thumbnail
+from spatialembed.doctor.recommend import Advice, Setting
+from spatialembed.pictures.charts import HEIGHT, WIDTH, Mark, bars, histogram
 
 
 def pair(pixels: np.ndarray, file: bytes = b"") -> Pair:

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.rescale import enlarged, resample, scaled_side, source_span
-from spatialembed.tiling import (
+from spatialembed.images.resample import enlarged, resample, scaled_side, source_span
+from spatialembed.inference.tiling import (
     EXACT_CONTEXT,
     RECEPTIVE_PX,
     STRIDE,
@@ -26,6 +25,7 @@ from spatialembed.tiling import (
     plan_tiles,
     tile_for,
 )
+from spatialembed.method.model import SpatialEmbeddingNet
 
 SCALES = (1.0, 2.0, 1.5, 3.0, 0.5, 0.25, 1.25)
 

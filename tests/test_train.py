@@ -21,18 +21,18 @@ import torch
 from torch.utils.data import get_worker_info
 
 import multiprocess_gradients
-from spatialembed import checkpoint, runs, train
-from spatialembed.cluster import ClusterOptions
 from spatialembed.data.folder import open_folder
-from spatialembed.data.module import Crops
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.loss import LossTerms
-from spatialembed.predict import load
-from spatialembed.render import write_png
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.training import callbacks, validation
-from spatialembed.training import module as training_module
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+from spatialembed.images.write import write_png
+from spatialembed.inference import model_file
+from spatialembed.inference.predictor import load
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.loss import LossTerms
+from spatialembed.training import callbacks, run_folder, train, validation
+from spatialembed.training import step as training_module
+from spatialembed.training.loader import Crops
+from spatialembed.training.options import StageOptions, TrainOptions
 
 SMALL = StageOptions(crop=32, epochs=2, batch=2)
 
@@ -67,7 +67,7 @@ def options(scenes: Path, out: Path, **changes: Any) -> TrainOptions:
 
 
 def weights(run: Path, epoch: int) -> dict[str, torch.Tensor]:
-    return runs.read_checkpoint(runs.checkpoint_path(run, epoch))["state_dict"]
+    return run_folder.read_checkpoint(run_folder.checkpoint_path(run, epoch))["state_dict"]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -86,11 +86,11 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         assert (trained / name).stat().st_size > 0
     assert len(list((trained / "samples").glob("*.png"))) > 0
     assert list((trained / "tensorboard").glob("events*"))
-    _, info = checkpoint.load(trained / "model")
+    _, info = model_file.load(trained / "model")
     assert info.class_names == ("object",)
     assert info.training["epochs"] in (1, 2)
     assert "/" not in str(info.training)  # no path of the machine
-    rows = runs.History(trained).rows
+    rows = run_folder.History(trained).rows
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["total"]) and 0 <= row["val_ap"] <= 1 for row in rows)
 
@@ -143,11 +143,11 @@ def test_killed_and_resumed_is_bit_equal(fault: str, scenes: Path, tmp_path: Pat
     unbroken = start(command(scenes, tmp_path / "whole"))
     broken = start(command(scenes, tmp_path / "broken"))
     run = tmp_path / "broken" / "run"
-    wait_for(runs.checkpoint_path(run, 1), broken)
+    wait_for(run_folder.checkpoint_path(run, 1), broken)
     time.sleep(0.3)  # into the second epoch
     broken.kill()
     broken.communicate()
-    assert not runs.checkpoint_path(run, 3).exists()
+    assert not run_folder.checkpoint_path(run, 3).exists()
     resumed = start([sys.executable, "-m", "spatialembed", "train", "--resume", str(run)])
     assert unbroken.wait(300) == 0, unbroken.communicate()
     assert resumed.wait(300) == 0, resumed.communicate()
@@ -155,11 +155,11 @@ def test_killed_and_resumed_is_bit_equal(fault: str, scenes: Path, tmp_path: Pat
         process.communicate()
     whole = tmp_path / "whole" / "run"
     assert same(weights(run, 3), weights(whole, 3))
-    assert same(checkpoint.load(run / "model")[0].state_dict(),
-                checkpoint.load(whole / "model")[0].state_dict())  # fmt: skip
+    assert same(model_file.load(run / "model")[0].state_dict(),
+                model_file.load(whole / "model")[0].state_dict())  # fmt: skip
     drop = {"hours"}
-    kept = [{k: v for k, v in r.items() if k not in drop} for r in runs.History(run).rows]
-    assert kept == runs.History(whole).rows
+    kept = [{k: v for k, v in r.items() if k not in drop} for r in run_folder.History(run).rows]
+    assert kept == run_folder.History(whole).rows
 
 
 @pytest.mark.slow
@@ -173,13 +173,13 @@ def test_killed_and_resumed_is_bit_equal(fault: str, scenes: Path, tmp_path: Pat
 def test_signals_save_and_leave(number: int, code: int, scenes: Path, tmp_path: Path) -> None:
     process = start(command(scenes, tmp_path))
     run = tmp_path / "run"
-    wait_for(runs.checkpoint_path(run, 1), process)
+    wait_for(run_folder.checkpoint_path(run, 1), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code
     assert "--resume" in errors
     assert "Traceback" not in errors
-    assert runs.last_good_checkpoint(run).name >= "epoch-0001.ckpt"
+    assert run_folder.last_good_checkpoint(run).name >= "epoch-0001.ckpt"
 
 
 def test_sigterm_in_validation_is_heard_after_it(
@@ -195,7 +195,7 @@ def test_sigterm_in_validation_is_heard_after_it(
     with pytest.raises(train.Interrupted) as caught:
         train.train(options(scenes, tmp_path))
     assert caught.value.exit_code == 143
-    assert runs.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
+    assert run_folder.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
 
 
 def test_a_signal_that_kills_the_loaders_too_is_no_fault(
@@ -258,7 +258,7 @@ def test_one_nan_is_skipped_and_named(
     skipped = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(skipped) == 1
     assert "scene" in skipped[0] or "shapes" in skipped[0]  # the names of the samples
-    assert runs.History(run).rows[0]["skipped"] == 1
+    assert run_folder.History(run).rows[0]["skipped"] == 1
     assert all(torch.isfinite(w).all() for w in weights(run, 2).values())
 
 
@@ -275,7 +275,7 @@ def test_nan_in_the_network_does_not_stay_in_it(
 
     monkeypatch.setattr(Crops, "__getitem__", spoiled)
     run = train.train(options(scenes, tmp_path, stage1=StageOptions(32, 1, 2)))
-    assert runs.History(run).rows[0]["skipped"] == 1
+    assert run_folder.History(run).rows[0]["skipped"] == 1
     assert all(torch.isfinite(w).all() for w in weights(run, 1).values())
 
 
@@ -293,7 +293,7 @@ def test_five_nans_stop_the_run(
 @pytest.mark.parametrize("stage", [StageOptions(32, 1, 64), StageOptions(32, 1, 1, crops=1)])
 def test_batches_of_any_size(fault: str, stage: StageOptions, scenes: Path, tmp_path: Path) -> None:
     run = train.train(options(scenes, tmp_path, stage1=stage))
-    assert runs.checkpoint_path(run, 1).exists()
+    assert run_folder.checkpoint_path(run, 1).exists()
 
 
 @pytest.mark.parametrize("fault", ["TRN-04"])
@@ -330,7 +330,7 @@ def test_a_bad_validation_image_is_found_first(fault: str, scenes: Path, tmp_pat
     write_png(mask, np.ones((48, 47), np.uint16))
     with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*val"):
         train.train(options(data, tmp_path))
-    assert not runs.has_checkpoints(tmp_path / "run")
+    assert not run_folder.has_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.parametrize("fault", ["LBL-13"])
@@ -342,7 +342,7 @@ def test_validation_without_objects_keeps_the_last_model(
         write_png(mask, np.zeros((48, 48), np.uint16))
     run = train.train(options(data, tmp_path))
     assert "no object in the validation images" in caplog.text
-    _, info = checkpoint.load(run / "model")
+    _, info = model_file.load(run / "model")
     assert info.training["epochs"] == 2
     assert not info.training["validation_ap"]  # 0 with false finds, else none
     assert (info.thresholds.start, info.thresholds.foreground) == (0.9, 0.5)  # not tuned
@@ -376,7 +376,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
-        if path.suffix == ".ckpt" and runs.checkpoint_path(tmp_path / "run", 1).exists():
+        if path.suffix == ".ckpt" and run_folder.checkpoint_path(tmp_path / "run", 1).exists():
             write(path, content[:100])
             raise OSError(28, "No space left on device")
         return write(path, content)
@@ -385,7 +385,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     with pytest.raises(SpatialEmbedError, match="disk_full") as caught:
         train.train(options(scenes, tmp_path))
     assert caught.value.exit_code == 5
-    assert runs.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
+    assert run_folder.last_good_checkpoint(tmp_path / "run").name == "epoch-0001.ckpt"
 
 
 @pytest.mark.parametrize("fault", ["TRN-11"])
@@ -418,7 +418,7 @@ def test_killed_loader_is_an_error(
 
 @pytest.mark.parametrize("fault", ["TRN-16"])
 def test_second_run_in_a_folder_is_refused(fault: str, scenes: Path, tmp_path: Path) -> None:
-    with runs.locked(tmp_path / "run"), pytest.raises(SpatialEmbedError, match="run_locked"):
+    with run_folder.locked(tmp_path / "run"), pytest.raises(SpatialEmbedError, match="run_locked"):
         train.train(options(scenes, tmp_path))
     (tmp_path / "run" / "config.yaml").write_text("")
     with pytest.raises(SpatialEmbedError, match="run_exists"):
@@ -426,7 +426,7 @@ def test_second_run_in_a_folder_is_refused(fault: str, scenes: Path, tmp_path: P
 
 
 def damaged(run: Path, how: str) -> Path:
-    path = runs.checkpoint_path(run, 2)
+    path = run_folder.checkpoint_path(run, 2)
     content = path.read_bytes()
     if how == "truncated":
         path.write_bytes(content[:-1000])
@@ -445,7 +445,7 @@ def test_damaged_checkpoint_falls_back_loudly(
 ) -> None:
     run = train.train(options(scenes, tmp_path))
     damaged(run, how)
-    assert runs.last_good_checkpoint(run) == runs.checkpoint_path(run, 1)
+    assert run_folder.last_good_checkpoint(run) == run_folder.checkpoint_path(run, 1)
     assert "damaged" in caplog.text
     if how == "truncated":
         train.train(TrainOptions(resume=str(run), workers=0))
@@ -458,7 +458,7 @@ def test_killed_before_the_first_checkpoint_begins_again(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    runs.write_settings(run, asdict(options(scenes, tmp_path)))
+    run_folder.write_settings(run, asdict(options(scenes, tmp_path)))
     train.train(TrainOptions(resume=str(run), workers=0))
     assert same(weights(run, 2), weights(trained, 2))
 
@@ -474,9 +474,9 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path, tmp_path: Path) 
 
 def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
     """That of an epoch cut short by --max-time, which no checkpoint knows of."""
-    net, info = checkpoint.load(trained / "model")
+    net, info = model_file.load(trained / "model")
     facts = info.training | {"validation_ap": 0.75}
-    checkpoint.save(tmp_path / "model", net, replace(info, training=facts))
+    model_file.save(tmp_path / "model", net, replace(info, training=facts))
     setup: Any = SimpleNamespace(run=tmp_path, options=SimpleNamespace(margin=None))
     module = training_module.TrainingModule(setup, net)
     module.on_load_checkpoint({"best_ap": 0.5, "seconds": 0.0})
@@ -507,8 +507,8 @@ def test_devices_from_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_max_time_ends_with_a_model(scenes: Path, tmp_path: Path) -> None:
     long = StageOptions(32, 500, 2)
     run = train.train(options(scenes, tmp_path, stage1=long, validate_every=100, max_time=0.0))
-    assert checkpoint.load(run / "model")[1].training["epochs"] == 1
-    assert not runs.checkpoint_path(run, 1).exists()  # a cut epoch is not one to go on from
+    assert model_file.load(run / "model")[1].training["epochs"] == 1
+    assert not run_folder.checkpoint_path(run, 1).exists()  # a cut epoch is not one to go on from
 
 
 def test_second_stage_freezes_batch_norm(scenes: Path, trained: Path, tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ def test_init_starts_from_a_model(
     scenes: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     still = StageOptions(32, 1, 2, lr=1e-12, freeze_batchnorm=True)
-    given, _ = checkpoint.load(trained / "model")
+    given, _ = model_file.load(trained / "model")
     changes = {"init": str(trained / "model"), "stage1": still, "scale": 1.5}
     run = train.train(options(scenes, tmp_path, **changes))
     assert "scale of" in caplog.text  # it was trained at another
@@ -570,7 +570,7 @@ def test_devices_2_trains(scenes: Path, tmp_path: Path) -> None:
     process = start(command(scenes, tmp_path, "--devices", "2", "--stage1.epochs", "1"))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert checkpoint.load(tmp_path / "run" / "model")[1].thresholds != ClusterOptions()
+    assert model_file.load(tmp_path / "run" / "model")[1].thresholds != ClusterOptions()
 
 
 @pytest.mark.slow
@@ -580,10 +580,10 @@ def test_two_processes_stop_together(stop: str, code: int, scenes: Path, tmp_pat
     process = start(command(scenes, tmp_path, "--devices=2", "--stage1.epochs=999", *limit))
     run = tmp_path / "run"
     if stop == "SIGTERM":
-        wait_for(runs.checkpoint_path(run, 1), process)
+        wait_for(run_folder.checkpoint_path(run, 1), process)
         process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert runs.has_checkpoints(run)
+    assert run_folder.has_checkpoints(run)
     assert (run / "model").is_dir() == (stop == "time")

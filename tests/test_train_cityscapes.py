@@ -14,19 +14,20 @@ import pytest
 import torch
 
 from ideal_maps import Oracle, ideal_maps
-from spatialembed import checkpoint, cli, runs, train
-from spatialembed.arguments import parse
-from spatialembed.cityscapes_ap import IDS, average_precision, overlaps
-from spatialembed.cluster import ClusterOptions, cluster
+from spatialembed.command import main
+from spatialembed.command.arguments import parse
 from spatialembed.data.cityscapes import open_cityscapes
-from spatialembed.data.instance_index import instance_index
-from spatialembed.data.streets import write_streets
-from spatialembed.data.synthetic import SyntheticDataset, write_folder
+from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.render import write_png
-from spatialembed.settings import StageOptions, TrainOptions
-from spatialembed.training import callbacks
-from spatialembed.training import module as step
+from spatialembed.evaluation.cityscapes_ap import average_precision, overlaps
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+from spatialembed.generated.streets import write_streets
+from spatialembed.images.write import write_png
+from spatialembed.inference import model_file
+from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.training import callbacks, run_folder, step, train
+from spatialembed.training.instance_index import instance_index
+from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.training.validation import cityscapes_ids, validate
 from spatialembed.types import Normalization, Target
 
@@ -62,7 +63,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(run: Path, epoch: int) -> dict[str, Any]:
-    return runs.read_checkpoint(runs.checkpoint_path(run, epoch))
+    return run_folder.read_checkpoint(run_folder.checkpoint_path(run, epoch))
 
 
 def test_stopped_in_each_stage_and_between_them_is_bit_equal(
@@ -79,7 +80,7 @@ def test_stopped_in_each_stage_and_between_them_is_bit_equal(
     for done in (1, 2, 3):  # in the first stage, at the border, in the second
         with pytest.raises(callbacks.Interrupted):
             train.train(options)
-        assert runs.last_good_checkpoint(tmp_path / "run").name == f"epoch-{done:04d}.ckpt"
+        assert run_folder.last_good_checkpoint(tmp_path / "run").name == f"epoch-{done:04d}.ckpt"
         options = TrainOptions(resume=str(tmp_path / "run"), workers=0)
     monkeypatch.setattr(callbacks.Limits, "on_train_epoch_end", left)
     train.train(options)
@@ -88,11 +89,11 @@ def test_stopped_in_each_stage_and_between_them_is_bit_equal(
         assert torch.equal(broken["state_dict"][name], tensor), name
     moments = [s["optimizer_states"][0]["state"] for s in (whole, broken)]
     assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
-    assert runs.History(tmp_path / "run").rows == runs.History(trained).rows
+    assert run_folder.History(tmp_path / "run").rows == run_folder.History(trained).rows
 
 
 def test_a_run_of_two_stages(streets: Path, trained: Path) -> None:
-    rows = runs.History(trained).rows
+    rows = run_folder.History(trained).rows
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[1]["lr"] == pytest.approx(5e-4 * 0.5**0.9)
     assert rows[2]["lr"] == 5e-5
@@ -101,7 +102,7 @@ def test_a_run_of_two_stages(streets: Path, trained: Path) -> None:
     assert statistics
     assert all(torch.equal(third[k], fourth[k]) for k in statistics)  # frozen
     assert third["net.decoders.1.output_conv.weight"].shape[1] == 8
-    _, info = checkpoint.load(trained / "model")
+    _, info = model_file.load(trained / "model")
     assert info.class_names == tuple(IDS)
     assert info.thresholds == ClusterOptions(min_pixels=8)  # as published, not tuned
     assert info.training["validation_metric"] == "cityscapes"
@@ -126,7 +127,7 @@ def test_weights_are_told_and_used(
     stages = {"stage1": replace(options.stage1, epochs=1), "stage2": StageOptions(epochs=0)}
     with caplog.at_level("INFO", "spatialembed"):
         run = train.train(replace(options, classes="car,person", **stages))
-    facts = checkpoint.load(run / "model")[1].training
+    facts = model_file.load(run / "model")[1].training
     assert used == [facts["foreground_weight"]] * 2
     person, car = facts["foreground_weight"]
     assert f"person {person:.1f}, car {car:.1f}" in caplog.text
@@ -261,7 +262,7 @@ def test_what_the_data_cannot_give_is_refused_first(streets: Path, tmp_path: Pat
     with pytest.raises(SpatialEmbedError, match="no_objects") as caught:
         train.train(smoke(tmp_path / "bare", tmp_path))
     assert caught.value.exit_code == 3
-    assert not runs.has_checkpoints(tmp_path / "run")
+    assert not run_folder.has_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -269,10 +270,10 @@ def test_the_smoke_settings_run_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["data", "streets", "--images=6", "--size=256x128", "--out", str(tmp_path / "streets")]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     words = ["train", str(tmp_path / "streets"), "--config", "smoke", "--device", "cpu"]
-    assert cli.main([*words, "--out", str(tmp_path), "--name", "run"]) == 0
-    rows = runs.History(tmp_path / "run").rows
+    assert main.main([*words, "--out", str(tmp_path), "--name", "run"]) == 0
+    rows = run_folder.History(tmp_path / "run").rows
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[3]["total"] < rows[0]["total"]
     assert "weights of the seed foreground" in capsys.readouterr().err

@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 
 from model_files import new_net, same_weights
-from spatialembed import cli, tune
-from spatialembed.calibration import LEAST_OBJECTS, Objects
-from spatialembed.checkpoint import ModelInfo, load, save
-from spatialembed.cluster import ClusterOptions
+from spatialembed.command import main
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.thresholds import Grid, Surface
-from spatialembed.tune import Tuning
+from spatialembed.evaluation import tune
+from spatialembed.evaluation.threshold_sweep import Grid, Surface
+from spatialembed.evaluation.tune import Tuning
+from spatialembed.inference.model_file import ModelInfo, load, save
+from spatialembed.method.calibration import LEAST_OBJECTS, Objects
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import Normalization
 
 BASE = ClusterOptions(min_pixels=20)
@@ -176,7 +177,7 @@ def fresh_net() -> SpatialEmbeddingNet:
 
 
 def run(*words: Any) -> int:
-    return cli.main(["tune", *map(str, words), "--device", "cpu", "--precision", "float32"])
+    return main.main(["tune", *map(str, words), "--device", "cpu", "--precision", "float32"])
 
 
 def test_command_in_place(
@@ -232,8 +233,8 @@ def test_what_is_refused_before_the_work(
 
 
 def test_classes_of_others_are_refused(folder: Path, tmp_path: Path) -> None:
-    from spatialembed.data.selection import select
-    from spatialembed.predict import load as load_predictor
+    from spatialembed.data.open import select
+    from spatialembed.inference.predictor import load as load_predictor
 
     info = ModelInfo(("a", "b"), True, Normalization("none"), BASE)
     predictor = load_predictor(save(tmp_path / "two", new_net(classes=2), info), device="cpu")

@@ -9,8 +9,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.method.cluster import ClusterOptions
 from spatialembed.types import UNIT, Embeddings, Normalization
 
 RADIUS = 8

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 USAGE, INPUT, MODEL, RESOURCE, PARTIAL = 2, 3, 4, 5, 6
 """Exit codes: usage or configuration, input, model or checkpoint, disk or memory, some failed."""
 
@@ -32,3 +35,16 @@ def missing_extra(package: str, extra: str, purpose: str) -> SpatialEmbedError:
         f"pip install 'spatialembed[{extra}]'",
         USAGE,
     )
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The one of ``names`` most like ``name``, a last part alone counts; none: nothing is alike."""
+
+    def alike(other: str) -> float:
+        return max(
+            difflib.SequenceMatcher(None, name, whole).ratio()
+            for whole in (other, other.rpartition(".")[2])
+        )
+
+    best = max(names, key=alike)
+    return best if alike(best) >= 0.5 else None  # "image" is no "model", "foo" no "doctor"

@@ -1,1 +1,1 @@
-"""Images and data sets: one reader, one file per layout, each giving ``Sample``."""
+"""Data sets to samples: folders, COCO, Cityscapes, and their splits."""

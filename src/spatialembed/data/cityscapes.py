@@ -25,12 +25,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from spatialembed.cityscapes_ap import IDS, NUMBERED, VOID
+from spatialembed.data.cityscapes_ids import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split
-from spatialembed.data.decode import read_bytes
-from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_rows
-from spatialembed.data.listing import image_files
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.decode import read_bytes
+from spatialembed.images.listing import image_files
+from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_rows
 from spatialembed.types import Sample, Target
 
 Groups = Literal["ignore", "background"]

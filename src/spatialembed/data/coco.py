@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatialembed import labels
-from spatialembed.data.images import MAX_PIXELS, oriented, read_oriented
 from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.images.read import MAX_PIXELS, oriented, read_oriented
+from spatialembed.method import labels
 from spatialembed.types import Sample, Target
 
 

@@ -19,12 +19,12 @@ import torch
 from skimage import measure
 
 from spatialembed.data.dataset import SPLITS, Split
-from spatialembed.data.decode import read_bytes
-from spatialembed.data.images import MAX_PIXELS, oriented, read_labels, read_oriented
-from spatialembed.data.listing import image_files
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.labels import relabel
+from spatialembed.images.decode import read_bytes
+from spatialembed.images.listing import image_files
+from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
+from spatialembed.method.labels import relabel
 from spatialembed.types import Sample, Target
 
 

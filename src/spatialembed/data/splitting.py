@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.decode import opened, read_bytes
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.decode import opened, read_bytes
 
 F = TypeVar("F", bound=FileDataset)
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from spatialembed.data.listing import SUFFIXES
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.listing import SUFFIXES
 
 
 def find_table(top: Path, root: Path, name: str) -> Path | None:

@@ -1,1 +1,1 @@
-"""Results out: one file per format, functions that take ``Instances``."""
+"""Instances to the files of other tools."""

@@ -15,10 +15,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from spatialembed.cityscapes_ap import IDS
+from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
-from spatialembed.render import png_bytes
+from spatialembed.images.write import png_bytes
 from spatialembed.types import Instances
 
 MASKS = "masks"

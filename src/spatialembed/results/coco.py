@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatialembed.files import atomic_write
-from spatialembed.labels import Rle, encode_instances
-from spatialembed.results.measure import Facts
+from spatialembed.method.labels import Rle, encode_instances
+from spatialembed.results.measurements import Facts
 from spatialembed.types import Instances
 
 

@@ -17,20 +17,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatialembed.ahead import helpers
-from spatialembed.results import coco, table
-from spatialembed.results.ambiguity_map import write_ambiguity
+from spatialembed.concurrency import helpers
+from spatialembed.pictures.run_page import Gallery
+from spatialembed.pictures.thumbnail import Look, look_at
+from spatialembed.results import coco, objects_csv
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.formats import DEFAULT, check
-from spatialembed.results.gallery import Gallery
 from spatialembed.results.geojson import write_geojson
 from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
-from spatialembed.results.look import Look, look_at
-from spatialembed.results.measure import measure
-from spatialembed.results.overlay import overlay_path, write_overlay
-from spatialembed.results.table import ObjectTable
+from spatialembed.results.measurements import measure
+from spatialembed.results.objects_csv import ObjectTable
+from spatialembed.results.overlay import overlay_path, write_ambiguity, write_overlay
 from spatialembed.types import Instances
 
 WRITE_EVERY_S = 30
@@ -136,7 +135,7 @@ class ResultFolder:
         rows, entry, look = "", None, None
         if self._table or self._coco or self.gallery:
             facts = measure(found.labels, len(found), image.pixels)
-            rows = table.rows(image.name, found, facts, image.pixel_um) if self._table else ""
+            rows = objects_csv.rows(image.name, found, facts, image.pixel_um) if self._table else ""
             entry = coco.describe(image.name, found, facts) if self._coco else None
             if self.gallery:
                 link = self.link(place) if "overlay" in formats else ""

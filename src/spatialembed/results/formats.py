@@ -33,7 +33,7 @@ def chosen(names: str | Sequence[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(name.strip() for name in listed if name.strip()))
     unknown = [name for name in found if name not in FORMATS]
     if unknown or not found:
-        from spatialembed.arguments import nearest  # the parser of the command line
+        from spatialembed.errors import nearest  # the parser of the command line
 
         best = nearest(unknown[0], list(FORMATS)) if unknown else None
         what = f"format {unknown[0]!r}: no such format" if unknown else "no format named"

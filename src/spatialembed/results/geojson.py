@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spatialembed.colour import PALETTE
 from spatialembed.files import atomic_write
+from spatialembed.pictures.colour import PALETTE
 from spatialembed.results.polygons import Polygon, polygons
 from spatialembed.types import Instances
 

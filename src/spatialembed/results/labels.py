@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 
 from spatialembed.files import atomic_write
-from spatialembed.render import write_png
+from spatialembed.images.write import write_png
 
 HIGHEST_16 = 65_535
 """Highest label of 16 bits."""

@@ -1,11 +1,14 @@
-"""Overlays out: what was found, drawn over the image."""
+"""Pictures of results: the instances over the image, and how doubtful each pixel is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from spatialembed.render import overlay, write_png, zoom_for
+import numpy as np
+
+from spatialembed.images.write import write_png
+from spatialembed.pictures.drawing import overlay, zoom_for
 from spatialembed.types import Instances
 
 
@@ -31,3 +34,12 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
         zoom=zoom_for(*found.labels.shape),
     )
     return write_png(overlay_path(stem), picture)
+
+
+def write_ambiguity(stem: Path, ambiguity: np.ndarray) -> Path:
+    """Write ``<stem>_ambiguity.png``, 8-bit grey: 255 times the ambiguity (H, W) in [0, 1].
+
+    stem: folder and name without suffix. Returns the path. Raises SpatialEmbedError ``disk_full``.
+    """
+    picture = (255 * ambiguity + 0.5).astype(np.uint8)
+    return write_png(stem.with_name(f"{stem.name}_ambiguity.png"), picture)

@@ -14,7 +14,7 @@ import numpy as np
 from skimage.measure import label
 
 from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
-from spatialembed.kernels.outlines import rings
+from spatialembed.method.kernels.outlines import rings
 
 Polygon = list[np.ndarray]
 

@@ -1,1 +1,1 @@
-"""What a training is made of: its set-up, one step, what follows an epoch, the end."""
+"""How a model learns: options, crops, the step, validation, the folder of a run."""

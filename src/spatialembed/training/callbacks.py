@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spatialembed import checkpoint
-from spatialembed.runs import (
+from spatialembed.console import console
+from spatialembed.inference import model_file
+from spatialembed.training.run_folder import (
     History,
     checkpoint_path,
     note_signals,
@@ -22,9 +23,8 @@ from spatialembed.runs import (
     read_checkpoint,
     save_checkpoint,
 )
-from spatialembed.terminal import console
-from spatialembed.training.module import TrainingModule
 from spatialembed.training.setup import Setup
+from spatialembed.training.step import TrainingModule
 from spatialembed.training.validation import validate
 
 
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Checkpoints as ``runs`` writes and reads them: atomic, hashed, without code."""
+    """Checkpoints as ``run_folder`` writes and reads them: atomic, hashed, without code."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -143,7 +143,7 @@ class EpochEnd(Callback):
         if ap is None or ap >= module.best_ap:
             module.best_ap = module.best_ap if ap is None else ap
             facts = setup.facts(ap, done, module.seconds)
-            checkpoint.save(setup.run / "model", module.net, setup.info(setup.base, facts))
+            model_file.save(setup.run / "model", module.net, setup.info(setup.base, facts))
         return figures
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from spatialembed.checkpoint import ModelInfo
-from spatialembed.cluster import ClusterOptions
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.instance_index import InstanceIndex
-from spatialembed.data.module import CropPlan
-from spatialembed.data.selection import data_name
-from spatialembed.engine import Precision, TorchEngine
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.settings import TrainOptions
+from spatialembed.data.open import data_name
+from spatialembed.inference.engine import Precision, TorchEngine
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.instance_index import InstanceIndex
+from spatialembed.training.loader import CropPlan
+from spatialembed.training.options import TrainOptions
 from spatialembed.types import Normalization
 
 

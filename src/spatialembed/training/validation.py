@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from spatialembed import checkpoint
-from spatialembed.calibration import fit
-from spatialembed.cityscapes_ap import IDS, NUMBERED, ClassOverlaps, average_precision, overlaps
+from spatialembed.console import console
+from spatialembed.data.cityscapes_ids import IDS, NUMBERED
 from spatialembed.data.dataset import FileDataset
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.model import SpatialEmbeddingNet
-from spatialembed.render import maps_panel, write_png
-from spatialembed.terminal import console
-from spatialembed.thresholds import Found, Grid, find_all, mean_ap, sweep
+from spatialembed.evaluation.cityscapes_ap import ClassOverlaps, average_precision, overlaps
+from spatialembed.evaluation.threshold_sweep import Found, Grid, find_all, mean_ap, sweep
+from spatialembed.images.write import write_png
+from spatialembed.inference import model_file
+from spatialembed.method.calibration import fit
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.pictures.drawing import maps_panel
 from spatialembed.training.setup import Setup
 from spatialembed.types import Sample, Target
 
@@ -102,7 +104,7 @@ def tune_best(setup: Setup) -> None:
     What is tuned is the AP of label images. That of the benchmark ranks by score and gains by every
     lower ``start``, whatever a user sees then: under it the thresholds stay those of validation.
     """
-    net, info = checkpoint.load(setup.run / "model")
+    net, info = model_file.load(setup.run / "model")
     tuned = setup.options.val_metric == "label"
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
     with Progress(console=console()) as progress:
@@ -124,7 +126,7 @@ def tune_best(setup: Setup) -> None:
         thresholds = surface.grid.options(best, setup.base)
         facts["validation_ap_tuned"] = float(surface.mean()[best])
     calibration = fit(surface.objects_at(thresholds), thresholds.start)
-    checkpoint.save_as(
+    model_file.save_as(
         setup.run / "model",
         setup.run / "model",
         replace(info, thresholds=thresholds, calibration=calibration, training=facts),

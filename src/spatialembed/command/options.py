@@ -1,0 +1,257 @@
+"""The settings of each verb of the command line: a dataclass, whose docstrings are its --help.
+
+Those of training are in ``training.options``. This file imports no torch, so
+that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Settings of ``spatialembed demo``."""
+
+    out: str = "demo"
+    """Folder of the results."""
+    train: bool = False
+    """Train a small model of shapes from scratch instead; about five minutes on two cores."""
+    seed: int = 0
+    """Of the generated pictures and of the training."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Settings of ``spatialembed evaluate``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
+    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
+    val_fraction: float = 0.2
+    """Share that training held out of a flat folder."""
+    group_by: str | None = None
+    """Column of index.csv whose groups training held out whole; alone it means --split val."""
+    seed: int = 0
+    """Of that split."""
+    metric: Literal["ap", "cityscapes", "coco"] = "ap"
+    """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
+    its official tools too; coco: of masks as COCO counts it, for any data."""
+    sampling: Literal["seed", "truth"] = "seed"
+    """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
+    out: str = "runs/evaluate"
+    """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes)."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    engine: str = "auto"
+    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Settings of ``spatialembed tune``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
+    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
+    val_fraction: float = 0.2
+    """Share that training held out of a flat folder."""
+    group_by: str | None = None
+    """Column of index.csv whose groups training held out whole; alone it means --split val."""
+    seed: int = 0
+    """Of that split."""
+    out: str | None = None
+    """Model folder to write; null: the model's own, which a bundled model has not."""
+    report: str = "runs/tune"
+    """Folder of tuning.png, tuning.csv and tuning.json."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
+
+    sources: list[str]
+    """Image files, folders, and globs in quotes."""
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    out: str
+    """Folder of the results."""
+    format: str = "labels,overlay,csv,coco"
+    """What to write, with commas between: labels (NAME_labels.png, 16 bit; above 65,535 objects a
+    32-bit TIFF), tiff (labels as TIFF instead), overlay (NAME_overlay.png), csv (objects.csv of all
+    images), coco (instances.json of all images), geojson (NAME.geojson for QuPath), imagej
+    (NAME_rois.zip for ImageJ), cityscapes (cityscapes/ with upload.zip for the benchmark)."""
+    simplify: float = 0.0
+    """Px by which outlines of geojson and imagej may depart from the pixel edges; 0 is exact."""
+    augment: bool = False
+    """Average over the eight turns and flips, at eight times the cost."""
+    sheet: bool = False
+    """Write contact sheets as well: sheet.jpg, and sheet_2.jpg and so on from 49 images on."""
+    report: bool = False
+    """Write report.html as well: numbers, plots, the worst and the best, links to the overlays."""
+    ambiguity: bool = False
+    """Write NAME_ambiguity.png as well: 255 times how near each pixel came to another answer."""
+    pages: Literal["first", "all"] = "first"
+    """Of a TIFF of several pages: the first, or each as an image NAME_p0001 and so on."""
+    max_pixels: int = 1 << 28
+    """Images of more pixels go by tiles; pages of --pages all and images of more bytes than 8-bit
+    RGB of as many are refused."""
+    batch: int = 8
+    """Images of one size that go through the network together."""
+    scale: float = 1.0
+    """Reduce images by this, in (0, 1], and enlarge what is found again; quicker on huge ones."""
+    memory: float = 3.0
+    """Process memory in GB; an image that needs more goes through the network tile by tile."""
+    tile: int | None = None
+    """Side of the tiles in px; images above it go by tiles. null: as the memory allows."""
+    context: int = 128
+    """Pixels around a tile that the network sees as well, as it sees them; 624 is exact."""
+    tiled_labels: Literal["tiff", "zarr"] = "tiff"
+    """Label file of an image that went by tiles: a tiled TIFF or an OME-Zarr."""
+    foreground: float | None = None
+    """A pixel takes part if its seed is above this."""
+    start: float | None = None
+    """A pixel can start an instance if its seed is at least this."""
+    membership: float | None = None
+    """A pixel belongs to a seed if its phi is above this."""
+    min_pixels: int | None = None
+    """An instance has more pixels than this."""
+    min_free: float | None = None
+    """More than this share of an instance's pixels must not belong to a better one."""
+    max_instances: int | None = None
+    """Stop after so many instances in an image."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    engine: str = "auto"
+    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network)."""
+    threads: int | None = None
+    """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Settings of ``spatialembed bench``."""
+
+    model: str = "nuclei"
+    """Bundled name, model folder, or a file inside one."""
+    sizes: str = "256,512"
+    """Images to time, px: 256 is square, 1024x2048 height first, several with commas between."""
+    engines: str = "torch:float32,torch,onnxruntime,openvino"
+    """As predict takes them, with a precision after a colon; those not installed are left out.
+    compiled is a further one, which takes a minute more."""
+    rounds: int = 3
+    """Times that each stage is run after a first one."""
+    out: str = "runs/bench"
+    """Folder of bench.json."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """Processor threads; null leaves it to torch."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Settings of ``spatialembed doctor``."""
+
+    data: str
+    """Folder of images/ and masks/, flat or under train/, val/ and test/."""
+    out: str | None = None
+    """Folder of index.html, report.json and recommended.yaml; null: runs/doctor/NAME."""
+    allow_missing: bool = False
+    """As training will be told: images without mask and masks without image are left out."""
+    split_components: bool = False
+    """As training will be told: each connected part of a mask with one id only is an instance."""
+    plain_ids: bool = False
+    """As training will be told: ids that look like 1000 x class + number are mere numbers."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Settings of ``spatialembed export``."""
+
+    model: str
+    """Bundled name, model folder, or a file inside one."""
+    out: str
+    """File to write, such as nuclei.onnx."""
+    format: Literal["onnx"] = "onnx"
+    """Of the file: ONNX, opset 18."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of weights and convolutions; geometry, input and output are always float32."""
+    int8: str | None = None
+    """Folder of images to calibrate 8-bit convolutions on; with images/ and masks/, the AP that
+    they cost is shown too."""
+    check: bool = False
+    """Compare maps and instances with torch at five sizes, and write FILE.check.json."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Settings of ``spatialembed convert``."""
+
+    file: str
+    """Car checkpoint that the authors of the paper released; nothing in it is executed."""
+    out: str
+    """Model folder to write."""
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """Settings of ``spatialembed data scenes``."""
+
+    out: str
+    """Folder of images/ and masks/ to write."""
+    kind: Literal["nuclei", "shapes"] = "nuclei"
+    """Fluorescence fields of nuclei, or grey photographs of plain shapes."""
+    images: int = 100
+    """How many."""
+    size: str = "256"
+    """Height x width in px, as 520x696, or one side of squares."""
+    seed: int = 0
+    """Image i follows from (seed, i)."""
+
+
+@dataclass(frozen=True)
+class StreetsOptions:
+    """Settings of ``spatialembed data streets``."""
+
+    out: str
+    """Folder to write in the layout of Cityscapes: leftImg8bit/ and gtFine/, train and val."""
+    images: int = 100
+    """How many; a fifth of them is val."""
+    size: str = "2048x1024"
+    """Width x height in px."""
+    seed: int = 0
+    """Image i follows from (seed, i)."""

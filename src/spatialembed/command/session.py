@@ -1,0 +1,109 @@
+"""How a command speaks and stops: messages of one line, warnings, signals, faults of the system."""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spatialembed.console import printable
+from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
+
+
+def tell(error: SpatialEmbedError) -> int:
+    """Print a fault as one line; returns its exit code."""
+    print(_line("error", str(error)), file=sys.stderr)
+    return error.exit_code
+
+
+def _line(level: str, text: str) -> str:
+    return f"{level} {printable(text)}"
+
+
+def of_system(error: OSError | MemoryError) -> SpatialEmbedError:
+    """A fault of the operating system as one of ours."""
+    if isinstance(error, MemoryError):
+        return SpatialEmbedError("out_of_memory", "no memory left", "", RESOURCE)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    message = f"{where}{error.strerror or error}"
+    return SpatialEmbedError(
+        "disk_full" if full else "system", message, "", RESOURCE if full else INPUT
+    )
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that what is done gets written; neither gets lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before, hook_before = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = _again(hook_before)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook_before
+
+
+def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook that sends a signal once more if it was lost.
+
+    Python drops what is raised in a finaliser or the callback of a weak reference, of which
+    compiling runs many: the command would go on as if nobody had pressed Ctrl-C.
+    """
+    numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+
+    def hook(lost: Any) -> None:
+        number = numbers.get(lost.exc_type)
+        if number is None:
+            otherwise(lost)
+        else:  # later and from a thread: raised in here it would be lost again
+            threading.Timer(0.05, _thread.interrupt_main, (number,)).start()
+
+    return hook
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on what is standard error at that moment, above a progress bar too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(_line(record.levelname.lower(), record.getMessage()), file=sys.stderr)
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """Log records and warnings of the package as one line each; those of others as ever."""
+    shown_before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("spatialembed"):
+            print(_line("warning", str(message)), file=sys.stderr)
+        else:
+            shown_before(message, category, *where)
+
+    logger = logging.getLogger("spatialembed")
+    # What tifffile tells of a broken header is told again, with the file's name, by our refusal.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    handler, level = _Lines(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        warnings.showwarning = shown_before

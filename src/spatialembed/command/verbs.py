@@ -1,0 +1,340 @@
+"""The verbs of the command line, one function each; the settings of each are in ``options``.
+
+Each opens what it is told, hands it to the part that does the work, and says where the results lie.
+It returns an exit code. The parts are imported late: torch takes seconds, and --help needs none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spatialembed import __version__
+from spatialembed.command.options import (
+    BenchOptions,
+    ConvertOptions,
+    DemoOptions,
+    DoctorOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ScenesOptions,
+    StreetsOptions,
+    TuneOptions,
+)
+from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, missing_extra
+
+if TYPE_CHECKING:
+    from spatialembed.data.dataset import FileDataset
+    from spatialembed.inference.predictor import Predictor
+    from spatialembed.method.cluster import ClusterOptions
+    from spatialembed.training.options import TrainOptions
+
+SOURCES = 20
+"""Inputs that the page of a prediction names."""
+
+
+def demo(options: DemoOptions) -> int:
+    """Show what it does, on a generated field of nuclei and a photograph of coins."""
+    from spatialembed.command.demo import demo as run
+    from spatialembed.command.demo import train_demo
+    from spatialembed.training.run_folder import free_name
+
+    out = Path(options.out)
+    if options.train:
+        name = free_name(out / "runs", "shapes")
+        with _resumable(out / "runs" / name):
+            train_demo(out, name, seed=options.seed)
+    else:
+        run(out, seed=options.seed)
+    return 0
+
+
+def doctor(options: DoctorOptions) -> int:
+    """Look at a data set before training: faults, plots, samples, settings to train with."""
+    from rich.console import Console
+
+    from spatialembed.data.open import data_name
+    from spatialembed.doctor.doctor import doctor as run
+    from spatialembed.doctor.findings import table
+
+    out = options.out or Path("runs", "doctor", data_name(options.data))
+    result = run(
+        options.data,
+        out,
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+        plain_ids=options.plain_ids,
+    )
+    Console().print(table(result.findings))
+    settings = ", recommended.yaml" if result.advice else ""
+    print(f"{out}: {result.tally}; index.html, report.json{settings}")
+    return result.exit_code
+
+
+def train(options: TrainOptions) -> int:
+    """Train a model on images with label masks or COCO annotations."""
+    from spatialembed.data.open import data_name
+    from spatialembed.training.run_folder import free_name, rank
+
+    if not options.resume and options.name is None:  # named here, to be told to who interrupts
+        name = free_name(Path(options.out), data_name(options.data))
+        options = replace(options, name=name)
+    folder = Path(options.resume or Path(options.out) / str(options.name))
+    with _resumable(folder):
+        from spatialembed.training.train import train as run
+
+        run(options)
+    if rank() == 0:  # of several processes that train together, one speaks
+        print(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
+    return 0
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Training, which needs its extra, and which a signal may stop for the time being."""
+    try:
+        from spatialembed.training.callbacks import Interrupted
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("spatialembed"):
+            raise
+        raise missing_extra(str(error.name), "train", "training") from error
+    try:
+        yield
+    except Interrupted as stop:
+        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a model on images with masks: AP, F1, PQ; or as Cityscapes or COCO counts."""
+    from rich.console import Console
+
+    from spatialembed.data.open import with_classes_of
+    from spatialembed.evaluation.evaluate import FILES, check_metric
+    from spatialembed.evaluation.evaluate import evaluate as run
+    from spatialembed.inference.predictor import load
+
+    dataset = _dataset(options)
+    check_metric(options.metric, dataset)
+    predictor = load(
+        options.model,
+        device=options.device,
+        engine=options.engine,
+        precision=options.precision,
+        pixels=_pixels(dataset),
+    )
+    dataset = with_classes_of(predictor.info.class_names, dataset)
+    report = run(predictor, dataset, options.metric, sampling=options.sampling, out=options.out)
+    report.write(options.out)
+    Console().print(report.table())
+    print(f"{options.out}: {', '.join(FILES[options.metric])}")
+    return 0
+
+
+def tune(options: TuneOptions) -> int:
+    """Choose a model's thresholds on images with masks, and calibrate it there."""
+    from rich.console import Console
+
+    from spatialembed.data.open import data_name, with_classes_of
+    from spatialembed.evaluation import tune as tuning
+    from spatialembed.inference.predictor import load
+
+    folder = tuning.prepare(options.model, options.out)
+    dataset = _dataset(options)
+    predictor = load(
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        pixels=_pixels(dataset),
+    )
+    dataset = with_classes_of(predictor.info.class_names, dataset)
+    result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
+    tuning.write_report(result, options.report)
+    tuning.save(result, options.model, folder, data_name(options.data))
+    Console().print(tuning.table(result))
+    new = [("thresholds", result.pays), ("calibration", result.fitted is not None)]
+    said = " and ".join(what for what, written in new if written)
+    print(f"{folder}: {said or 'only the record of the tuning'} written")
+    print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
+    return 0
+
+
+def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
+    """The images to score on: a part of a folder by name, by the split of training, or all."""
+    from spatialembed.data.open import described, select
+
+    dataset = select(
+        options.data,
+        split=options.split,
+        val_fraction=options.val_fraction,
+        group_by=options.group_by,
+        seed=options.seed,
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+        plain_ids=options.plain_ids,
+        max_pixels=options.max_pixels,
+    )
+    print(described(options.data, dataset))
+    return dataset
+
+
+def _pixels(dataset: FileDataset) -> float:
+    """Of all images, by which an engine is chosen."""
+    from spatialembed.inference.predict_folder import pixels_of
+
+    return pixels_of([dataset.image_path(i) for i in range(len(dataset))])
+
+
+def predict(options: PredictOptions) -> int:
+    """Find the instances in images: label images, overlays, a table, COCO JSON and more."""
+    from spatialembed.inference.predict_folder import job_pixels, predict_folder
+    from spatialembed.inference.predict_large import TileOptions
+    from spatialembed.inference.predictor import load
+    from spatialembed.results.formats import chosen
+
+    formats = chosen(options.format)
+    tiles = TileOptions(
+        options.tile, options.context, options.memory, options.scale, options.tiled_labels
+    )
+    pixels = job_pixels(options.sources, options.out) * options.scale**2
+    predictor = load(
+        options.model,
+        device=options.device,
+        engine=options.engine,
+        precision=options.precision,
+        threads=options.threads,
+        pixels=8 * pixels if options.augment else pixels,
+    )
+    thresholds = predictor.options(
+        foreground=options.foreground,
+        start=options.start,
+        membership=options.membership,
+        min_pixels=options.min_pixels,
+        min_free=options.min_free,
+        max_instances=options.max_instances,
+    )
+    predictor.max_pixels = options.max_pixels
+    result = predict_folder(
+        predictor,
+        options.sources,
+        options.out,
+        pages=options.pages,
+        batch=options.batch,
+        augment=options.augment,
+        options=thresholds,
+        ambiguity=options.ambiguity,
+        tiles=tiles,
+        formats=formats,
+        simplify=options.simplify,
+        sheet=options.sheet,
+        report=_about(options, predictor, thresholds) if options.report else None,
+    )
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
+    return result.exit_code
+
+
+def _about(
+    options: PredictOptions, predictor: Predictor, thresholds: ClusterOptions
+) -> dict[str, object]:
+    """The settings of a prediction as they came to be, for its page."""
+    sources = [str(source) for source in options.sources]
+    more = [f"and {len(sources) - SOURCES} more"] * (len(sources) > SOURCES)
+    given = {"scale", "augment", "pages", "format", "simplify"}
+    return {
+        "spatialembed": __version__,
+        "model": options.model,
+        "weights": predictor.info.weights_sha256,
+        "engine": predictor.engine.name,
+        "precision": predictor.engine.precision,
+        "device": predictor.device,
+        **asdict(thresholds),
+        **{name: value for name, value in asdict(options).items() if name in given},
+        "sources": ", ".join(sources[:SOURCES] + more),
+    }
+
+
+def export(options: ExportOptions) -> int:
+    """Write a model as one ONNX file, from the image to the maps."""
+    from rich.console import Console
+
+    from spatialembed.export.export import export as run
+    from spatialembed.inference.predictor import load
+
+    predictor = load(options.model, device="cpu", engine="torch", precision="float32")
+    report = run(
+        predictor, options.out, precision=options.precision, int8=options.int8, check=options.check
+    )
+    if report.comparisons:
+        Console().print(report.table())
+    print("\n".join(report.lines()))
+    return 0 if report.passed else MODEL
+
+
+def bench(options: BenchOptions) -> int:
+    """Time every stage of prediction on this machine, engine by engine."""
+    from rich.console import Console
+
+    from spatialembed.command.bench import bench as run
+
+    report = run(
+        options.model,
+        sizes=[_size(size) for size in options.sizes.split(",")],
+        engines=options.engines.split(","),
+        rounds=options.rounds,
+        device=options.device,
+        threads=options.threads,
+    )
+    Console().print(report.table())
+    print(report.write(options.out))
+    return 0
+
+
+def convert(options: ConvertOptions) -> int:
+    """Make a model folder of the released car checkpoint."""
+    from spatialembed.inference.convert import convert as run
+    from spatialembed.inference.model_file import load
+
+    folder = run(options.file, options.out)
+    _, info = load(folder)
+    print(
+        f"{folder}: {', '.join(info.class_names)}; licence of the weights: "
+        f"{info.training['licence']}"
+    )
+    return 0
+
+
+def scenes(options: ScenesOptions) -> int:
+    """Write generated images with exact masks, to train and test on."""
+    from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+
+    dataset = SyntheticDataset(options.kind, _size(options.size), options.images, options.seed)
+    write_folder(dataset, options.out)
+    print(f"{options.out}: {len(dataset)} images and masks")
+    return 0
+
+
+def streets(options: StreetsOptions) -> int:
+    """Write generated street scenes with exact truth in the layout of Cityscapes."""
+    from spatialembed.generated.streets import write_streets
+
+    width, height = _size(options.size)
+    write_streets(options.out, options.images, (height, width), options.seed)
+    print(f"{options.out}: {options.images} streets in leftImg8bit/ and gtFine/")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) in px of "520x696" or "256"."""
+    height, _, width = text.partition("x")
+    sides = height, width or height
+    if not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise SpatialEmbedError(
+            "bad_setting", f"size is {text}", "give px as 256 or, height first, 520x696", USAGE
+        )
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,208 @@
+"""Which images ``--data`` means: in which layout, and of it a part, a side of the split, or all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from spatialembed.data import cityscapes, folder
+from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
+from spatialembed.data.coco import open_coco
+from spatialembed.data.dataset import Dataset, FileDataset, Split
+from spatialembed.data.folder import open_folder
+from spatialembed.data.splitting import split_dataset
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.read import MAX_PIXELS
+
+Layout = Literal["folder", "coco", "cityscapes"]
+
+
+def data_name(path: str | Path) -> str:
+    """What runs and reports call a data set: its folder, or its file without suffix, as text."""
+    name = os.path.basename(os.path.realpath(path)) or "data"
+    name = name[: -len(".json")] if name.lower().endswith(".json") else name
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def layout_of(path: str | Path) -> Layout:
+    """A Cityscapes root has leftImg8bit/ and gtFine/, COCO instances are a file .json.
+
+    All else counts as a folder of images/ and masks/, whose reader says what is missing.
+    Raises SpatialEmbedError ``no_layout`` for a part of a Cityscapes root.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        return "coco"
+    has_own = any((path / name).is_dir() for name in ("images", "masks"))
+    if has_own or folder.splits(path):
+        return "folder"
+    if cityscapes.is_cityscapes(path):
+        return "cityscapes"
+    inside = (cityscapes.IMAGES, cityscapes.TRUTH)
+    if root := next((p.parent for p in (path, *path.parents) if p.name in inside), None):
+        raise SpatialEmbedError(
+            "no_layout", f"{path}: a part of a Cityscapes root", f"name the root: {root}"
+        )
+    return "folder"
+
+
+def described(path: str | Path, *parts: Dataset) -> str:
+    """A line that says what was found at ``path``: its layout, images of each part, classes."""
+    layout = {"folder": "images and masks", "coco": "COCO instances", "cityscapes": "Cityscapes"}
+    images = " + ".join(str(len(part)) for part in parts)
+    names = parts[0].class_names
+    classes = f"{len(names)} classes" if len(names) > 8 else ", ".join(names)
+    return f"{data_name(path)}: {layout[layout_of(path)]}, {images} images, {classes}"
+
+
+def splits(path: str | Path) -> tuple[str, ...]:
+    """Those of train, val, test that a data set comes in; () for one without parts."""
+    layout = layout_of(path)
+    if layout == "cityscapes":
+        return cityscapes.splits(path)
+    return folder.splits(path) if layout == "folder" else ()
+
+
+def open_data(
+    path: str | Path,
+    *,
+    split: Split | None = None,
+    classes: str | None = None,
+    groups: Groups = "ignore",
+    allow_missing: bool = False,
+    split_components: bool = False,
+    plain_ids: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> FileDataset:
+    """A folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
+
+    classes: names of classes of Cityscapes with commas between, and groups, are of a Cityscapes
+    root; split_components and plain_ids of masks. A file has no parts; of a root without val/ and
+    test/ that are asked for, none.
+
+    Raises SpatialEmbedError as ``open_folder``, ``open_coco`` and ``open_cityscapes`` do, and:
+    bad_setting (exit 2) for classes of another layout.
+    """
+    layout = layout_of(path)
+    if layout == "cityscapes":
+        return open_cityscapes(
+            path,
+            split=split,
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            groups=groups,
+            allow_missing=allow_missing,
+            max_pixels=max_pixels,
+        )
+    if classes is not None or groups != "ignore":
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{path}: classes and groups are of Cityscapes, and this is none",
+            "leave them out",
+            USAGE,
+        )
+    if layout == "folder":
+        return open_folder(
+            path,
+            split=split,
+            allow_missing=allow_missing,
+            split_components=split_components,
+            plain_ids=plain_ids,
+            max_pixels=max_pixels,
+        )
+    if split is not None:
+        what, remedy = f"{path}: a file has no part {split!r}", "name the file of that part"
+        raise SpatialEmbedError("no_split", what, remedy)
+    return open_coco(path, allow_missing=allow_missing, max_pixels=max_pixels)
+
+
+def select(
+    path: str | Path,
+    *,
+    split: Split | None = None,
+    val_fraction: float = 0.2,
+    group_by: str | None = None,
+    seed: int = 0,
+    allow_missing: bool = False,
+    split_components: bool = False,
+    plain_ids: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> FileDataset:
+    """Images with truth, to score or tune on; ``path`` is as ``open_data`` takes it.
+
+    split: a subfolder where there is one of that name, otherwise the side that a training with this
+    val_fraction, group_by and seed learned from ("train") or held out ("val"). group_by alone means
+    "val"; without either all images are taken. A data set in parts is not taken as a whole.
+
+    Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do, and: no_truth.
+    """
+    there = splits(path)
+    named = split if split in there else None
+    if split is None and len(there) > 1:
+        raise SpatialEmbedError(
+            "no_split",
+            f"{path}: no part of it is named",
+            f"add --split with one of {', '.join(there)}",
+            USAGE,
+        )
+    dataset = open_data(
+        path,
+        split=named or ("test" if split == "test" else None),
+        allow_missing=allow_missing,
+        split_components=split_components,
+        plain_ids=plain_ids,
+        max_pixels=max_pixels,
+    )
+    if split == "test":
+        _refuse_hidden_truth(path, dataset)
+    if named or (split is None and group_by is None):
+        return dataset
+    parts = split_dataset(dataset, fraction=val_fraction, group_by=group_by, seed=seed)
+    return parts[0] if split == "train" else parts[1]
+
+
+def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
+    """In the test part of the Cityscapes download the files of ids hold void only."""
+    if not isinstance(dataset, CityscapesDataset):
+        return
+    if any(len(dataset.truth(i).classes) for i in range(len(dataset))):  # the first, as a rule
+        return
+    raise SpatialEmbedError(
+        "no_truth",
+        f"{path}: no instance in any image of its test part, whose truth is kept by the benchmark",
+        "add --split val; or predict with --format cityscapes, and hand in upload.zip",
+    )
+
+
+def with_classes_of(of_model: Sequence[str], dataset: FileDataset) -> FileDataset:
+    """Of a Cityscapes root the classes that the model knows; any other data set as it is."""
+    if isinstance(dataset, CityscapesDataset) and set(of_model) <= set(dataset.class_names):
+        return dataset.with_classes(of_model)
+    return dataset
+
+
+def for_scoring(dataset: FileDataset) -> FileDataset:
+    """Groups are ignored in every evaluation, whatever the loss takes them for."""
+    if isinstance(dataset, CityscapesDataset):
+        return dataset.with_groups("ignore")
+    return dataset
+
+
+def check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
+    """Refuse a data set that is empty or of other classes than the model.
+
+    Classes are compared by number; where there are several, their names and order count too.
+    Raises SpatialEmbedError ``empty_dataset`` or ``class_mismatch``.
+    """
+    if not len(dataset):
+        raise SpatialEmbedError(
+            "empty_dataset", "the data set has no image", "check the folder and the split"
+        )
+    of_data = dataset.class_names
+    if len(of_model) != len(of_data) or (len(of_data) > 1 and tuple(of_model) != tuple(of_data)):
+        raise SpatialEmbedError(
+            "class_mismatch",
+            f"classes of the model: {', '.join(of_model)}; of the data set: {', '.join(of_data)}",
+            "use data with the classes of the model, in its order",
+        )

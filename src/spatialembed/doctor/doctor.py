@@ -1,0 +1,250 @@
+"""Look at a data set before training: what it is, what is wrong with it, and how to train on it.
+
+survey -> advice -> findings -> index.html, report.json, recommended.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+from spatialembed.data.open import data_name
+from spatialembed.doctor.file_checks import file_findings
+from spatialembed.doctor.findings import Finding, graded, tally
+from spatialembed.doctor.object_checks import object_findings
+from spatialembed.doctor.page import SurveyPage
+from spatialembed.doctor.plots import covered, pictures, plots
+from spatialembed.doctor.probe import Reading
+from spatialembed.doctor.recommend import Advice, recommend
+from spatialembed.doctor.survey import Survey, survey
+from spatialembed.errors import INPUT
+from spatialembed.files import atomic_write
+
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in a data set."""
+
+    survey: Survey
+    advice: Advice | None  # None: no object to go by
+    findings: tuple[Finding, ...]  # errors first
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where training refuses the data."""
+        return INPUT if any(finding.grade == "error" for finding in self.findings) else 0
+
+    @property
+    def tally(self) -> str:
+        """How many findings of each grade."""
+        return tally(self.findings)
+
+
+def examine(
+    data: str | Path,
+    *,
+    allow_missing: bool = False,
+    split_components: bool = False,
+    plain_ids: bool = False,
+    progress: bool = True,
+) -> Diagnosis:
+    """Read a data set and say what it is; as ``doctor``, without writing anything."""
+    reading = Reading(allow_missing, split_components, plain_ids)
+    found = survey(data, reading, progress=progress)
+    advice = recommend(found) if len(found.all("area")) else None
+    findings = graded([*file_findings(found), *object_findings(found, advice)])
+    return Diagnosis(found, advice, tuple(findings))
+
+
+def doctor(
+    data: str | Path,
+    out: str | Path,
+    *,
+    allow_missing: bool = False,
+    split_components: bool = False,
+    plain_ids: bool = False,
+    progress: bool = True,
+) -> Diagnosis:
+    """Read a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
+
+    data: as ``open_folder`` takes it. allow_missing, split_components, plain_ids: as training
+    will be told. A broken file is a finding, and the rest goes on.
+
+    Raises SpatialEmbedError: not_found, no_layout, no_images, disk_full (exit 5).
+    """
+    result = examine(
+        data,
+        allow_missing=allow_missing,
+        split_components=split_components,
+        plain_ids=plain_ids,
+        progress=progress,
+    )
+    _write(result, Path(out), data_name(data))
+    return result
+
+
+def _write(result: Diagnosis, out: Path, name: str) -> None:
+    found, advice = result.survey, result.advice
+    command = (
+        f"spatialembed train --config {quote(str(out / 'recommended.yaml'))} "
+        f"--data {quote(str(found.root))}"
+    )
+    settings = ""
+    if advice is not None:
+        head = (
+            f"For {name}: {len(found.pairs)} images, {len(found.all('area'))} objects.\n{command}"
+        )
+        if result.exit_code:
+            head += "\nTraining refuses the data as it is: mend the errors of the report first."
+        settings = advice.yaml(head)
+        _save(out / "recommended.yaml", settings)
+    else:
+        (out / "recommended.yaml").unlink(missing_ok=True)  # of an earlier look
+    page = SurveyPage(
+        name=name,
+        layout=found.layout,
+        facts=_facts(found),
+        parts=_parts(found),
+        findings=result.findings,
+        plots=list(plots(found, advice)),
+        pictures=list(pictures(found)),
+        settings=settings,
+        command=command,
+    )
+    _save(out / "report.json", json.dumps(_report(result), indent=1, allow_nan=False) + "\n")
+    _save(out / "index.html", page.html())
+
+
+def _save(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        # Names of files may hold bytes that are no text.
+        temporary.write_text(text, "utf-8", errors="backslashreplace")
+
+
+# ---------------------------------------------------------------- in numbers
+
+
+def _facts(found: Survey) -> list[tuple[str, str]]:
+    """Names and values for the head of the page."""
+    images = [pair.image for pair in found.pairs if pair.image]
+    kinds = Counter(f"{image.dtype}, {'grey' if image.grey else 'colour'}" for image in images)
+    facts = [
+        ("images with masks", f"{len(found.pairs):,}"),
+        ("pixels", ", ".join(kind for kind, _ in kinds.most_common(3)) or "-"),
+    ]
+    if len(found.counts):
+        middle = np.median(found.counts)
+        spread = f"{middle:.0f} ({found.counts.min()} to {found.counts.max()})"
+        facts += [("objects", f"{found.counts.sum():,}"), ("objects an image, median", spread)]
+    if len(found.all("area")):
+        low, middle, high = np.percentile(found.all("diameter"), (5, 50, 95))
+        pairs = sum(p.mask.objects.touching_pairs for p in found.measured if p.mask)
+        facts += [
+            ("diameter, median", f"{middle:.0f} px (90 %: {low:.0f} to {high:.0f})"),
+            ("area that objects cover", f"{covered(found).mean():.1%}"),
+            ("touch another", f"{found.all('touching').mean():.0%} ({pairs:,} pairs)"),
+        ]
+    if classes := found.classes_area():
+        facts.append(("classes", ", ".join(classes) if len(classes) < 6 else str(len(classes))))
+    return facts
+
+
+def _parts(found: Survey) -> list[list[str]]:
+    """A row for each part of the data set; none for a flat one."""
+    if found.splits == ("",):
+        return []
+    rows = [["", "images", "objects", "objects an image", "median diameter, px", "area covered"]]
+    for part in found.splits:
+        masks = [pair.mask for pair in found.measured if pair.split == part and pair.mask]
+        counts = [len(mask.objects) for mask in masks]
+        if not sum(counts):
+            rows.append([part, str(len(masks)), "0", "-", "-", "-"])
+            continue
+        diameters = np.concatenate([mask.objects.diameter for mask in masks])
+        area = np.mean([m.objects.area.sum() / math.prod(m.size_hw) for m in masks])
+        rows.append(
+            [part, str(len(masks)), f"{sum(counts):,}", f"{np.median(counts):.0f}",
+             f"{np.median(diameters):.1f}", f"{area:.1%}"]
+        )  # fmt: skip
+    return rows
+
+
+def _report(result: Diagnosis) -> dict[str, Any]:
+    """Everything as JSON types."""
+    found, advice = result.survey, result.advice
+    measures = {name: _percentiles(found.all(name)) for name in ("area", "diameter", "extent")}
+    return {
+        "data": str(found.root),
+        "layout": found.layout,
+        "splits": [part for part in found.splits if part],
+        "trainable": result.exit_code == 0,
+        "images": len(found.pairs),
+        "objects": int(found.counts.sum()),
+        "touching": _total(found, "touching"),
+        "touching_pairs": _pairs(found, "touching_pairs"),
+        "split": int((found.all("parts") > 1).sum()),
+        "hollow": _total(found, "hollow"),
+        "concentric": _total(found, "concentric"),
+        "concentric_pairs": _pairs(found, "concentric_pairs"),
+        "classes": {
+            name: {"objects": objects, "pixels": pixels}
+            for name, (objects, pixels) in found.classes_area().items()
+        },
+        "percentiles": {
+            **measures,
+            "objects_an_image": _percentiles(found.counts),
+            "covered": _percentiles(covered(found)),
+        },
+        "findings": [finding.to_dict() for finding in result.findings],
+        "recommended": {s.key: s.value for s in advice.settings} if advice else None,
+        "reasons": {s.key: s.reason for s in advice.settings} if advice else None,
+        "twins": [
+            {"kind": t.kind, "a": found.pairs[t.a].name, "b": found.pairs[t.b].name,
+             "correlation": round(t.correlation, 4)} for t in found.twins
+        ],
+        "per_image": _per_image(found),
+    }  # fmt: skip
+
+
+def _total(found: Survey, flag: str) -> int:
+    return int(found.all(flag).sum())
+
+
+def _pairs(found: Survey, count: str) -> int:
+    return sum(getattr(pair.mask.objects, count) for pair in found.measured if pair.mask)
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    numbers = np.percentile(values, PERCENTILES).round(4).tolist()
+    return {str(p): number for p, number in zip(PERCENTILES, numbers, strict=True)}
+
+
+def _per_image(found: Survey) -> Sequence[dict[str, Any]]:
+    rows = []
+    for pair in found.pairs:
+        row: dict[str, Any] = {"name": pair.name, "faults": [fault.code for fault in pair.faults]}
+        if pair.image:
+            row |= {
+                "size_hw": list(pair.image.size_hw),
+                "dtype": pair.image.dtype,
+                "channels": pair.image.channels,
+                "low": pair.image.low,
+                "high": pair.image.high,
+            }
+        if pair.mask:
+            objects = pair.mask.objects
+            row |= {"objects": len(objects), "largest_id": int(objects.ids.max(initial=0))}
+        rows.append(row)
+    return rows

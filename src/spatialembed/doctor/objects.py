@@ -1,0 +1,159 @@
+"""Facts about each object of a label image, all objects at once: no loop over objects or pairs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+from skimage import measure
+
+from spatialembed.method.labels import relabel
+
+HOLLOW_PX = 1.0
+"""An object none of whose pixels is this near to its centroid is hollow; a filled one has 0.71."""
+CONCENTRIC = 0.5
+"""Two centroids nearer than this many radii of the smaller object cannot be told apart."""
+ODD = 0.01
+"""Share of hollow or concentric objects from which on a centroid is the wrong centre."""
+NEIGHBOURS = 8
+"""Nearest centroids that each object is compared with."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The K objects of one label image; a radius is that of a disc of the same area."""
+
+    ids: np.ndarray  # (K,) int64 as stored, ascending
+    area: np.ndarray  # (K,) int64, px
+    centroid_xy: np.ndarray  # (K, 2) float64, px
+    box: np.ndarray  # (K, 4) int64, x1 y1 x2 y2 in px, x2 and y2 exclusive
+    parts: np.ndarray  # (K,) int64, connected parts (diagonal neighbours are connected)
+    outside: np.ndarray  # (K,) int64, px outside the largest part
+    hollow: np.ndarray  # (K,) bool: whole, but without a pixel at its centroid: ring, crescent
+    touching: np.ndarray  # (K,) bool: has a pixel beside one of another object
+    at_border: np.ndarray  # (K,) bool: has a pixel at the border of the image
+    concentric: np.ndarray  # (K,) bool: a centroid of another object is too near
+    touching_pairs: int
+    concentric_pairs: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def diameter(self) -> np.ndarray:
+        """(K,) float64, of the disc of the same area, px."""
+        return 2 * np.sqrt(self.area / math.pi)
+
+    @property
+    def extent(self) -> np.ndarray:
+        """(K,) int64, longer side of the box, px."""
+        return np.maximum(self.box[:, 2] - self.box[:, 0], self.box[:, 3] - self.box[:, 1])
+
+    @property
+    def reach(self) -> np.ndarray:
+        """(K,) float64, largest offset in px, x or y, from a pixel to the centroid."""
+        first = self.centroid_xy - self.box[:, :2]
+        last = self.box[:, 2:] - 1 - self.centroid_xy
+        return np.maximum(first, last).max(axis=1, initial=0)
+
+
+def describe(labels: np.ndarray) -> Objects:
+    """Measure every object of a label image (H, W) of any integer ids, 0 background.
+
+    70,000 objects take no more than their pixels do. Raises SpatialEmbedError ``bad_labels``.
+    """
+    dense, ids = relabel(labels)
+    count = len(ids)
+    ys, xs = np.nonzero(dense)
+    order = np.argsort(dense[ys, xs], kind="stable")
+    ys, xs = ys[order], xs[order]  # (P,) pixels by object
+    area = np.bincount(dense.ravel(), minlength=count + 1)[1:]
+    starts = np.cumsum(area) - area
+    box = _boxes(ys, xs, starts)
+    centroid = np.stack([_sums(v, starts) / area for v in (xs, ys)], axis=1)  # (K, 2)
+    x, y = (np.repeat(c, area) for c in centroid.T)
+    nearest = _reduce(np.minimum, np.hypot(xs - x, ys - y), starts)
+    parts, largest = _parts(dense, count)
+    touching, touching_pairs = _touching(dense, count)
+    concentric, concentric_pairs = _concentric(centroid, np.sqrt(area / math.pi))
+    height, width = dense.shape
+    return Objects(
+        ids=ids,
+        area=area,
+        centroid_xy=centroid,
+        box=box,
+        parts=parts,
+        outside=area - largest,
+        hollow=(parts == 1) & (nearest > HOLLOW_PX),
+        touching=touching,
+        at_border=(box[:, :2] == 0).any(axis=1) | (box[:, 2:] == (width, height)).any(axis=1),
+        concentric=concentric,
+        touching_pairs=touching_pairs,
+        concentric_pairs=concentric_pairs,
+    )
+
+
+def _reduce(ufunc: np.ufunc, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(K,) values (P,) combined object by object; reduceat itself refuses an empty list."""
+    return ufunc.reduceat(values, starts) if len(starts) else values[:0]
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return _reduce(np.add, values.astype(np.float64), starts)
+
+
+def _boxes(ys: np.ndarray, xs: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    first = [_reduce(np.minimum, v, starts) for v in (xs, ys)]
+    last = [_reduce(np.maximum, v, starts) + 1 for v in (xs, ys)]
+    return np.stack((*first, *last), axis=1)  # (K, 4)
+
+
+def _parts(dense: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) connected parts of each object, and (K,) the pixels of its largest."""
+    pieces = measure.label(dense, background=0, connectivity=2).ravel()  # (H W,) 1..M
+    sizes = np.bincount(pieces)
+    owner = np.zeros(len(sizes), np.int64)
+    owner[pieces] = dense.ravel()
+    parts = np.bincount(owner[1:], minlength=count + 1)[1:]
+    largest = np.zeros(count + 1, np.int64)
+    np.maximum.at(largest, owner[1:], sizes[1:])
+    return parts, largest[1:]
+
+
+def _touching(dense: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """(K,) bool, objects with a neighbouring pixel of another one, and how many such pairs."""
+    codes = [np.empty(0, np.int64)]
+    for a, b in (
+        (dense[:, 1:], dense[:, :-1]),
+        (dense[1:], dense[:-1]),
+        (dense[1:, 1:], dense[:-1, :-1]),
+        (dense[1:, :-1], dense[:-1, 1:]),
+    ):
+        apart = (a != b) & (a > 0) & (b > 0)
+        low, high = np.sort(np.stack((a[apart], b[apart])).astype(np.int64), axis=0)
+        codes.append(np.unique(low << 32 | high))
+    pairs = np.unique(np.concatenate(codes))
+    touching = np.zeros(count + 1, bool)
+    touching[pairs >> 32] = touching[pairs & 0xFFFFFFFF] = True
+    return touching[1:], len(pairs)
+
+
+def _concentric(centroid: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, int]:
+    """(K,) bool, objects whose centroid nearly is that of another, and how many such pairs.
+
+    The other one is looked for among the nearest only: discs side by side lie two radii apart, so
+    within half a radius there is hardly room for more.
+    """
+    found = np.zeros(len(radius), bool)
+    if len(radius) < 2:
+        return found, 0
+    neighbours = min(NEIGHBOURS + 1, len(radius))  # itself is one of them
+    distance, other = cKDTree(centroid).query(centroid, k=neighbours)  # (K, k) both
+    own = np.arange(len(radius))[:, None]
+    near = distance < CONCENTRIC * np.minimum(radius[own], radius[other])
+    i, j = np.nonzero(near & (other != own))
+    pairs = np.unique(np.sort(np.stack((i, other[i, j])), axis=0), axis=1)  # (2, pairs)
+    found[pairs.ravel()] = True
+    return found, pairs.shape[1]

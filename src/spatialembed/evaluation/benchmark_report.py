@@ -1,0 +1,104 @@
+"""What a benchmark's evaluator says of a model: figures by class, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from spatialembed.evaluation.label_report import Sampling, json_ready, mean, number
+from spatialembed.files import atomic_write
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """Scores of a model on a data set of I images and C classes.
+
+    A figure is NaN for a class that does not occur; means are over the others.
+    """
+
+    metric: Literal["cityscapes", "coco"]
+    class_names: tuple[str, ...]  # (C,)
+    sampling: Sampling
+    figures: Mapping[str, np.ndarray]  # name -> (C,) in [0, 1]
+    counts: Mapping[str, np.ndarray]  # name -> (C,) int64
+    seconds: tuple[float, ...]  # (I,) of the predictions, without reading and scoring
+    truncated: int = 0  # images whose prediction stopped at max_instances
+    notes: tuple[str, ...] = ()  # sentences below the table
+    official: Mapping[str, np.ndarray] = field(default_factory=dict)  # as figures, where compared
+
+    def mean(self, name: str) -> float:
+        """A figure's mean over the classes where it is defined; NaN if it is nowhere."""
+        return float(mean(self.figures[name], axis=0))
+
+    @property
+    def median_seconds(self) -> float:
+        """Median time of a prediction; a mean would count the first one's warming up."""
+        return float(np.median(self.seconds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; what is undefined is None."""
+        columns = {**self.figures, **self.counts}
+        report: dict[str, Any] = {
+            "metric": self.metric,
+            "sampling": self.sampling,
+            "class_names": list(self.class_names),
+            "images": len(self.seconds),
+            "truncated_images": self.truncated,
+            "seconds": sum(self.seconds),
+            "median_seconds": self.median_seconds,
+            "mean": {name: self.mean(name) for name in self.figures},
+            "by_class": {
+                class_name: {name: values[c] for name, values in columns.items()}
+                for c, class_name in enumerate(self.class_names)
+            },
+            "official": {
+                name: dict(zip(self.class_names, values, strict=True))
+                for name, values in self.official.items()
+            },
+            "notes": list(self.notes),
+        }
+        plain: dict[str, Any] = json_ready(report)
+        return plain
+
+    def table(self) -> Table:
+        """For the screen: a row a class, then means and sums; official figures beside ours."""
+        table = Table(
+            title=self._title(),
+            caption=escape(" ".join((*self.notes, self._timing()))),
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+        )
+        table.add_column("class", overflow="fold")
+        shown = {**self.figures, **{f"official {n}": v for n, v in self.official.items()}}
+        for heading in (*shown, *self.counts):
+            table.add_column(heading, justify="right")
+        for c, name in enumerate(self.class_names):
+            figures = (number(values[c]) for values in shown.values())
+            table.add_row(escape(name), *figures, *(str(n[c]) for n in self.counts.values()))
+        means = (number(mean(values, axis=0)) for values in shown.values())
+        totals = (str(n.sum()) for n in self.counts.values())
+        table.add_row("all", *means, *totals, style="bold")
+        return table
+
+    def _title(self) -> str:
+        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
+        return f"{self.metric} metric, {len(self.seconds)} images{kind}"
+
+    def _timing(self) -> str:
+        stopped = f" Stopped at the limit of instances: {self.truncated} images."
+        return f"{self.median_seconds:.3f} s an image (median)." + stopped * bool(self.truncated)
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``report.json`` into a folder."""
+        with atomic_write(Path(folder) / "report.json") as path:
+            path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")

@@ -1,0 +1,135 @@
+"""AP of masks as COCO counts it, by faster-coco-eval, of any data set.
+
+The truth of a COCO file is its own annotations, which may overlap, crowds included. Of another data
+set it is the targets; pixels without truth become a crowd of every class, so that they excuse finds
+as crowds do: a find that matches nothing is left out if enough of it, by the threshold, lies there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from spatialembed.data.coco import CocoDataset, annotation_mask
+from spatialembed.data.dataset import Dataset
+from spatialembed.evaluation import official
+from spatialembed.evaluation.benchmark_report import BenchmarkReport
+from spatialembed.evaluation.label_report import Sampling, mean
+from spatialembed.method import labels
+from spatialembed.method.labels import Rle
+from spatialembed.types import Instances, Sample
+
+SIZES = {"APs": 1, "APm": 2, "APl": 3}
+"""AP of small, medium and large objects, and where it stands among the sizes of COCO."""
+
+
+class CocoScore:
+    """Collects truth and finds of a data set, to be scored all together."""
+
+    def __init__(self, dataset: Dataset, sampling: Sampling) -> None:
+        official.check_coco()
+        self._dataset = dataset
+        self._sampling = sampling
+        self._images: list[dict[str, Any]] = []
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+        self._seconds: list[float] = []
+        self._truncated = 0
+        self._crowded = 0  # images of more finds of a class than count
+
+    def add(self, i: int, sample: Sample, found: Instances, seconds: float) -> None:
+        """Note image ``i``: found as numpy, in so many seconds. Raises ``bad_annotation``."""
+        height, width = found.labels.shape
+        image = i + 1
+        if isinstance(self._dataset, CocoDataset):
+            image = self._dataset.image_id(i)
+            truth = _of_annotations(self._dataset, i, height, width)
+        else:
+            truth = _of_target(sample, len(self._dataset.class_names))
+        self._images.append({"id": image, "height": height, "width": width})
+        for entry in truth:
+            self._truth.append({"id": len(self._truth) + 1, "image_id": image} | entry)
+        masks = labels.encode_instances(found.labels, len(found))
+        for rle, score, c in zip(
+            masks, found.scores.tolist(), found.classes.tolist(), strict=True
+        ):  # no box: with one COCO's tools take its area for that of the mask
+            entry = {"image_id": image, "category_id": c + 1, "segmentation": rle, "score": score}
+            self._found.append(entry)
+        self._crowded += np.bincount(found.classes, minlength=1).max() > official.COCO_FINDS
+        self._seconds.append(seconds)
+        self._truncated += found.truncated
+
+    @property
+    def running(self) -> str:
+        """Nothing: an AP is of all images together."""
+        return ""
+
+    def report(self) -> BenchmarkReport:
+        """AP, AP50, AP75 and AP by size of object, by class."""
+        names = self._dataset.class_names
+        counts = {
+            "true": [e["category_id"] - 1 for e in self._truth if not e["iscrowd"]],
+            "found": [e["category_id"] - 1 for e in self._found],
+        }
+        truth = {
+            "images": self._images,
+            "annotations": self._truth,
+            "categories": [{"id": c, "name": name} for c, name in enumerate(names, start=1)],
+        }
+        precision = official.coco_precision(truth, self._found)  # (10, 101, C, 4)
+        over_recall = mean(precision, axis=1)  # (10, C, 4)
+        by_size = mean(over_recall, axis=0)  # (C, 4)
+        figures = {"AP": by_size[:, 0], "AP50": over_recall[0, :, 0], "AP75": over_recall[5, :, 0]}
+        notes = ["By faster-coco-eval."]
+        if self._crowded:
+            notes.append(
+                f"COCO counts the {official.COCO_FINDS} best finds of a class in an image; "
+                f"{self._crowded} images have more."
+            )
+        return BenchmarkReport(
+            "coco",
+            names,
+            self._sampling,
+            figures | {name: by_size[:, at] for name, at in SIZES.items()},
+            {name: np.bincount(c, minlength=len(names)) for name, c in counts.items()},
+            tuple(self._seconds),
+            self._truncated,
+            tuple(notes),
+        )
+
+
+def _entry(rle: Rle, class_index: int, area: float, *, crowd: bool = False) -> dict[str, Any]:
+    """What COCO's evaluation asks of a true object, but for its ids."""
+    return {
+        "category_id": class_index + 1,
+        "segmentation": rle,
+        "area": area,
+        "bbox": [0, 0, 0, 0],  # not looked at
+        "iscrowd": int(crowd),
+    }
+
+
+def _of_annotations(dataset: CocoDataset, i: int, height: int, width: int) -> list[dict[str, Any]]:
+    entries = []
+    for annotation in dataset.annotations(i):
+        mask = annotation_mask(annotation, height, width, str(dataset.image_path(i)))
+        area = float(mask.sum()) if annotation.area is None else annotation.area
+        rle = labels.encode(mask)
+        entries.append(_entry(rle, annotation.class_index, area, crowd=annotation.crowd))
+    return entries
+
+
+def _of_target(sample: Sample, num_classes: int) -> list[dict[str, Any]]:
+    ignore = sample.target.ignore.numpy()
+    classes = sample.target.classes.tolist()
+    truth = np.where(ignore, 0, sample.target.labels.numpy())
+    areas = np.bincount(truth.ravel(), minlength=len(classes) + 1)[1:].tolist()
+    masks = labels.encode_instances(truth, len(classes))
+    entries = [
+        _entry(rle, c, area) for rle, c, area in zip(masks, classes, areas, strict=True) if area
+    ]
+    if ignore.any():
+        rle, area = labels.encode(ignore), float(ignore.sum())
+        entries += [_entry(rle, c, area, crowd=True) for c in range(num_classes)]
+    return entries

@@ -1,0 +1,160 @@
+"""Score a model on a data set. One pass, one image at a time in memory::
+
+dataset[i] -> predictor -> the score of the metric, image by image -> its report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args, overload
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spatialembed.console import console
+from spatialembed.data.cityscapes import CityscapesDataset
+from spatialembed.data.dataset import Dataset
+from spatialembed.data.open import check_classes
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.evaluation.benchmark_report import BenchmarkReport
+from spatialembed.evaluation.cityscapes_score import CityscapesScore
+from spatialembed.evaluation.coco_score import CocoScore
+from spatialembed.evaluation.label_report import Report, Sampling
+from spatialembed.evaluation.label_score import LabelScore
+from spatialembed.method.cluster import cluster_with_truth
+from spatialembed.types import Instances, Sample
+
+if TYPE_CHECKING:
+    from spatialembed.inference.predictor import Predictor
+
+Metric = Literal["ap", "cityscapes", "coco"]
+FILES = {
+    "ap": ("report.json", "worst.html"),
+    "cityscapes": ("report.json", "results/"),
+    "coco": ("report.json",),
+}
+"""What lies in the folder of an evaluation in the end."""
+
+
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Literal["ap"] = "ap",
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report: ...
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Literal["cityscapes", "coco"],
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> BenchmarkReport: ...
+@overload
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Metric,
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report | BenchmarkReport: ...
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    metric: Metric = "ap",
+    *,
+    sampling: Sampling = "seed",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report | BenchmarkReport:
+    """Predict every image of a data set and score it against its truth.
+
+    metric: "ap", label-image AP at IoU 0.50 to 0.90 (see ``label_metrics``); "cityscapes", AP of that
+    benchmark, for its layout; "coco", AP of masks as COCO counts it, for any data set. sampling:
+    "seed", what a user gets; "truth", instances from true centres and bandwidths, which leaves out
+    the seed map (ground-truth sampling, Neven et al. 2019). out: folder for the files of the metric
+    "cityscapes", which its official evaluator reads; None: the built-in one alone. progress: a bar
+    on stderr.
+
+    Raises SpatialEmbedError ``unknown_metric``, ``unknown_sampling``, ``not_cityscapes``,
+    ``missing_extra``, ``empty_dataset``, ``class_mismatch``, ``name_collision``,
+    ``evaluators_differ``, and what reading or predicting an image raises.
+    """
+    check_metric(metric, dataset)
+    _check_choice("sampling", sampling, get_args(Sampling))
+    check_classes(predictor.info.class_names, dataset)
+    folder = None if out is None else Path(out)
+    score = _score(metric, dataset, sampling, folder, progress)
+    with _progress(enabled=progress) as bar:
+        task = bar.add_task("evaluate", total=len(dataset), ap="")
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            score.add(i, sample, *_predict(predictor, sample, sampling))
+            bar.update(task, advance=1, ap=score.running)
+    return score.report()
+
+
+def check_metric(metric: str, dataset: Dataset) -> None:
+    """Refuse a metric that is none, or that this data set cannot be scored by.
+
+    Raises SpatialEmbedError ``unknown_metric`` (exit 2), ``not_cityscapes``.
+    """
+    _check_choice("metric", metric, get_args(Metric))
+    if metric == "cityscapes" and not isinstance(dataset, CityscapesDataset):
+        raise SpatialEmbedError(
+            "not_cityscapes",
+            "the metric of Cityscapes needs its ids, with groups and void",
+            "give a folder with leftImg8bit/ and gtFine/, or take the metric ap or coco",
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise SpatialEmbedError(
+            f"unknown_{name}", f"{name} {value!r}", f"choose from: {', '.join(choices)}", USAGE
+        )
+
+
+def _score(
+    metric: Metric, dataset: Dataset, sampling: Sampling, out: Path | None, progress: bool
+) -> LabelScore | CityscapesScore | CocoScore:
+    if metric == "coco":
+        return CocoScore(dataset, sampling)
+    if metric == "cityscapes":
+        assert isinstance(dataset, CityscapesDataset)  # by check_metric
+        return CityscapesScore(dataset, sampling, out, progress=progress)
+    return LabelScore(tuple(dataset.class_names), sampling)
+
+
+def _progress(*, enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[ap]}"),
+        TimeRemainingColumn(),
+        console=console(),
+        disable=not enabled,
+    )
+
+
+def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[Instances, float]:
+    """Instances of one image as numpy, and the seconds they took."""
+    began = time.perf_counter()
+    if sampling == "seed":
+        found = predictor(sample.image)
+    else:
+        maps = predictor.embeddings(sample.image)
+        found = cluster_with_truth(
+            maps, [sample.target], predictor.settings.membership, predictor.info.class_names
+        )[0]
+    return found.numpy(), time.perf_counter() - began

@@ -1,0 +1,315 @@
+"""Choose a model's thresholds on images with masks, honestly, and calibrate it there.
+
+    sweep -> AP of every image at every cell      the network once an image (thresholds.sweep)
+          -> best cell                            cross-validated: the choice of the other folds
+          -> gain over the thresholds before,     scored on each, with the standard error of that
+             with its error                       gain, image by image (bootstrap over groups)
+          -> taken if the gain is above its error; else the thresholds stay
+
+The calibration is fitted anew either way: it belongs to the thresholds that are in force.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spatialembed.console import console
+from spatialembed.data.dataset import Dataset, FileDataset
+from spatialembed.data.open import check_classes
+from spatialembed.data.splitting import group_keys
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.evaluation.threshold_sweep import Surface, mean_over_images, sweep
+from spatialembed.evaluation.tuning_plot import draw, need_matplotlib
+from spatialembed.files import atomic_write, check_writable
+from spatialembed.inference.model_file import FACTS, WEIGHTS, bundled_models, load, save_as
+from spatialembed.inference.predictor import Predictor
+from spatialembed.method import calibration
+from spatialembed.method.calibration import Calibration
+from spatialembed.method.cluster import ClusterOptions
+
+RESAMPLES = 1000
+"""Bootstrap resamples behind a standard error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What a sweep says of a model's thresholds."""
+
+    surface: Surface
+    groups: np.ndarray  # (I,) int64, images of one group stand or fall together
+
+    @cached_property
+    def best(self) -> tuple[int, ...]:
+        """Cell of the highest mean AP on these images."""
+        return self.surface.best()
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Cell of the thresholds before."""
+        return self.surface.grid.cell(self.surface.base)
+
+    @cached_property
+    def cross_validated(self) -> np.ndarray:
+        """AP (I, C) of each image at the cell that is best on the other folds."""
+        _, group = np.unique(self.groups, return_inverse=True)
+        fold = calibration.folds(group.max(initial=-1) + 1)[group]
+        ap = np.full(self.surface.ap.shape[:2], np.nan)
+        for part in np.unique(fold):
+            cell = self.surface.best((fold != part).astype(np.float64))
+            ap[fold == part] = self.at(cell)[fold == part]
+        return ap
+
+    def at(self, cell: Sequence[int]) -> np.ndarray:
+        """AP (I, C) at a cell."""
+        f, s, m, p = cell
+        return self.surface.ap[:, :, f, s, m, p]
+
+    def difference(self, ap: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+        """Mean of AP (I, C) less that of another on the same images, and its standard error.
+
+        The error is the spread when groups are drawn anew; NaN below two groups.
+        """
+        both = np.stack((ap, other), axis=2)  # (I, C, 2)
+        mean = mean_over_images(both)
+        drawn = mean_over_images(both, self._draws)  # (R, 2)
+        error = float(np.std(drawn[:, 0] - drawn[:, 1])) if len(drawn) else math.nan
+        return float(mean[0] - mean[1]), error
+
+    @cached_property
+    def _draws(self) -> np.ndarray:
+        """How often each image counts in each resample, (R, I); none below two groups."""
+        _, group = np.unique(self.groups, return_inverse=True)
+        count = int(group.max(initial=-1)) + 1
+        if count < 2:
+            return np.zeros((0, len(group)))
+        rng = np.random.default_rng(0)
+        return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, group]
+
+    @cached_property
+    def gain(self) -> tuple[float, float]:
+        """Cross-validated gain over the thresholds before, and its standard error."""
+        return self.difference(self.cross_validated, self.at(self.before))
+
+    @property
+    def pays(self) -> bool:
+        """Whether the new thresholds are taken: their gain is above its own error."""
+        gain, error = self.gain
+        return self.best != self.before and gain > error
+
+    @property
+    def chosen(self) -> ClusterOptions:
+        """The best thresholds if they pay, else those before."""
+        base = self.surface.base
+        return self.surface.grid.options(self.best, base) if self.pays else base
+
+    @cached_property
+    def fitted(self) -> Calibration | None:
+        """Calibration at the chosen thresholds; None with too few objects."""
+        return calibration.fit(self.surface.objects_at(self.chosen), self.chosen.start)
+
+    def profile(self, axis: int) -> list[tuple[float, float, bool]]:
+        """Along one threshold through the best cell: value, mean AP, as good as the best.
+
+        As good: lower by no more than the standard error of the difference.
+        """
+        rows = []
+        for i, value in enumerate(self.surface.grid[axis]):
+            cell = (*self.best[:axis], i, *self.best[axis + 1 :])
+            ap = self.at(cell)
+            mean = float(mean_over_images(ap))
+            if not math.isnan(mean):
+                drop, error = self.difference(self.at(self.best), ap)
+                rows.append((float(value), mean, i == self.best[axis] or drop <= error))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is worth keeping: thresholds and figures before and after, and how flat it is."""
+        base, grid = self.surface.base, self.surface.grid
+        gain, error = self.gain
+        return {
+            "images": len(self.surface.ap),
+            "groups": len(np.unique(self.groups)),
+            "cells": int(np.isfinite(self.surface.mean()).sum()),
+            "before": {"thresholds": asdict(base), "ap": _mean(self.at(self.before))},
+            "best": {
+                "thresholds": asdict(grid.options(self.best, base)),
+                "ap": _mean(self.at(self.best)),
+                "ap_cross_validated": _mean(self.cross_validated),
+                "as_good": {
+                    name: [value for value, _, good in self.profile(axis) if good]
+                    for axis, name in enumerate(grid._fields)
+                },
+            },
+            "gain": _rounded(gain),
+            "gain_standard_error": _rounded(error),
+            "taken": self.pays,
+        }
+
+
+def _mean(ap: np.ndarray) -> float | None:
+    return _rounded(float(mean_over_images(ap)))
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def tune(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    groups: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Tuning:
+    """Sweep foreground, start, membership and min_pixels of a model over images with masks.
+
+    groups: of each image, those of one name stand or fall together (tiles of one field of view); by
+    default each image by itself. progress: a bar on stderr.
+
+    Raises SpatialEmbedError ``empty_dataset``, ``class_mismatch``, and what reading or predicting
+    an image raises.
+    """
+    check_classes(predictor.info.class_names, dataset)
+    names = [str(i) for i in range(len(dataset))] if groups is None else list(groups)
+    number = np.unique(names, return_inverse=True)[1]
+    with _bar(progress) as bar:
+        task = bar.add_task("tune", total=len(dataset))
+        surface = sweep(
+            predictor.engine,
+            predictor.info.normalization,
+            (dataset[i] for i in range(len(dataset))),
+            predictor.settings,
+            len(dataset.class_names),
+            groups=number.tolist(),
+            progress=lambda: bar.advance(task),
+        )
+    return Tuning(surface, number)
+
+
+def _bar(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(),
+        disable=not shown,
+    )
+
+
+def groups(dataset: FileDataset, column: str | None) -> list[str] | None:
+    """Group of each image by a column of index.csv; None without a column."""
+    return None if column is None else group_keys(dataset, column)
+
+
+def prepare(model: str, out: str | None) -> Path:
+    """Where the tuned model goes, ``out`` or the folder of ``model``; checked before the work.
+
+    Raises SpatialEmbedError ``missing_extra``, ``bundled_model``, ``not_writable`` (all exit 2).
+    """
+    need_matplotlib()
+    if out is None and model in bundled_models():
+        raise SpatialEmbedError(
+            "bundled_model",
+            f"{model}: a model of the package is not written over",
+            "give a new model folder by --out",
+            USAGE,
+        )
+    folder = Path(out or model)
+    if out is None and folder.name in (WEIGHTS, FACTS):
+        folder = folder.parent
+    check_writable(folder, "give another folder by --out")
+    return folder
+
+
+def save(tuning: Tuning, model: str | Path, folder: str | Path, data: str) -> Path:
+    """Write ``model`` with the chosen thresholds, its calibration and a record into ``folder``.
+
+    data: name of the images that it was tuned on. Raises as ``model_file.save_as`` does.
+    """
+    _, info = load(model)
+    record = {"data": data, **tuning.to_dict()}
+    changed = replace(
+        info,
+        thresholds=tuning.chosen,
+        calibration=tuning.fitted,
+        training=info.training | {"tuned": record},
+    )
+    return save_as(model, folder, changed)
+
+
+def table(tuning: Tuning) -> Table:
+    """For the screen: each threshold before, at the best, and where it is as good."""
+    said = tuning.to_dict()
+    table = Table(
+        title=f"{said['images']} images, {said['cells']} settings",
+        caption=_caption(said),
+        caption_justify="left",
+        min_width=78,  # of the caption, which would wrap at the columns
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    table.add_column("")
+    for heading in ("before", "best", "as good"):
+        table.add_column(heading, justify="right")
+    for name in tuning.surface.grid._fields:
+        good = said["best"]["as_good"][name]
+        span = f"{good[0]:g} to {good[-1]:g}" if len(good) > 1 else f"{good[0]:g}"
+        values = [said[when]["thresholds"][name] for when in ("before", "best")]
+        table.add_row(name, *(f"{value:g}" for value in values), span)
+    figures = [said["before"]["ap"], said["best"]["ap"]]
+    table.add_row("mean AP", *(_figure(value) for value in figures), style="bold")
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _caption(said: dict[str, Any]) -> str:
+    best = said["best"]["ap_cross_validated"]
+    gain, error = _figure(said["gain"]), _figure(said["gain_standard_error"])
+    verdict = "taken" if said["taken"] else "within noise, so the thresholds before stay"
+    return (
+        f"On images that the choice has not seen: {_figure(best)}, gain {gain}, standard error "
+        f"{error}: {verdict}. As good: lower by less than the standard error of the difference."
+    )
+
+
+def write_report(tuning: Tuning, folder: str | Path) -> None:
+    """Write ``tuning.json``, ``tuning.csv`` (every cell) and ``tuning.png`` into a folder.
+
+    Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib, ``disk_full`` (exit 5).
+    """
+    folder = Path(folder)
+    with atomic_write(folder / "tuning.json") as path:
+        calibrated = None if tuning.fitted is None else asdict(tuning.fitted)
+        report = {**tuning.to_dict(), "calibration": calibrated}
+        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
+    grid, mean = tuning.surface.grid, tuning.surface.mean()
+    with atomic_write(folder / "tuning.csv") as path, path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow((*grid._fields, "mean_ap"))
+        for cell in np.argwhere(np.isfinite(mean)):
+            values = [tried[i] for tried, i in zip(grid, cell, strict=True)]
+            writer.writerow((*values, round(float(mean[tuple(cell)]), 5)))
+    draw(
+        folder / "tuning.png",
+        mean,
+        grid,
+        best=tuning.best,
+        before=tuning.before,
+        profiles=[tuning.profile(axis) for axis in range(len(grid))],
+    )

@@ -1,0 +1,165 @@
+"""An exported file at work in onnxruntime, and its answers held against torch's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatialembed.errors import MODEL, SpatialEmbedError, missing_extra
+from spatialembed.export.frame import INPUT, outside
+from spatialembed.generated.nuclei_and_shapes import nuclei_field, shapes_scene
+from spatialembed.inference.model_file import ModelInfo
+from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.method.normalization import network_input, normalize
+from spatialembed.types import UNIT, Embeddings, Normalization
+
+SIZES = ((256, 256, 2), (129, 200, 2), (97, 61, 1), (40, 333, 2), (7, 5, 1))
+"""Height, width and batch of what is compared; one side in two is no multiple of 8."""
+
+
+class Limits(NamedTuple):
+    """What may differ from torch."""
+
+    offset_px: float  # largest difference of an offset
+    log_precision: float  # largest difference; 0.01 is 5 % of a margin
+    seed: float  # largest difference
+    pixels: float  # share of pixels with another owner
+
+
+LIMITS = {
+    "float32": Limits(offset_px=0.05, log_precision=1e-3, seed=1e-3, pixels=1e-3),
+    "float16": Limits(offset_px=0.5, log_precision=0.02, seed=0.02, pixels=0.01),
+}
+"""By precision; of int8 the average precision is what counts, and it is printed."""
+
+
+class OnnxFile:
+    """An exported file in onnxruntime on the CPU, an engine of ``Predictor``.
+
+    What the graph does itself, the normalisation (but for percentiles) and the scale, is not to be
+    done before it: ``outside(info.normalization)`` is what is left to do. model: the file or its
+    contents. threads: None leaves them to onnxruntime.
+
+    Raises SpatialEmbedError ``missing_extra`` (exit 2), ``bad_model`` (exit 4).
+    """
+
+    name = "onnxruntime, exported file"
+    device = torch.device("cpu")
+    scale = 1.0
+
+    def __init__(self, model: str | Path | bytes, *, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise missing_extra("onnxruntime", "export", "running an exported file") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors, which are raised too
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its faults share no class that is public
+            where = "model" if isinstance(model, bytes) else model
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SpatialEmbedError(
+                "bad_model", f"{where}: {reason}", "export the model again", MODEL
+            ) from error
+        entries = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: json.loads(value) for key, value in entries.items()}
+        self.precision = str(self.metadata["precision"])
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        """images (B, 3, H, W) float32 as the file takes them -> Embeddings (B, ., H, W) float32."""
+        maps = self._session.run(Embeddings._fields, {INPUT: images.contiguous().numpy()})
+        return Embeddings(*(torch.from_numpy(m) for m in maps))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Maps and instances of one size against torch's."""
+
+    height: int
+    width: int
+    batch: int
+    offset_px: float  # largest difference
+    log_precision: float  # largest difference
+    seed: float  # largest difference
+    instances_torch: int  # of the whole batch
+    instances: int
+    pixels: float  # share of pixels whose owner differs
+
+    def within(self, limits: Limits) -> bool:
+        """Whether nothing differs by more."""
+        return all(getattr(self, name) <= limit for name, limit in limits._asdict().items())
+
+
+def compare(
+    reference: Callable[[Tensor], Embeddings],
+    exported: OnnxFile,
+    info: ModelInfo,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Comparison]:
+    """Run both on generated scenes of each of SIZES and compare maps and instances.
+
+    reference: normalised images (B, 3, H, W) to maps, as ``TorchEngine``.
+    """
+    rows = []
+    for i, (height, width, batch) in enumerate(SIZES):
+        images = torch.stack([_scene(height, width, seed=(i, b)) for b in range(batch)])
+        whole, left = (
+            torch.stack([normalize(image, how) for image in images])
+            for how in (info.normalization, outside(info.normalization))
+        )
+        rows.append(_compared(reference(whole), exported(left), info.thresholds))
+        progress()
+    return rows
+
+
+def _scene(height: int, width: int, *, seed: tuple[int, int]) -> Tensor:
+    """A window (3, height, width) in [0, 1] of a generated scene, nuclei and shapes by turns."""
+    draw = (nuclei_field, shapes_scene)[sum(seed) % 2]
+    whole = draw(max(height, 128), max(width, 128), seed=seed).image
+    return network_input(whole[:height, :width], Normalization("none"))
+
+
+def _compared(reference: Embeddings, maps: Embeddings, thresholds: ClusterOptions) -> Comparison:
+    batch, _, height, width = maps.seed.shape
+    offset, log_precision, seed = (
+        float((a - b).abs().max()) for a, b in zip(reference, maps, strict=True)
+    )
+    wanted, found = cluster(reference, thresholds), cluster(maps, thresholds)
+    moved = sum(
+        _moved(a.numpy().labels, b.numpy().labels) for a, b in zip(found, wanted, strict=True)
+    )
+    return Comparison(
+        height,
+        width,
+        batch,
+        offset * UNIT,
+        log_precision,
+        seed,
+        sum(map(len, wanted)),
+        sum(map(len, found)),
+        moved / (batch * height * width),
+    )
+
+
+def _moved(found: np.ndarray, wanted: np.ndarray) -> int:
+    """Pixels with another owner, each found object named after the one it shares most with.
+
+    Scores that differ in the last digit change the order of the labels, which is no difference.
+    """
+    shared = np.zeros((found.max() + 1, wanted.max() + 1), np.int64)
+    np.add.at(shared, (found, wanted), 1)
+    name = shared.argmax(1)
+    name[0] = 0
+    return int(np.count_nonzero(name[found] != wanted))

@@ -1,0 +1,1 @@
+"""Scenes with exact truth: nuclei, shapes, streets. Imported late."""

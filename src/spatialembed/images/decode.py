@@ -1,0 +1,330 @@
+"""Image bytes to pixels as they are stored: which format, which reader, which orientation.
+
+Only the reader of the format that the first bytes name ever sees a file, and every limit is
+checked on its header. What the pixels then mean is settled in ``images.read``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.checks import (
+    ImageWarning,
+    check_size,
+    plain_png,
+    refuse_codec,
+    refuse_damaged,
+    refuse_size,
+    stretched_jpeg,
+    warn,
+    whole_webp,
+)
+from spatialembed.images.tiff import DAMAGED, read_tiff, valid_orientation
+
+__all__ = ["Decoded", "ImageWarning", "decode", "from_pillow", "opened", "read_bytes"]
+
+_ORIENTATION_TAG = 0x0112
+
+
+class Decoded(NamedTuple):
+    """What a decoder got out of a file."""
+
+    pixels: np.ndarray  # (H, W) or (H, W, C), any type, upright
+    orientation: int  # EXIF, 1 to 8, that was undone
+    mode: str = ""  # Pillow's, "" where tifffile read it
+    bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
+    inverted: bool = False  # white is 0 in the file; here black is
+
+
+# ---------------------------------------------------------------- which format a file has
+
+
+def _sniff(head: bytes) -> str | None:
+    """Format by the first 16 bytes; only these formats' readers ever see the file."""
+    starts = {
+        b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP",
+        b"GIF87a": "GIF", b"GIF89a": "GIF",
+        b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+    }  # fmt: skip
+    if head[:2] == b"BM" and head[6:10] != bytes(4):  # two letters that many a text begins with
+        return None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    return next((name for start, name in starts.items() if head.startswith(start)), None)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Yield the open file and its format: PNG, JPEG, TIFF, WebP, BMP or GIF, whatever its name.
+
+    Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image.
+    """
+    # Its status comes first: opening a FIFO would hang.
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise SpatialEmbedError("not_a_file", f"{path}: no regular file", "name an image file")
+        file = open(path, "rb")  # noqa: SIM115  faults of opening only are caught here
+    except FileNotFoundError:
+        raise SpatialEmbedError("not_found", f"{path}: no such file", "check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise SpatialEmbedError(
+            "unreadable", f"{path}: {error}", "check its permissions"
+        ) from error
+    with file:
+        if status.st_size == 0:
+            raise SpatialEmbedError("empty_file", f"{path}: zero bytes", "copy the file again")
+        try:
+            head = file.read(16)
+        except OSError as error:
+            raise SpatialEmbedError(
+                "unreadable", f"{path}: {error}", "copy the file again"
+            ) from error
+        file.seek(0)
+        if (form := _sniff(head)) is None:
+            raise SpatialEmbedError(
+                "not_an_image",
+                f"{path}: the content is not PNG, JPEG, TIFF, WebP, BMP or GIF",
+                "convert it to PNG or TIFF",
+            )
+        _check_suffix(path, form)
+        yield file, form
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file. Raises as ``opened`` does: a pipe would be read for ever."""
+    with opened(path) as (file, _):
+        return file.read()
+
+
+def _check_suffix(path: Path, form: str) -> None:
+    """Warn where the name says another format than the content: the content wins."""
+    family = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP"}
+    family |= {".png": "PNG", ".bmp": "BMP", ".gif": "GIF"}
+    named = family.get(path.suffix.lower(), form)
+    if named != form:
+        warn(f"{path}: named like {named}, read as {form}, which it is")
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: 2 mirrored, 3 by 180 degrees, 4 flipped, 5 to 8 axes swapped."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)  # (H, W, ...) -> (W, H, ...)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+# ---------------------------------------------------------------- Pillow: all formats but most TIFF
+
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+_DEEP = ("RGB;16B", "RGBA;16B", "LA;16B")
+
+
+def _read_pillow(
+    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int = 0, bits: int = 8
+) -> Decoded:
+    """Read with the one plugin of this format; page and bits are those of a TIFF.
+
+    It is called as ``Image.open(file, formats=[form])`` would call it; that itself only warns from
+    89 to 179 million pixels, and takes more only where a global of Pillow is changed.
+    """
+    moves = False
+    if form == "PNG":
+        file, moves = plain_png(path, file, max_pixels)
+    elif form == "WebP":
+        file = whole_webp(path, file, os.fstat(file.fileno()).st_size, max_pixels)
+    image = _open_pillow(path, file, form, page, max_pixels)
+    raw = str(image.tile[0].args) if form == "PNG" and image.tile else ""
+    deep = raw in _DEEP
+    item = 2 if deep or image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
+    check_size(path, *image.size, len(image.getbands()) * item, max_pixels)
+    if moves or (form != "TIFF" and getattr(image, "is_animated", False)):
+        warn(f"{path}: the first of several frames was read")
+    try:
+        image.load()
+        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))  # none in a TIFF
+        pixels = _deep_png(file, raw) if deep else _plain_array(image)
+        if form == "JPEG":
+            _refuse_grey_end(path, file, image)
+    except Image.DecompressionBombError as error:  # a GIF frame larger than its header says
+        refuse_size(path, str(error), max_pixels)
+    except DAMAGED as error:
+        refuse_damaged(path, form, error)
+    bits = {"L;2": 2, "L;4": 4}.get(raw, bits)
+    return Decoded(upright(pixels, orientation), orientation, image.mode, bits)
+
+
+def _open_pillow(
+    path: Path, file: BinaryIO, form: str, page: int, max_pixels: int
+) -> ImageFile.ImageFile:
+    try:
+        image = _PLUGINS[form](file)
+        if page:
+            image.seek(page)
+    except Image.DecompressionBombError as error:
+        refuse_size(path, str(error), max_pixels)
+    except DAMAGED as error:
+        if "annot handle" in str(error) or "nsupported" in str(error):
+            refuse_codec(path, f"{form}: {error}")
+        refuse_damaged(path, form, error)
+    if form == "TIFF":
+        image.tile = [_undivided(tile) for tile in image.tile]
+    return image
+
+
+def _undivided(tile: ImageFile._Tile) -> ImageFile._Tile:
+    """Colours as they are stored: of premultiplied ones Pillow would divide by their alpha."""
+    if isinstance(tile.args, tuple) and tile.args[0] == "RGBa":
+        return tile._replace(args=("RGBA", *tile.args[1:]))
+    return tile
+
+
+def _plain_array(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W) or (H, W, 3) of an image of any mode, by the rules of ``images.read``."""
+    mode = image.mode
+    if mode in ("L", "RGB", "F") or mode.startswith("I"):
+        return np.asarray(image)
+    if mode in ("LA", "La"):
+        return np.asarray(image)[..., 0]
+    if mode in ("RGBA", "RGBa", "RGBX"):  # the stored colours
+        return np.asarray(image)[..., :3]
+    if "transparency" in image.info:  # convert() would mix it in, or warn
+        image = image.copy()
+        del image.info["transparency"]
+    return np.asarray(image.convert("L" if mode == "1" else "RGB"))
+
+
+def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
+    """16-bit PNG of several channels, (H, W, C) or (H, W) uint16 without its alpha.
+
+    Pillow keeps the high byte only. Its unpackers for the two byte orders differ in which byte of
+    a big-endian sample they keep, so that two passes give both.
+    """
+    if raw == "LA;16B":  # four bytes a pixel, as RGBA has: L high, L low, alpha high, alpha low
+        bytes_ = np.asarray(_repeat_png(file, "RGBA", "RGBA"))
+        return bytes_[..., 0].astype(np.uint16) << 8 | bytes_[..., 1]
+    mode = raw.removesuffix(";16B")
+    high = np.asarray(_repeat_png(file, mode, f"{mode};16B"))[..., :3]
+    low = np.asarray(_repeat_png(file, mode, f"{mode};16L"))[..., :3]
+    return high.astype(np.uint16) << 8 | low
+
+
+def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageFile:
+    """Decode the PNG once more, its rows unpacked as ``raw`` says."""
+    file.seek(0)
+    image = PngImagePlugin.PngImageFile(file)
+    image._mode = mode
+    image.tile = [tile._replace(args=raw) for tile in image.tile]
+    image.load()
+    return image
+
+
+def _refuse_grey_end(path: Path, file: BinaryIO, image: Image.Image) -> None:
+    """Refuse a JPEG that was cut and closed again: libjpeg makes its missing blocks mid-grey."""
+    last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
+    if np.abs(last - 128).max() > 4:  # colours blend with their neighbours
+        return
+    file.seek(0)
+    if (data := stretched_jpeg(file.read())) is None:
+        return
+    other = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    if not np.array_equal(np.asarray(other), np.asarray(image)):
+        refuse_damaged(path, "JPEG", "its end is missing")
+
+
+# ---------------------------------------------------------------- what callers use
+
+
+def decode(
+    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int | None = None
+) -> Decoded:
+    """Pixels of what ``opened(path)`` gave, upright; of a TIFF the page of that index.
+
+    Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec,
+    bad_channels.
+    """
+    if form != "TIFF":
+        return _read_pillow(path, file, form, max_pixels)
+    found = read_tiff(path, file, max_pixels, page)
+    if found.pixels is not None:
+        pixels = upright(found.pixels, found.orientation)
+        return Decoded(pixels, found.orientation, bits=found.bits, inverted=found.inverted)
+    file.seek(0)
+    # Pillow turns TIFF upright by itself, and forgets that it did.
+    read = _read_pillow(path, file, form, max_pixels, found.place, found.bits)
+    return read._replace(orientation=found.orientation, inverted=found.inverted)
+
+
+def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:
+    """Stored height and width, and Pillow's mode, of what ``opened(path)`` gave but a TIFF.
+
+    Raises SpatialEmbedError: truncated, too_large (exit 5), unsupported_codec.
+    """
+    image = _open_pillow(path, file, form, 0, 0)
+    return image.height, image.width, image.mode
+
+
+def from_pillow(image: Image.Image, max_pixels: int) -> Decoded:
+    """Pixels (H, W) or (H, W, 3), upright, of a PIL image, which stays as it is.
+
+    Raises SpatialEmbedError: empty_image, too_large (exit 5), bad_image, truncated.
+    """
+    where = "PIL image"
+    item = 2 if image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
+    check_size(where, *image.size, len(image.getbands()) * item, max_pixels)
+    if image.mode == "LAB":
+        raise SpatialEmbedError("bad_image", f"{where}: mode LAB", "convert it to RGB")
+    try:
+        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+        _load(image)
+        pixels = _plain_array(image)
+        # A TIFF turns itself when it is read, and then says so no more.
+        left = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+    except DAMAGED as error:
+        refuse_damaged(where, str(image.format), error)
+    return Decoded(upright(pixels, left), orientation, image.mode)
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels of an image that was only opened.
+
+    Pillow (13.0) maps an uncompressed TIFF with the sides of the upright image, not those of the
+    stored one, and gives scrambled pixels. It maps none without a name.
+    """
+    name = getattr(image, "filename", "")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.filename = ""
+    try:
+        image.load()
+    finally:
+        if name:
+            image.filename = name  # type: ignore[attr-defined]

@@ -1,0 +1,254 @@
+"""The one image reader: training, prediction and label masks all come through here.
+
+What a file holds becomes an array by these rules, whatever its name says:
+
+    1, 2, 4-bit grey       (H, W) uint8, stretched to 0..255
+    grey 8, 16 bits        (H, W) uint8, uint16, every level kept
+    RGB 8, 16 bits         (H, W, 3) uint8, uint16, every level kept
+    palette, CMYK, YCbCr   (H, W, 3) uint8
+    alpha                  dropped: the colours stored under it stand
+    other numbers          float32: float, signed and 32-bit TIFF; NaN and Inf refused
+
+PIL images become the same; arrays of uint8, uint16 and floats stay as they are. Gamma and colour
+profiles are not applied. Of several frames or pages the first is read, with an ImageWarning. An
+image with an EXIF orientation is turned upright, with another. docs/inputs.md has the whole table.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.checks import ImageWarning, plain_png
+from spatialembed.images.decode import decode, from_pillow, opened
+from spatialembed.images.png import top_rows
+from spatialembed.images.tiff import invert, page_numbers
+
+__all__ = [
+    "MAX_PIXELS", "ImageWarning", "Page", "Rows", "each_page", "oriented", "read_image",
+    "read_labels", "read_oriented", "read_pixels", "read_rows",
+]  # fmt: skip
+
+MAX_PIXELS = 2**28
+"""Default limit of width x height, 268 million."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a TIFF of several; ``read_pixels`` takes it as it takes a path."""
+
+    path: Path
+    index: int  # among all pages of the file, from 0
+
+    @property
+    def suffix(self) -> str:
+        """Of the file."""
+        return self.path.suffix
+
+    def __str__(self) -> str:
+        return f"{self.path}, page {self.index + 1}"
+
+
+def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image file: (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32, upright.
+
+    max_pixels limits width x height; nor may it take more bytes than 8-bit RGB of that many.
+    Warns with ImageWarning of a wrong suffix, further frames or pages, and of turning.
+
+    Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image,
+    truncated, empty_image, too_large (exit 5), unsupported_codec, bad_channels, value_range,
+    non_finite.
+    """
+    pixels, orientation = read_oriented(path, max_pixels=max_pixels)
+    if orientation != 1:
+        _warn_of_turning(path, orientation)
+    return pixels
+
+
+def _warn_of_turning(where: object, orientation: int) -> None:
+    message = f"{where}: turned upright (EXIF orientation {orientation})"
+    warnings.warn(message, ImageWarning, stacklevel=3)
+
+
+def read_oriented(
+    path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, int]:
+    """As ``read_image``, and the EXIF orientation (1 to 8) that was undone, not warned of."""
+    where, index = (path.path, path.index) if isinstance(path, Page) else (Path(path), None)
+    with opened(where) as (file, form):
+        found = decode(where, file, form, max_pixels, index)
+    return np.ascontiguousarray(plain_type(path, found.pixels)), found.orientation
+
+
+class Rows(NamedTuple):
+    """Some rows of an image."""
+
+    pixels: np.ndarray  # (n, W) or (n, W, 3)
+    height: int  # of the whole image
+    orientation: int  # EXIF, 1 to 8, that was undone
+
+
+def read_rows(
+    path: Path, top: int, bottom: int, *, labels: bool = False, max_pixels: int = MAX_PIXELS
+) -> Rows:
+    """Rows top..bottom of an image as ``read_oriented`` gives it, or of a mask as ``read_labels``.
+
+    Of most PNG, what lies below them is not unpacked, and ids come in the type that they are stored
+    in; twice as quick, or more. Raises SpatialEmbedError as these do.
+    """
+    with opened(path) as (file, form):
+        if form == "PNG":
+            plain, moves = plain_png(path, file, max_pixels)
+            found = None if moves else top_rows(path, plain, bottom)
+            if found is not None and (found[0].ndim == 2 or not labels):
+                return Rows(found[0][top:], found[1], 1)
+    if labels:
+        pixels, orientation = read_labels(path, max_pixels=max_pixels), 1
+    else:
+        pixels, orientation = read_oriented(path, max_pixels=max_pixels)
+    return Rows(pixels[top:bottom], len(pixels), orientation)
+
+
+def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:
+    """``oriented_image``: nobody knows whether image and truth were turned alike."""
+    return SpatialEmbedError(
+        "oriented_image",
+        f"{path}: EXIF orientation {orientation}, which its {partner} not share",
+        "save it upright, without EXIF orientation",
+    )
+
+
+def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels (H, W) or (H, W, 3), uint8, uint16 or float32, of a path, a PIL image or an array.
+
+    All go by the rules above; of 16-bit colours, PIL images hold but the high byte. What an array's
+    axes mean is never guessed from its numbers.
+
+    Raises SpatialEmbedError as ``read_image`` does, and: bad_image, bad_dtype.
+    """
+    if isinstance(image, (str, os.PathLike, Page)):
+        return read_image(image, max_pixels=max_pixels)
+    if isinstance(image, Image.Image):
+        found = from_pillow(image, max_pixels)
+        if found.orientation != 1:
+            _warn_of_turning("PIL image", found.orientation)
+        return np.ascontiguousarray(plain_type("PIL image", found.pixels))
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return np.ascontiguousarray(plain_type("array", image))
+    raise SpatialEmbedError(
+        "bad_image",
+        f"a {type(image).__name__} is not an image",
+        "give a path, a PIL image or a numpy array",
+    )
+
+
+def each_page(path: Path, name: str) -> list[tuple[Path | Page, str]]:
+    """The pages of a TIFF of several with names ``<name>_p0001`` on, or the file as it is.
+
+    What is no TIFF, or cannot be read, stays as it is: reading it says what is wrong. Reduced
+    copies and masks are no pages of their own.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)  # said again when it is read
+            with opened(path) as (file, form):
+                indices = page_numbers(path, file) if form == "TIFF" else [0]
+    except SpatialEmbedError:
+        return [(path, name)]
+    if len(indices) == 1:
+        return [(path, name)]
+    return [(Page(path, at), f"{name}_p{i:04d}") for i, at in enumerate(indices, start=1)]
+
+
+def _check_array(array: np.ndarray) -> None:
+    if array.ndim not in (2, 3):
+        shape = f"an array of shape {array.shape}"
+        raise SpatialEmbedError("bad_image", shape, "give (H, W) or (H, W, 3), one image a call")
+    if array.ndim == 3 and array.shape[2] != 3:
+        raise SpatialEmbedError(
+            "bad_channels",
+            f"an array of shape {array.shape} has {array.shape[2]} channels on its last axis",
+            "give (H, W) for grey or (H, W, 3) for RGB",
+        )
+    if array.size == 0:
+        raise SpatialEmbedError("empty_image", f"an array of shape {array.shape}", "give pixels")
+    if array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16):
+        raise SpatialEmbedError(
+            "bad_dtype",
+            f"an array of {array.dtype}, which has no stated range",
+            "give uint8, uint16, or floats in [0, 1]",
+        )
+
+
+def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
+    """The same values as uint8, uint16, or else float32."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.dtype.kind not in "uif":
+        raise SpatialEmbedError("value_range", f"{where}: {pixels.dtype} pixels", "save as float32")
+    with np.errstate(over="ignore"):
+        pixels = pixels.astype(np.float32)
+    if bad := int(np.count_nonzero(~np.isfinite(pixels))):
+        raise SpatialEmbedError(
+            "non_finite", f"{where}: {bad} pixels are NaN or Inf", "replace them before"
+        )
+    return pixels
+
+
+def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a label mask, PNG or TIFF of one channel: (H, W) int32 ids, 0 background.
+
+    The ids are as stored, whatever a TIFF says of its white. 1-bit masks have the id 255. Whole
+    numbers stored as float are taken.
+
+    Raises SpatialEmbedError as ``read_image`` does, and: label_format (JPEG and other lossy or
+    foreign formats), colour_labels (RGB or palette), label_values (negative, fractions, NaN),
+    oriented_image.
+    """
+    path = Path(path)
+    with opened(path) as (file, form):
+        if form not in ("PNG", "TIFF"):
+            raise SpatialEmbedError(
+                "label_format",
+                f"{path}: a mask as {form}, which does not keep ids",
+                "save masks as 16-bit PNG or TIFF",
+            )
+        pixels, orientation, mode, bits, inverted = decode(path, file, form, max_pixels)
+    if orientation != 1:
+        raise oriented(path, orientation, "image may")
+    if pixels.ndim != 2:
+        what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
+        raise SpatialEmbedError(
+            "colour_labels",
+            f"{path}: a mask with {what}: colours are not ids",
+            "save one channel of ids, 16-bit PNG or TIFF",
+        )
+    if inverted:  # ImageJ and tifffile write masks so, and mean the number
+        pixels = invert(pixels, bits)
+    if bits in (2, 4):  # stretched to 0..255, as a picture is
+        pixels = pixels // (255 // (2**bits - 1))
+    return np.ascontiguousarray(_as_ids(path, pixels))
+
+
+def _as_ids(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """The same ids as int32; refused where one is no whole number in [0, 2^31)."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(np.int32)
+    wrong = ~np.isfinite(pixels) | (pixels < 0) | (pixels > np.iinfo(np.int32).max)
+    if pixels.dtype.kind == "f":
+        wrong |= pixels != np.trunc(pixels)
+    if wrong.any():
+        raise SpatialEmbedError(
+            "label_values",
+            f"{path}: {int(wrong.sum())} pixels have no valid id, one is {pixels[wrong][0]}",
+            "ids are whole numbers, 0 for background",
+        )
+    return pixels.astype(np.int32)

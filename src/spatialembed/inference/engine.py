@@ -1,0 +1,283 @@
+"""Running a network on normalised images of any size: engine, device, precision, scale, turns.
+
+How maps of a resized image become maps of the image; s = new side / side, pixel centres at
+half-integers (``align_corners=False``):
+
+    position   X = (x + 1/2) s - 1/2              of image position x in the resized image
+    embedding  e = (X + O + 1/2) / s - 1/2
+                 = x + O / s                      so offset        o = O / s
+    exponent   P (E - C)^2 = P s^2 (e - c)^2      so log-precision r = R + ln(s^2) / 10
+    example    s = 2: an offset of 30 px is one of 15 px, R = 0.6 (margin 42 px) is r = 0.74 (21 px)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.inference.device import (
+    Precision,
+    first_line,
+    memory_is_named,
+    resolve_device,
+    resolve_precision,
+)
+from spatialembed.inference.engines.choice import ENGINES, choose
+from spatialembed.inference.engines.folded import FoldedNet, Run
+from spatialembed.inference.engines.inductor import compiled_run, missing_compiler
+from spatialembed.inference.engines.onnxruntime_engine import onnxruntime_run
+from spatialembed.inference.engines.openvino_engine import openvino_run
+from spatialembed.inference.test_time_augmentation import average_over_turns
+from spatialembed.method.geometry import LOG_SCALE
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.networks.erfnet import pad_to_stride
+from spatialembed.types import Embeddings
+
+__all__ = [
+    "Engine",
+    "FoldedEngine",
+    "Precision",
+    "TorchEngine",
+    "average_over_turns",
+    "build",
+    "map_back",
+    "resize",
+    "resolve_device",
+    "resolve_precision",
+]
+logger = logging.getLogger("spatialembed")
+
+CPU_ONLY = ("onnxruntime", "openvino")
+DEVICES = {"compiled": ("cpu", "cuda"), **dict.fromkeys(CPU_ONLY, ("cpu",))}
+"""Kinds of device of an engine; torch takes all."""
+
+
+class Engine(Protocol):
+    """A network ready to run.
+
+    precision: of the convolutions; the maps are float32 either way. scale: images are resized by it
+    before the network, and the maps back to the image's size.
+    """
+
+    name: str
+    device: torch.device
+    precision: Precision
+    scale: float
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        """images (B, 3, H, W) float32, normalised, any size -> Embeddings (B, ., H, W) float32."""
+
+
+class TorchEngine:
+    """The network as it was trained, operation by operation: the reference of the others.
+
+    It takes ``net`` over: moved to the device, in evaluation mode; later changes of it show.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        net: SpatialEmbeddingNet,
+        *,
+        device: torch.device,
+        precision: Precision = "float32",
+        scale: float = 1.0,
+    ) -> None:
+        # channels_last: oneDNN and cuDNN convolve it without copying.
+        self.net = net.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.precision = precision
+        self.scale = scale
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Embeddings:
+        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
+        with (
+            memory_is_named(images.shape, self.device),
+            _reproducible(self.device),
+            self._autocast(),
+        ):
+            return _at_scale(self._run, images.to(self.device), self.scale)
+
+    def _run(self, images: Tensor) -> Embeddings:
+        maps = self.net(images.contiguous(memory_format=torch.channels_last))
+        return Embeddings(*(m.float() for m in maps))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class FoldedEngine:
+    """The network with its batch-norm folded, run by ``run``; made by ``build``."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        net: SpatialEmbeddingNet,
+        name: str,
+        device: torch.device,
+        precision: Precision,
+        scale: float,
+    ) -> None:
+        self.run = run
+        self.net = net  # what it was made from, for export
+        self.name = name
+        self.device = device
+        self.precision = precision
+        self.scale = scale
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Embeddings:
+        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
+        with memory_is_named(images.shape, self.device), _reproducible(self.device):
+            return _at_scale(self._run, images.to(self.device), self.scale)
+
+    def _run(self, images: Tensor) -> Embeddings:
+        height, width = images.shape[-2:]
+        maps = self.run(pad_to_stride(images))
+        return Embeddings(*(m[..., :height, :width] for m in maps))
+
+
+def build(
+    net: SpatialEmbeddingNet,
+    *,
+    scale: float = 1.0,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    megapixels: float | None = None,
+) -> FoldedEngine:
+    """An engine for ``net``, which is left as it is; logs which, and how long it took to start.
+
+    engine: one of ENGINES, or "auto": the one that ends a job of ``megapixels`` first (of all its
+    images, as the network sees them; None if unknown). device, precision: see ``resolve_device``
+    and ``resolve_precision``. threads: on the CPU, for the whole process; None leaves them.
+
+    An engine that cannot be started gives way to "torch", with a logged warning. Raises
+    SpatialEmbedError (exit 2): ``unknown_engine``, ``unknown_device``, ``no_device``,
+    ``unknown_precision``, ``bad_threads``; for an engine that is named, ``missing_extra``, and
+    ``no_device`` or ``no_precision`` where it has not the device or precision that is named.
+    """
+    if engine not in ("auto", *ENGINES):
+        remedy = f"use auto, {', '.join(ENGINES)}"
+        raise SpatialEmbedError("unknown_engine", f"{engine!r} is not an engine", remedy, USAGE)
+    _set_threads(threads)
+    where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
+    how = _precision_of(engine, precision, where)
+    _check_device(engine, where)
+    name = engine
+    if engine == "auto":
+        name = choose(where.type, how, _there(where), megapixels, torch.get_num_threads())
+    if name != "torch":
+        logger.info("starting engine %s", name)  # some take a while
+    began = time.perf_counter()
+    try:
+        run = _start(name, net, where, how)
+    except Exception as error:  # of a compiler or runtime of others: none of its faults is ours
+        missing = isinstance(error, SpatialEmbedError) and engine != "auto"
+        if missing or name == "torch":
+            raise
+        logger.warning("engine %s does not start: %s; using torch", name, first_line(error))
+        name, run = "torch", _start("torch", net, where, how)
+    logger.info("engine %s, %s, %s, %.1f s", name, how, where, time.perf_counter() - began)
+    return FoldedEngine(run, net=net, name=name, device=where, precision=how, scale=scale)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise SpatialEmbedError("bad_threads", f"threads is {threads}", "give 1 or more", USAGE)
+    torch.set_num_threads(threads)
+
+
+def _precision_of(engine: str, precision: str, device: torch.device) -> Precision:
+    if engine != "onnxruntime" or precision not in ("auto", "bfloat16"):
+        return resolve_precision(precision, device)
+    if precision == "auto":
+        return "float32"
+    what, remedy = "engine onnxruntime computes in float32 only", "use openvino, compiled or torch"
+    raise SpatialEmbedError("no_precision", what, remedy, USAGE)
+
+
+def _check_device(engine: str, device: torch.device) -> None:
+    kinds = DEVICES.get(engine, (device.type,))
+    if device.type not in kinds:
+        what = f"engine {engine} does not run on {device}"
+        raise SpatialEmbedError("no_device", what, f"use device {' or '.join(kinds)}", USAGE)
+
+
+def _there(device: torch.device) -> set[str]:
+    """Engines that can be expected to start on the device."""
+    needs = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+    found = {name for name, packages in needs.items() if all(map(find_spec, packages))}
+    return found | {"torch"} | (set() if missing_compiler(device) else {"compiled"})
+
+
+def _start(name: str, net: SpatialEmbeddingNet, device: torch.device, precision: Precision) -> Run:
+    own_rounding = name in CPU_ONLY  # from float32 weights
+    dtype = torch.float32 if own_rounding or precision == "float32" else torch.bfloat16
+    folded = FoldedNet(net, dtype).to(device)
+    if name == "onnxruntime":
+        return onnxruntime_run(folded, torch.get_num_threads())
+    if name == "openvino":
+        return openvino_run(folded.core, torch.get_num_threads(), bfloat16=precision == "bfloat16")
+    return compiled_run(folded.core, device) if name == "compiled" else folded.core
+
+
+def _at_scale(run: Run, images: Tensor, scale: float) -> Embeddings:
+    """Maps of ``images`` by a run that sees them resized by ``scale``."""
+    if scale == 1:
+        return run(images)
+    height, width = images.shape[-2:]
+    seen = max(1, round(height * scale)), max(1, round(width * scale))
+    return map_back(run(resize(images, seen)), (height, width))
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, (B, C, H, W) -> (B, C, *size), with the antialias filter where a side shrinks."""
+    shrinks = size[0] < images.shape[-2] or size[1] < images.shape[-1]
+    return F.interpolate(images, size, mode="bilinear", antialias=shrinks)
+
+
+def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings:
+    """Maps (B, ., H', W') of a resized image as maps (B, ., H, W) = ``size`` of the image itself.
+
+    The seeds are averaged over the pixels that became one; offsets and log-precisions are
+    interpolated without that wider filter, which would mix those of touching instances.
+    """
+    height, width = size
+    s_x, s_y = maps.offset.shape[-1] / width, maps.offset.shape[-2] / height
+    offset, log_precision = (
+        F.interpolate(m, (height, width), mode="bilinear")
+        for m in (maps.offset, maps.log_precision)
+    )  # (B, 2, H, W), (B, S, H, W)
+    by_axis = torch.tensor((s_x, s_y)).to(offset).view(1, 2, 1, 1)
+    gain = 2 * by_axis.log() / LOG_SCALE
+    if log_precision.shape[1] == 1:  # for both axes: the geometric mean of their scales
+        gain = gain.mean(dim=1, keepdim=True)
+    return Embeddings(
+        offset / by_axis, log_precision + gain, resize(maps.seed, (height, width)).clamp(0, 1)
+    )
+
+
+def _reproducible(device: torch.device) -> AbstractContextManager[object]:
+    """cuDNN picks by time otherwise, and may add in another order at each run."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )

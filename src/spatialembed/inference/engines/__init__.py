@@ -1,0 +1,1 @@
+"""Ways to run the network: torch, compiled, onnxruntime, OpenVINO."""

@@ -1,0 +1,49 @@
+"""The network in OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import torch
+from torch import Tensor
+
+from spatialembed.errors import missing_extra
+from spatialembed.inference.engines.folded import FoldedCore, Run
+from spatialembed.types import Embeddings
+
+
+def openvino_run(core: FoldedCore, threads: int, *, bfloat16: bool) -> Run:
+    """``core``, of float32, as a model of OpenVINO, which rounds to bfloat16 itself if asked.
+
+    Raises SpatialEmbedError ``missing_extra`` (exit 2).
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_extra("openvino", "openvino", "engine openvino") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it traces the module in a way that torch will drop
+        graph = openvino.convert_model(
+            core,
+            example_input=torch.rand(1, 3, 64, 96),
+            input=[openvino.PartialShape([-1, 3, -1, -1])],
+        )
+    model = openvino.Core().compile_model(
+        graph,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    request = model.create_infer_request()
+    free = threading.Lock()  # a request that runs refuses a second call
+
+    def run(images: Tensor) -> Embeddings:
+        with free:
+            maps = request.infer([images.contiguous().numpy()], share_inputs=True)
+        return Embeddings(*(torch.from_numpy(maps[i]) for i in range(3)))
+
+    return run

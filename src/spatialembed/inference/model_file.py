@@ -1,0 +1,360 @@
+"""Model files: a folder of ``model.safetensors`` (weights) and ``model.json`` (all else).
+
+Nothing of them is ever unpickled. Two files cannot be renamed as one, and yet a save that is
+stopped anywhere leaves a model that loads:
+
+    step                        model.json   pending   weights   loads as
+    before                      old                    old       old
+    1 write model.pending.json  old          new       old       old
+    2 write model.safetensors   old          new       new       new: its hash fits
+    3 rename pending to json    new                    new       new
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from spatialembed.errors import MODEL, SpatialEmbedError
+from spatialembed.files import atomic_write
+from spatialembed.inference.model_json import bad_model, check_keys, parse_fields, parse_json, typed
+from spatialembed.method.calibration import Calibration
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.types import Normalization
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable  # elsewhere in later Pythons
+
+WEIGHTS, FACTS, PENDING = "model.safetensors", "model.json", "model.pending.json"
+FORMAT_VERSION = 1
+_MAX_WEIGHTS = 1 << 30
+_MAX_FACTS = 1 << 20
+_KEYS = {
+    "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
+    "weights_sha256",
+}  # fmt: skip
+_OPTIONAL_KEYS = {"calibration"}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says beside the weights."""
+
+    class_names: tuple[str, ...]  # one a seed map, in order
+    elliptical: bool  # S = 2 bandwidths a pixel
+    normalization: Normalization
+    thresholds: ClusterOptions
+    scale: float = 1.0  # images are resized by this before the network, and the maps back
+    training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
+    calibration: Calibration | None = None  # how good objects are expected to be
+    weights_sha256: str = field(default="", compare=False)  # of the file it was read from
+
+
+def save(
+    folder: str | Path, net: SpatialEmbeddingNet, info: ModelInfo, *, half: bool = False
+) -> Path:
+    """Write a model folder; stopped anywhere, the folder loads as the old or the new model.
+
+    half: kernels as float16, half the size; vectors (biases, batch-norm) stay float32, since a
+    running variance can lie outside what float16 tells apart.
+
+    Raises SpatialEmbedError: ``bad_model`` where info and network disagree or a weight is NaN or
+    infinite, ``disk_full``.
+    """
+    folder = Path(folder)
+    state = {name: _stored(tensor, half) for name, tensor in net.state_dict().items()}
+    _check_finite(state, str(folder))
+    weights = safetensors.torch.save(state)
+    if (info.elliptical, len(info.class_names)) != (net.elliptical, net.num_classes):
+        raise bad_model(
+            "ModelInfo",
+            f"elliptical is {info.elliptical}, of {len(info.class_names)} classes, the network's "
+            f"{net.elliptical}, of {net.num_classes}",
+        )
+    return _write(folder, weights, info)
+
+
+def save_as(model: str | Path, folder: str | Path, info: ModelInfo) -> Path:
+    """Write the weights of a model, byte for byte, with ``info`` into a folder, maybe its own.
+
+    info: what ``load(model)`` gave, with other thresholds, calibration or training facts.
+    Raises as ``load`` and ``save`` do.
+    """
+    weights = _read(_find(model).joinpath(WEIGHTS), _MAX_WEIGHTS)
+    return _write(Path(folder), weights, info)
+
+
+def _write(folder: Path, weights: bytes, info: ModelInfo) -> Path:
+    """The three steps of a save."""
+    facts = _facts(info, hashlib.sha256(weights).hexdigest())
+    _parse(facts, str(folder))  # what would not load is not written
+    _finish_interrupted(folder)
+    with atomic_write(folder / PENDING) as path:
+        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / WEIGHTS) as path:
+        path.write_bytes(weights)
+    os.replace(folder / PENDING, folder / FACTS)
+    return folder
+
+
+def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
+    """Read a model: a bundled name, a model folder, or one of the two files inside it.
+
+    A string that is a bundled name means that model; write ``./nuclei`` for a folder of that name.
+    The network comes in evaluation mode, float32, on the CPU.
+
+    Raises SpatialEmbedError (exit 4): ``no_model``, ``bad_model``, ``model_version``,
+    ``model_mismatch`` (weights of another network than model.json says).
+    """
+    folder = _find(path)
+    weights = _read(folder.joinpath(WEIGHTS), _MAX_WEIGHTS)
+    sha256 = hashlib.sha256(weights).hexdigest()
+    info = replace(_parse(_matching_facts(folder, sha256), str(folder)), weights_sha256=sha256)
+    state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
+    with torch.device("meta"):  # draws no random numbers and fills no memory
+        net = SpatialEmbeddingNet(len(info.class_names), info.elliptical)
+    difference = state_difference(net.state_dict(), state)
+    if difference:
+        raise SpatialEmbedError(
+            "model_mismatch",
+            f"{folder}: the weights are not those of the network in {FACTS} "
+            f"({len(info.class_names)} classes, elliptical {info.elliptical}): {difference}",
+            "use the two files of one save",
+            MODEL,
+        )
+    _check_finite(state, f"{folder}/{WEIGHTS}")
+    net.load_state_dict(state, assign=True)
+    return net.eval(), info
+
+
+def bundled_models() -> list[str]:
+    """Names of the models in the package, sorted."""
+    root = resources.files("spatialembed") / "models"
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.joinpath(FACTS).is_file())
+
+
+# Writing
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    """The tensor as it is written: contiguous, on the CPU, float16 where asked and harmless."""
+    tensor = tensor.detach().cpu().contiguous()
+    largest = torch.finfo(torch.float16).max
+    if half and tensor.dim() >= 2 and bool(tensor.abs().max() <= largest):
+        return tensor.half()
+    return tensor
+
+
+def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
+    """The contents of model.json."""
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "network": {"num_classes": len(info.class_names), "elliptical": info.elliptical},
+        "class_names": info.class_names,
+        "normalization": asdict(info.normalization),
+        "scale": info.scale,
+        "thresholds": asdict(info.thresholds),
+        "training": info.training,
+        "weights_sha256": sha256,
+    }
+    if info.calibration is not None:
+        facts["calibration"] = asdict(info.calibration)
+    return _plain(facts)
+
+
+def _plain(value: Any) -> Any:
+    """What a reader of the JSON gets: numpy scalars as numbers, tuples as lists, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finish_interrupted(folder: Path) -> None:
+    """Do step 3 of an earlier save that was stopped before it, lest step 1 overwrite its facts."""
+    pending, weights = folder / PENDING, folder / WEIGHTS
+    if pending.is_file() and weights.is_file():
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if sha256.encode() in pending.read_bytes():
+            os.replace(pending, folder / FACTS)
+
+
+# Reading: every byte is untrusted
+
+
+def _find(path: str | Path) -> Traversable:
+    """The folder of a model; a bundled one may lie inside a zip."""
+    names = bundled_models()
+    if isinstance(path, str) and path in names:
+        return resources.files("spatialembed") / "models" / path
+    place = Path(path)
+    if place.is_dir():
+        folder = place
+    elif place.name in (WEIGHTS, FACTS):
+        folder = place.parent
+    elif place.exists():
+        raise SpatialEmbedError(
+            "bad_model",
+            f"{place}: not a model file; a model is a folder with {WEIGHTS} and {FACTS}",
+            "name the folder, or read the released checkpoint with `spatialembed convert`",
+            MODEL,
+        )
+    else:
+        folder = place
+    if folder.joinpath(WEIGHTS).is_file():
+        return folder
+    raise SpatialEmbedError(
+        "no_model",
+        f"{path}: neither a bundled model nor a folder with {WEIGHTS}",
+        f"bundled models: {', '.join(names) or 'none'}",
+        MODEL,
+    )
+
+
+def _read(file: Traversable, limit: int) -> bytes:
+    """Contents of a regular file of at most ``limit`` bytes."""
+    if not file.is_file():
+        raise bad_model(str(file), "not a regular file, or missing")
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise bad_model(str(file), f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise bad_model(str(file), "empty")
+    if len(data) > limit:
+        raise bad_model(str(file), f"longer than {limit} bytes")
+    return data
+
+
+def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:
+    """Facts of these very weights: model.json, or the pending one of a save stopped at step 2."""
+    found = []
+    for name in (FACTS, PENDING):
+        file = folder.joinpath(name)
+        if not file.is_file():
+            continue
+        facts = parse_json(_read(file, _MAX_FACTS), str(file))
+        _check_version(facts, str(file))
+        if facts.get("weights_sha256") == sha256:
+            return facts
+        found.append(name)
+    if not found:
+        raise bad_model(str(folder), f"{FACTS} is missing")
+    raise bad_model(
+        f"{folder}/{WEIGHTS}",
+        f"damaged, or of another save: its SHA-256 is {sha256[:12]}..., not what {found[0]} says",
+    )
+
+
+def _check_version(facts: dict[str, Any], where: str) -> None:
+    """Before all else, since a newer file may be laid out in another way."""
+    version = facts.get("format_version")
+    if type(version) is not int or version < 1:
+        raise bad_model(where, f"format_version is {version!r}, not a positive integer")
+    if version > FORMAT_VERSION:
+        raise SpatialEmbedError(
+            "model_version",
+            f"{where}: format version {version}; this program reads up to {FORMAT_VERSION}",
+            "install a newer spatialembed",
+            MODEL,
+        )
+
+
+def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
+    """Facts of model.json, every key and type checked."""
+    check_keys(facts, _KEYS, where, optional=_OPTIONAL_KEYS)
+    network = facts["network"]
+    check_keys(network, {"num_classes", "elliptical"}, f"{where}: network")
+    names, training, elliptical = facts["class_names"], facts["training"], network["elliptical"]
+    _check_names(names, network["num_classes"], where)
+    if type(elliptical) is not bool:
+        raise bad_model(where, f"elliptical is {elliptical!r}, not true or false")
+    if not isinstance(training, dict):
+        raise bad_model(where, "training is not an object")
+    scale = typed(facts["scale"], float, f"{where}: scale")
+    if not 1 / 16 <= scale <= 16:
+        raise bad_model(where, f"scale is {scale}, not between 1/16 and 16")
+    normalization = parse_fields(Normalization, facts["normalization"], f"{where}: normalization")
+    thresholds = parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
+    calibration = facts.get("calibration")
+    if calibration is not None:
+        calibration = parse_fields(Calibration, calibration, f"{where}: calibration")
+    return ModelInfo(
+        tuple(names), elliptical, normalization, thresholds, scale, training, calibration
+    )
+
+
+def _check_names(names: Any, number: Any, where: str) -> None:
+    """Class names are printed: no control characters, which a terminal would obey."""
+    if not isinstance(names, list) or not names:
+        raise bad_model(where, "class_names is not a list of at least one name")
+    for name in names:
+        if not (isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()):
+            raise bad_model(
+                where, f"class name {str(name)[:100]!r} is not a line of printable text"
+            )
+    if len(set(names)) != len(names):
+        raise bad_model(where, "a class name stands twice")
+    if type(number) is not int or number != len(names):
+        raise bad_model(where, f"num_classes is {number!r}, but there are {len(names)} class names")
+
+
+def _parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
+    """Tensors by name, floating ones as float32."""
+    try:
+        state = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise bad_model(where, f"not a safetensors file: {error}") from error
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
+            raise bad_model(where, f"{name} holds {tensor.dtype}")
+    # Copied: what safetensors returns shares the memory of the bytes.
+    return {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64, copy=True)
+        for name, tensor in state.items()
+    }
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    if name := first_not_finite(state):
+        raise bad_model(where, f"{name} holds NaN or infinite weights")
+
+
+def first_not_finite(state: Mapping[str, Tensor]) -> str:
+    """Name of the first tensor that holds NaN or infinity; empty if none does."""
+    return next((name for name, tensor in state.items() if not tensor.isfinite().all()), "")
+
+
+def state_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What names and shapes differ, in a line; empty if none do."""
+    found = [f"{name} is missing" for name in ours if name not in theirs]
+    found += [f"{name} is not known" for name in theirs if name not in ours]
+    found += [
+        f"{name} is {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
+        for name in ours
+        if name in theirs and ours[name].shape != theirs[name].shape
+    ]
+    return _shortened(found)
+
+
+def _shortened(lines: Sequence[str], most: int = 4) -> str:
+    rest = len(lines) - most
+    return "; ".join(lines[:most]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,276 @@
+"""Folders of images into a folder of results; a failed input is told of, and the rest goes on.
+
+Reading, the network, clustering and writing overlap: ``Predictor.outcomes`` and ``ResultFolder``
+hold a bounded number of images each, and both keep the order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from spatialembed.console import console, noted_warnings, printable
+from spatialembed.errors import PARTIAL, RESOURCE, SpatialEmbedError
+from spatialembed.files import locked
+from spatialembed.images.listing import list_images, refuse_collisions
+from spatialembed.images.pixel_size import pixel_size
+from spatialembed.images.read import Page, each_page
+from spatialembed.images.windows import image_size
+from spatialembed.inference.predict_large import TileOptions, goes_by_tiles, predict_large
+from spatialembed.inference.predictor import Outcome, Predictor
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.pictures.contact_sheet import ContactSheet
+from spatialembed.pictures.run_page import Gallery, RunPage
+from spatialembed.results.folder import CITYSCAPES, ResultFolder
+from spatialembed.results.formats import DEFAULT, WHOLE_ONLY, chosen
+
+logger = logging.getLogger("spatialembed")
+
+
+SAMPLED = 16
+"""Headers that are read to tell how long a job will be."""
+
+
+@dataclass
+class FolderResult:
+    """What ``predict_folder`` did."""
+
+    out: Path
+    images: int = 0  # with results
+    objects: int = 0
+    truncated: list[Path | Page] = field(default_factory=list)  # stopped at max_instances
+    failed: list[tuple[Path | Page, SpatialEmbedError]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 0, 6 if some inputs failed, the first fault's own if all did."""
+        if not self.failed:
+            return 0
+        return PARTIAL if self.images else self.failed[0][1].exit_code
+
+
+def predict_folder(
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    batch: int = 8,
+    augment: bool = False,
+    options: ClusterOptions | None = None,
+    ambiguity: bool = False,
+    pages: Literal["first", "all"] = "first",
+    tiles: TileOptions | None = None,
+    formats: str | Sequence[str] = DEFAULT,
+    simplify: float = 0.0,
+    sheet: bool = False,
+    report: Mapping[str, object] | None = None,
+    progress: bool = True,
+) -> FolderResult:
+    """Predict files, folders and globs into the folder ``out``.
+
+    formats: names of ``results.formats.FORMATS``. By default each image gets ``<name>_labels.png``
+    and ``<name>_overlay.png``, folders mirrored, once it is done; all share ``objects.csv`` and
+    ``instances.json``, written every half minute and on the way out, after Ctrl-C too. A failed
+    input is logged and kept in the result; the rest goes on.
+    ambiguity: each image gets ``<name>_ambiguity.png`` as well.
+    simplify: px by which outlines may depart from the pixel edges.
+    sheet: write contact sheets, ``sheet.jpg`` and on. report: write ``report.html``, a page of the
+    run, which shows these settings.
+
+    pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
+    tiles: images that are large by these settings come last, one by one, see ``predict_large``.
+
+    Raises SpatialEmbedError: of ``list_images``, ``formats.check`` and ``files.locked`` before
+    anything runs; ``disk_full`` (exit 5).
+    """
+    out, tiles, formats = Path(out), tiles or TileOptions(), chosen(formats)
+    images = _inputs(sources, out, pages)
+    if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
+        refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])
+    class_names, result = predictor.info.class_names, FolderResult(out)
+    gallery = Gallery(
+        ContactSheet(out) if sheet else None,
+        None if report is None else RunPage(out, class_names, report),
+    )
+    results = ResultFolder(out, class_names, formats=formats, simplify=simplify, gallery=gallery)
+    usual: deque[tuple[Path | Page, str]] = deque()
+    large: list[tuple[Path, str]] = []
+
+    def read_whole() -> Iterator[Path | Page]:
+        for path, name in images:
+            scale, most = predictor.info.scale, predictor.max_pixels
+            if isinstance(path, Path) and goes_by_tiles(path, scale, tiles, most):
+                large.append((path, name))
+            else:
+                usual.append((path, name))
+                yield path
+
+    outcomes = predictor.outcomes(
+        read_whole(),
+        batch=batch,
+        augment=augment,
+        options=options,
+        ambiguity=ambiguity,
+        scale=tiles.scale,
+    )
+    with locked(out), _closed(gallery, result), results:
+        with _progress(progress, len(images)) as advance:
+            for outcome in outcomes:
+                _add(results, result, *usual.popleft(), outcome)
+                advance()
+        without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
+        if without and large:
+            left_out = ", ".join(without)
+            logger.warning("no %s of the %d images that go by tiles", left_out, len(large))
+        for path, name in large:
+            logger.info("%s: goes through the network tile by tile", path)
+            how = _Tiled(options or predictor.settings, tiles, augment, progress)
+            _predict_large(predictor, path, name, results, how, result)
+    return result
+
+
+def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
+    """Pixels of all images of a ``predict_folder`` together, estimated by a few headers.
+
+    What cannot be read counts nothing: ``predict_folder`` says what is wrong.
+    """
+    try:
+        files = list_images(sources, exclude=out, quiet=True)
+    except SpatialEmbedError:
+        return 0.0
+    return pixels_of([path for path, _ in files])
+
+
+def pixels_of(files: Sequence[Path]) -> float:
+    """Pixels of image files together, estimated by a few headers; broken ones count nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again when the image is read
+        sizes = [image_size(path) for path in files[:: max(1, -(-len(files) // SAMPLED))]]
+    known = [height * width for height, width in filter(None, sizes)]
+    return len(files) * sum(known) / max(1, len(known))
+
+
+def _inputs(
+    sources: Sequence[str | Path], out: Path, pages: Literal["first", "all"]
+) -> list[tuple[Path | Page, str]]:
+    """Files, or each page of each, with the names of their outputs."""
+    files = list_images(sources, exclude=out)
+    if pages == "first":
+        return [*files]
+    images = [image for path, name in files for image in each_page(path, name)]
+    refuse_collisions(images)
+    return images
+
+
+def _add(
+    results: ResultFolder, result: FolderResult, path: Path | Page, name: str, outcome: Outcome
+) -> None:
+    """One image that went through the network whole; what it comes to is noted in ``result``."""
+    found = outcome.instances
+    if found is None or outcome.pixels is None:
+        assert outcome.error is not None
+        _fail(result, path, outcome.error)
+        return
+    results.add(
+        name + path.suffix,
+        outcome.pixels,
+        found,
+        stem=_short(name),
+        ambiguity=outcome.ambiguity,
+        pixel_um=pixel_size(path),
+    )
+    _count(result, path, len(found), found.truncated)
+
+
+class _Tiled(NamedTuple):
+    """The settings of ``predict_large``."""
+
+    options: ClusterOptions
+    tiles: TileOptions
+    augment: bool
+    progress: bool
+
+
+def _predict_large(
+    predictor: Predictor,
+    path: Path,
+    name: str,
+    results: ResultFolder,
+    how: _Tiled,
+    result: FolderResult,
+) -> None:
+    """One image by tiles; what it comes to is noted in ``result``."""
+    try:
+        found = predict_large(
+            predictor.engine,
+            predictor.info,
+            path,
+            results,
+            name=name + path.suffix,
+            stem=_short(name),
+            **how._asdict(),
+        )
+        _count(result, path, found.objects, found.truncated)
+    except SpatialEmbedError as error:
+        _fail(result, path, error)
+    except MemoryError:
+        what, remedy = f"{path}: no memory left", "give less to --memory"
+        _fail(result, path, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE))
+
+
+def _fail(result: FolderResult, path: Path | Page, error: SpatialEmbedError) -> None:
+    result.failed.append((path, error))
+    logger.error("%s", printable(_named(path, error)))
+
+
+def _count(result: FolderResult, path: Path | Page, objects: int, truncated: bool) -> None:
+    result.images += 1
+    result.objects += objects
+    if truncated:
+        result.truncated.append(path)
+        logger.warning("%s: stopped at max_instances, more may be there", printable(str(path)))
+
+
+def _short(name: str) -> str:
+    """A name whose outputs fit the 255 bytes of file systems: a long one ends in its hash."""
+    folder, slash, last = name.rpartition("/")
+    encoded = os.fsencode(last)
+    if len(encoded) <= 255 - len("_ambiguity.png"):
+        return name
+    kept = encoded[:200].decode("utf-8", "ignore")
+    return f"{folder}{slash}{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+def _named(path: Path | Page, error: SpatialEmbedError) -> str:
+    """The error's line with the path in it, once."""
+    return str(error) if str(path) in error.message else f"{path}: {error}"
+
+
+@contextmanager
+def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
+    """Hear the warnings of a run, and tell of them and of its failures on its page."""
+    said: list[str] = []
+    try:
+        with noted_warnings(said):
+            yield
+    finally:  # after Ctrl-C too
+        gallery.close([_named(path, error) for path, error in result.failed], said)
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error; yields the function that counts one image."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
+    with Progress(*columns, console=console(), disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

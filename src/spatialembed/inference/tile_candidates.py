@@ -1,0 +1,210 @@
+"""The candidates of a large image: saved tile by tile, then brought together in the image's order.
+
+Everything lies in mapped files of a work folder, so that memory does not grow with the image. The
+file of a tile is there whole or not at all: a run that was stopped goes on with those it has.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.files import atomic_write, mapped_array
+from spatialembed.inference.tiling import Tile
+from spatialembed.method.kernels.candidates import Candidates
+
+CHUNK_PIXELS = 1 << 21
+"""Candidates are brought together for about so many pixels of the image at a time."""
+
+
+def record(channels: int) -> np.dtype:
+    """One candidate in the file of a tile; ``channels``: of the log-precision."""
+    fields = [("class", "<u2"), ("pixel", "<i8"), ("x", "<f4"), ("y", "<f4"), ("seed", "<f4")]
+    return np.dtype([*fields, ("log_precision", "<f4", (channels,))])
+
+
+class WorkFolder:
+    """What an unfinished run has done so far; it belongs to one image and one set of settings.
+
+    facts: everything that the tiles depend on, as JSON can hold it.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], channels: int) -> None:
+        self.path = path
+        self.record = record(channels)
+        self._facts = json.loads(json.dumps(facts))
+
+    def open(self) -> str:
+        """Make or take over the folder; what stood in it for other facts is removed.
+
+        Returns the name of the first fact that differs, "" where none does or nothing was there.
+        """
+        file, differs = self.path / "run.json", ""
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            names = [*self._facts, *before]
+            differs = next((n for n in names if before.get(n) != self._facts.get(n)), "")
+        except (OSError, ValueError, AttributeError):
+            before = None
+        if before is None or differs:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if not file.is_file():
+            with atomic_write(file) as temporary:
+                temporary.write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
+        return differs
+
+    def remove(self) -> None:
+        """Once the results are written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def save(self, tile: Tile, by_class: Sequence[Candidates]) -> None:
+        """Write the candidates of the core of a tile. Raises SpatialEmbedError ``disk_full``."""
+        ends = np.cumsum([len(found.pixel) for found in by_class])
+        records = np.empty(int(ends[-1]), self.record)
+        for c, (found, end) in enumerate(zip(by_class, ends, strict=True)):
+            part = records[end - len(found.pixel) : end]
+            part["class"] = c
+            part["log_precision"] = found.log_precision.T
+            for name in ("pixel", "x", "y", "seed"):
+                part[name] = getattr(found, name)
+        with atomic_write(self._file(tile)) as temporary:
+            np.save(temporary, records)
+
+    def load(self, tile: Tile) -> np.ndarray | None:
+        """The records of a tile, mapped; None where it is not done, or its file is damaged."""
+        try:
+            records = np.load(self._file(tile), mmap_mode="r")
+        except (OSError, ValueError):  # an empty array cannot be mapped
+            try:
+                records = np.load(self._file(tile))
+            except (OSError, ValueError, EOFError):
+                return None
+        return records if records.dtype == self.record else None
+
+    def _file(self, tile: Tile) -> Path:
+        return self.path / f"tile_{tile.row:04d}_{tile.column:04d}.npy"
+
+    # ---------------------------------------------------------------- all tiles together
+
+    def gather(self, tiles: Sequence[Tile], width: int, classes: int) -> list[Candidates]:
+        """Candidates of each class over the whole image, ascending by pixel, as mapped arrays.
+
+        tiles: all of the plan, row by row, each saved. width: of the image, px.
+        Raises SpatialEmbedError ``disk_full``, before anything is written.
+        """
+        saved = [self.load(tile) for tile in tiles]
+        present = [records for records in saved if records is not None]
+        assert len(present) == len(tiles), "a tile is missing"
+        borders = [np.searchsorted(r["class"], range(classes + 1)) for r in present]
+        counts = np.diff(borders, axis=1).sum(0)
+        gathered = [self._mapped(c, int(n)) for c, n in enumerate(counts)]
+        for c, whole in enumerate(gathered):
+            done = 0
+            of_class = [r[b[c] : b[c + 1]] for r, b in zip(present, borders, strict=True)]
+            for piece in _in_order(tiles, of_class, width):
+                _put(whole, done, piece)
+                done += len(piece)
+        return gathered
+
+    def _mapped(self, index: int, count: int) -> Candidates:
+        """Arrays of ``count`` candidates in new files."""
+
+        def new(name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+            return mapped_array(self.path / f"all_{index}_{name}", dtype, shape)
+
+        channels = self.record["log_precision"].shape[0]
+        return Candidates(
+            new("pixel", np.int64, (count,)),
+            new("x", np.float32, (count,)),
+            new("y", np.float32, (count,)),
+            new("log_precision", np.float32, (channels, count)),
+            new("seed", np.float32, (count,)),
+        )
+
+
+def _put(whole: Candidates, at: int, piece: np.ndarray) -> None:
+    """Write records into the arrays from place ``at`` on."""
+    there = slice(at, at + len(piece))
+    whole.log_precision[:, there] = piece["log_precision"].T
+    for name in ("pixel", "x", "y", "seed"):
+        getattr(whole, name)[there] = piece[name]
+
+
+def _in_order(
+    tiles: Sequence[Tile], of_class: Sequence[np.ndarray], width: int
+) -> Iterator[np.ndarray]:
+    """Records of the tiles' candidates in the order of the image's pixels, piece by piece."""
+    rows = max(1, CHUNK_PIXELS // width)
+    for number in range(tiles[-1].row + 1):
+        row = [(t, r) for t, r in zip(tiles, of_class, strict=True) if t.row == number]
+        core = row[0][0].core
+        tops = [*range(core.y0, core.y1, rows), core.y1]
+        cuts = [np.searchsorted(records["pixel"], np.array(tops) * width) for _, records in row]
+        for i in range(len(tops) - 1):
+            parts = [r[cut[i] : cut[i + 1]] for (_, r), cut in zip(row, cuts, strict=True)]
+            piece = np.concatenate(parts)
+            yield piece[np.argsort(piece["pixel"], kind="stable")]
+
+
+# ---------------------------------------------------------------- after the clustering
+
+
+def label_bands(
+    by_class: Sequence[Candidates],
+    owners: Sequence[np.ndarray],
+    width: int,
+    rows: Iterator[np.ndarray],
+    columns: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Labels (h, W) uint32 of the image, band after band.
+
+    owners: of each class the label of each candidate, 0 for none. width: of the image in which the
+    candidates were found. rows: for each band the row of that image that each of its rows shows;
+    columns: (W,) the same of its columns.
+    """
+    for shown in rows:
+        top, bottom = int(shown[0]), int(shown[-1]) + 1
+        band = np.zeros((bottom - top) * width, np.uint32)
+        for found, owner in zip(by_class, owners, strict=True):
+            first, last = np.searchsorted(found.pixel, (top * width, bottom * width))
+            mine = np.asarray(owner[first:last])
+            pixel = np.asarray(found.pixel[first:last])[mine > 0] - top * width
+            band[pixel] = mine[mine > 0]
+        small = band.reshape(-1, width)
+        whole = len(columns) == width and bottom - top == len(shown)
+        yield small if whole else small[shown - top][:, columns]
+
+
+def owned(
+    by_class: Sequence[Candidates], owners: Sequence[np.ndarray], most: int = CHUNK_PIXELS // 4
+) -> Iterator[tuple[np.ndarray, Candidates]]:
+    """Label (P,) and candidates of those that have an owner, some at a time."""
+    for found, owner in zip(by_class, owners, strict=True):
+        for i in range(0, len(owner), most):
+            label = np.asarray(owner[i : i + most])
+            mine = label > 0
+            part = (found.pixel, found.x, found.y, found.log_precision, found.seed)
+            yield label[mine], Candidates(*(a[..., i : i + most][..., mine] for a in part))
+
+
+def check_room(folder: Path, pixels: int, share: float, itemsize: int) -> None:
+    """Before the work: room for it where this ``share`` of an image's pixels are candidates.
+
+    Counted are the tiles, all of them together, owners and labels.
+    Raises SpatialEmbedError ``disk_full`` (exit 5).
+    """
+    need, free = int(pixels * (share * 2 * itemsize + 1)), shutil.disk_usage(folder).free
+    if need > free:
+        raise SpatialEmbedError(
+            "disk_full",
+            f"{folder}: {need / 1e9:.1f} GB needed for the work on a large image, "
+            f"{free / 1e9:.1f} GB are free",
+            "free some space, or choose another output folder",
+            RESOURCE,
+        )

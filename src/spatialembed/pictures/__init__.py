@@ -1,0 +1,1 @@
+"""Arrays to something to look at: overlays, colours, charts, contact sheets, pages."""

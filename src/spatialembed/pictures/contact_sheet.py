@@ -1,0 +1,71 @@
+"""Contact sheets: the thumbnails of a folder side by side, a bounded number on each page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from spatialembed.files import atomic_write
+from spatialembed.images.write import jpeg_bytes
+from spatialembed.pictures.drawing import PAPER, panel
+from spatialembed.pictures.html import plain
+from spatialembed.pictures.thumbnail import THUMB, Look
+
+PER_SHEET, COLUMNS = 48, 6
+"""Thumbnails of a page, and in a row of a full one."""
+NAME = 24
+"""Characters of a name that are shown; a longer one loses its middle."""
+
+
+class ContactSheet:
+    """``sheet.jpg``, and ``sheet_2.jpg`` and so on where there are more images than on one page."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pages = 0
+        self._tiles: list[tuple[str, np.ndarray]] = []
+
+    def add(self, look: Look) -> None:
+        """Set an image on the sheet. Raises SpatialEmbedError ``disk_full``."""
+        self._tiles.append((f"{short(look.image)}: {len(look.scores):,}", _squared(look.thumbnail)))
+        if len(self._tiles) == PER_SHEET:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page that is begun, if any. Raises SpatialEmbedError ``disk_full``."""
+        if not self._tiles:
+            return
+        self.pages += 1
+        columns = min(COLUMNS, math.ceil(math.sqrt(len(self._tiles) * 1.2)))
+        picture = panel(self._tiles, columns, enlarge=False)
+        with atomic_write(self._path(self.pages)) as temporary:
+            temporary.write_bytes(jpeg_bytes(picture, 88))
+        self._tiles = []
+
+    def close(self) -> None:
+        """Write the last page, and remove those that a longer run before this one left."""
+        self.write()
+        number = self.pages + 1
+        while self._path(number).is_file():
+            self._path(number).unlink()
+            number += 1
+
+    def _path(self, number: int) -> Path:
+        return self.out / ("sheet.jpg" if number == 1 else f"sheet_{number}.jpg")
+
+
+def short(name: str) -> str:
+    """A name that fits below a thumbnail; its end says most, so the middle goes."""
+    name = plain(name)
+    return name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[-(NAME - NAME // 3 - 1) :]}"
+
+
+def _squared(thumbnail: np.ndarray) -> np.ndarray:
+    """The thumbnail in the middle of a square of ``THUMB`` px."""
+    height, width = thumbnail.shape[:2]
+    square = np.full((THUMB, THUMB, 3), PAPER, np.uint8)
+    top, left = (THUMB - height) // 2, (THUMB - width) // 2
+    square[top : top + height, left : left + width] = thumbnail
+    return square

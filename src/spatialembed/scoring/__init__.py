@@ -1,1 +1,0 @@
-"""Metrics of an evaluation, one file each: ``add`` every image, then ask for the ``report``."""

@@ -1,0 +1,211 @@
+"""Batches for training: Lightning's data module over any data set of ``Sample``."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from spatialembed.data.dataset import Dataset
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.training.crops import AugmentOptions, CropDraw, cut_crop, draw_crop, training_crop
+from spatialembed.training.instance_index import InstanceIndex, Sampling, in_rounds
+from spatialembed.types import Normalization, Sample, Target
+
+
+class Batch(NamedTuple):
+    """Crops of one step."""
+
+    images: Tensor  # (B, 3, size, size) float32 normalised
+    targets: list[Target]
+    names: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        targets = [
+            Target(t.labels.to(device), t.classes.to(device), t.ignore.to(device))
+            for t in self.targets
+        ]
+        return Batch(self.images.to(device), targets, self.names)
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """What the crops of one epoch are: equal plans give equal crops, whatever loads them."""
+
+    size: int
+    scale: float
+    count: int
+    batch: int
+    seed: int
+    epoch: int
+    sampling: Sampling = "image"
+
+
+Crop = tuple[Tensor, Target, str]
+"""Image (3, size, size) float32 normalised, its truth, the name of the image it is cut from."""
+
+
+class Crops(TorchDataset[Crop]):
+    """The crops of one epoch. Crop i depends on (seed, epoch, i) alone.
+
+    image       every image once before any comes twice; ``object_centred`` says how many crops lie
+                around a random object of theirs
+    natural     every crop around an object, every object once before any comes twice
+    balanced    the same, but every class as often as any other
+
+    With an index of the instances a crop is placed before its image is read. A data set that has
+    windows then decodes that part of it alone; not under percentiles, which are of whole images.
+    The crop is the same either way.
+    """
+
+    def __init__(
+        self,
+        images: Dataset,
+        how: Normalization,
+        augment: AugmentOptions,
+        plan: CropPlan,
+        index: InstanceIndex | None = None,
+    ) -> None:
+        self.images, self.how, self.augment, self.plan = images, how, augment, plan
+        self.index = index
+        rng = np.random.default_rng((plan.seed, plan.epoch))
+        self.rows: np.ndarray | None = None  # (count,) instances of the index
+        if plan.sampling == "image":
+            self.order = in_rounds(np.arange(len(images)), plan.count, rng)  # (count,) images
+        else:
+            assert index is not None, "crops around objects need an index"
+            self.rows = index.draw(plan.sampling, plan.count, rng)
+            self.order = index.image[self.rows]
+
+    def __len__(self) -> int:
+        return self.plan.count
+
+    def __getitem__(self, i: int) -> Crop:
+        plan, image = self.plan, int(self.order[i])
+        rng = np.random.default_rng((plan.seed, plan.epoch, i))
+        if self.index is None:
+            sample = self.images[image]
+            crop = training_crop(sample, self.how, plan.size, plan.scale, self.augment, rng)
+            return *crop, sample.name
+        draw = draw_crop(plan.size, plan.scale, self.augment, rng)
+        row = self._row_in(image, draw) if self.rows is None else int(self.rows[i])
+        middle = None if row is None else self.index.middle[row].tolist()
+        corner = draw.corner(self.index.size_hw[image].tolist(), middle)
+        sample, corner = self._shown(image, corner, draw.side)
+        crop = cut_crop(sample, self.how, plan.size, draw.side, corner, self.augment, rng)
+        return *crop, sample.name
+
+    def _row_in(self, image: int, draw: CropDraw) -> int | None:
+        """The instance of an image around which a crop lies, a row of the index; None: anywhere."""
+        assert self.index is not None
+        first, last = np.searchsorted(self.index.image, (image, image + 1)).tolist()
+        return first + draw.instance(last - first) if draw.around and last > first else None
+
+    def _shown(
+        self, image: int, corner: tuple[int, int], side: int
+    ) -> tuple[Sample, tuple[int, int]]:
+        """What of an image a crop shows, or all of it; and the corner of the crop in that."""
+        window = getattr(self.images, "window", None)
+        if window is None or self.how.kind == "percentile":
+            return self.images[image], corner
+        assert self.index is not None
+        top, left = max(corner[0], 0), max(corner[1], 0)
+        bottom, right = np.minimum(np.add(corner, side), self.index.size_hw[image]).tolist()
+        sample = window(image, top, left, bottom - top, right - left)
+        return sample, (corner[0] - top, corner[1] - left)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Crop] | SpatialEmbedError:
+        """The crops of a batch. A fault is handed over: raised in a loader it arrives as text."""
+        try:
+            return [self[i] for i in numbers]
+        except SpatialEmbedError as error:
+            return error
+
+
+class Share:
+    """Batches of crop numbers for one of several processes.
+
+    A batch is cut into equal parts, so that the mean gradient over the processes is that of the
+    whole batch in one process. The last crops that fill no batch are left out, unless they are all:
+    then the batch is the largest of equal parts that they fill.
+    """
+
+    def __init__(self, count: int, batch: int, rank: int, world: int) -> None:
+        if min(count, batch) < world:
+            raise ValueError(f"{min(count, batch)} crops a batch for {world} processes")
+        self.part = min(batch, count) // world
+        self.batch, self.rank = self.part * world, rank
+        self.batches = count // self.batch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self) * self.batch, self.batch):
+            begin = start + self.rank * self.part
+            yield list(range(begin, begin + self.part))
+
+
+class CropModule(pl.LightningDataModule):
+    """Crops for training.
+
+    ``plan_of(epoch)`` says what the crops of an epoch are; loaders are made anew each epoch, so the
+    stages of a training are nothing but different plans.
+    """
+
+    def __init__(
+        self,
+        images: Dataset,
+        how: Normalization,
+        augment: AugmentOptions,
+        plan_of: Callable[[int], CropPlan],
+        workers: int,
+        index: InstanceIndex | None = None,
+    ) -> None:
+        super().__init__()
+        self.images, self.how, self.augment, self.index = images, how, augment, index
+        self.plan_of, self.workers = plan_of, workers
+
+    def train_dataloader(self) -> DataLoader[Crop]:
+        trainer = self.trainer
+        assert trainer is not None
+        plan = self.plan_of(trainer.current_epoch)
+        return DataLoader(
+            Crops(self.images, self.how, self.augment, plan, self.index),
+            batch_sampler=Share(plan.count, plan.batch, trainer.global_rank, trainer.world_size),
+            collate_fn=collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_ctrl_c,
+            # Of its own: each iterator draws a number, and the first epoch after a resume has one
+            # iterator less. From the common generator the network would drop other channels.
+            generator=torch.Generator(),
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Batch | SpatialEmbedError, device: torch.device, _: int
+    ) -> Batch:
+        if isinstance(batch, SpatialEmbedError):
+            raise batch
+        return batch.to(device)
+
+
+def _leave_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches loaders too, but the training process alone says when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def collate(crops: Sequence[Crop] | SpatialEmbedError) -> Batch | SpatialEmbedError:
+    """Crops (3, H, W) of one size with their truth and names -> a batch (B, 3, H, W)."""
+    if isinstance(crops, SpatialEmbedError):
+        return crops
+    images, targets, names = zip(*crops, strict=True)
+    return Batch(torch.stack(images), list(targets), list(names))

@@ -1,0 +1,177 @@
+"""The settings of a training: one typed tree behind Python, YAML and flags."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.method.loss import Center
+from spatialembed.training.crops import AugmentOptions
+from spatialembed.types import Normalization
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """One stage of a training."""
+
+    crop: int = 256
+    """Side of the square crops in px, as the network sees them."""
+    epochs: int = 200
+    """Number of epochs."""
+    batch: int = 8
+    """Crops a step, over all devices together."""
+    lr: float = 5e-4
+    """Learning rate of Adam at the start; it falls by (1 - epoch / epochs)^0.9."""
+    crops: int | None = None
+    """Crops an epoch; null: one an image."""
+    sampling: Literal["image", "natural", "balanced"] = "image"
+    """What a crop is drawn by: images, each as often as any other; natural: objects, each as often,
+    with a crop around it; balanced: classes, each as often, then its objects. Only for image
+    augment.object_centred says how many crops lie around an object."""
+    freeze_batchnorm: bool = False
+    """Leave the batch-norm statistics as they are (the second stage of the paper)."""
+
+    def __post_init__(self) -> None:
+        _check(self.crop >= 16, f"crop is {self.crop}", "give at least 16 px")
+        _check(self.batch >= 1, f"batch is {self.batch}", "give at least 1")
+        _check(self.epochs >= 0, f"epochs is {self.epochs}", "give at least 0")
+        _check(self.crops is None or self.crops >= 1, f"crops is {self.crops}", "give at least 1")
+        _check(self.lr > 0, f"lr is {self.lr}", "give a positive number")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of ``spatialembed train``."""
+
+    data: str = ""
+    """Folder of images/ and masks/, flat or under train/ and val/; a file of COCO instances, .json,
+    beside images/; or a Cityscapes root, with leftImg8bit/ and gtFine/."""
+    classes: str | None = None
+    """Of a Cityscapes root: the classes to learn, with commas between; null: all eight."""
+    groups: Literal["ignore", "background"] = "ignore"
+    """Of a Cityscapes root: what the loss takes a group without single objects for."""
+    val_fraction: float = 0.2
+    """Share held out for validation where there is no val/."""
+    group_by: str | None = None
+    """Column of index.csv whose groups are held out whole (adjoining tiles of one field, say)."""
+    allow_missing: bool = False
+    """Leave out images without mask and masks without image."""
+    split_components: bool = False
+    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    plain_ids: bool = False
+    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    out: str = "runs/train"
+    """Folder of runs."""
+    name: str | None = None
+    """Name of the run; null: the name of the data folder, numbered."""
+    resume: str | None = None
+    """Folder of a run to go on with, as it began; data, device, devices, workers, max_time may
+    change."""
+    init: str | None = None
+    """Model whose weights to start from: bundled name or model folder."""
+    elliptical: bool = True
+    """One bandwidth an axis instead of one for both."""
+    center: Center = "learnable"
+    """Centre of an instance: mean of its embeddings (learnable), of its positions, or a medoid."""
+    margin: float | None = None
+    """Fixed bandwidth, as the px of the network's input that an embedding may lie off its centre:
+    trained by the hinge loss, the baseline of the paper; null: bandwidths are learned."""
+    foreground_weight: float | list[float] | Literal["enet"] = 10.0
+    """Weight of instance pixels in the seed term, one for all classes or one each; enet: of each
+    class 1 / ln(1.02 + p), p the share of its pixels in the training images."""
+    normalization: Normalization = field(default_factory=Normalization)
+    """How pixel values become network input."""
+    scale: float = 1.0
+    """Magnification at which the network sees images; above 1 where objects are a few px wide."""
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    """Random changes of the crops."""
+    stage1: StageOptions = field(default_factory=StageOptions)
+    """Crops around objects (Neven et al.: 200 epochs)."""
+    stage2: StageOptions = field(
+        default_factory=lambda: StageOptions(
+            crop=512, epochs=0, batch=2, lr=5e-5, freeze_batchnorm=True
+        )
+    )
+    """Larger crops with batch-norm frozen (Neven et al.: 50 epochs); off by default."""
+    warmup: int = 0
+    """Epochs over which the learning rate rises to its start."""
+    weight_decay: float = 1e-4
+    """Of Adam."""
+    clip: float = 10.0
+    """Largest norm of the gradient; 0: no clipping."""
+    validate_every: int = 5
+    """Epochs between validations by the real clustering; the last epoch is always validated."""
+    val_metric: Literal["label", "cityscapes"] = "label"
+    """AP that chooses the best model: of label images, per image, at IoU .50 to .90; or that of the
+    Cityscapes benchmark, for which thresholds are not tuned."""
+    min_pixels: int | None = None
+    """Smallest instance, before tuning; null: from the sizes of the training objects."""
+    max_time: float | None = None
+    """Minutes of training, after which a last validation and the tuning of thresholds follow."""
+    seed: int = 0
+    """Of all randomness, the split included."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    devices: int = 1
+    """Processes that train together, one a device."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16 (of the network; loss and clustering are always float32)."""
+    workers: int = 2
+    """Loader processes; they change nothing in the result."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
+        _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
+        _check(not (self.resume and self.init), "resume and init together", "give one of them")
+        for name in ("scale", "validate_every", "devices"):
+            value = getattr(self, name)
+            _check(value > 0, f"{name} is {value}", "give a positive number")
+        for name in ("warmup", "workers", "clip", "weight_decay", "seed"):
+            value = getattr(self, name)
+            _check(value >= 0, f"{name} is {value}", "give 0 or more")
+        if self.margin is not None:
+            _check(self.margin > 0, f"margin is {self.margin}", "give a positive number of px")
+            _check(
+                self.center == "centroid",
+                f"margin with center {self.center}",
+                "a fixed bandwidth goes with center centroid",
+            )
+        _check(self.epochs > 0, "no epochs", "set stage1.epochs or stage2.epochs above 0")
+        for stage in (self.stage1, self.stage2):
+            whole = stage.epochs == 0 or stage.batch % self.devices == 0
+            message = f"batch is {stage.batch} for {self.devices} devices"
+            _check(whole, message, "give a multiple of the devices")
+            blurred = 0 <= math.ceil(3 * self.augment.blur) < stage.crop  # as wide as its kernel
+            _check(blurred, f"blur is {self.augment.blur}", "give 0 to a third of the crop")
+        low, high = self.normalization.low, self.normalization.high
+        _check(
+            0 <= low < high <= 100, f"percentiles {low} to {high}", "give 0 <= low < high <= 100"
+        )
+        std = self.normalization.std
+        _check(min(std) > 0, f"normalization.std is {std}", "give positive numbers")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of both stages."""
+        return self.stage1.epochs + self.stage2.epochs
+
+    def stage(self, epoch: int) -> tuple[StageOptions, int]:
+        """The stage of an epoch in [0, epochs), and the epoch within it."""
+        first = self.stage1.epochs
+        return (self.stage1, epoch) if epoch < first else (self.stage2, epoch - first)
+
+    def lr(self, epoch: int) -> float:
+        """Learning rate of an epoch: decay of power 0.9 in each stage, a warm-up in the first."""
+        within_first = epoch < self.stage1.epochs
+        stage, epoch = self.stage(min(epoch, self.epochs - 1))
+        rise = min(1.0, (epoch + 1) / (self.warmup + 1)) if within_first else 1.0
+        return stage.lr * rise * (1 - epoch / stage.epochs) ** 0.9
+
+
+def _check(fine: bool, message: str, remedy: str) -> None:
+    if not fine:
+        raise SpatialEmbedError("bad_setting", message, remedy, USAGE)

@@ -1,0 +1,161 @@
+"""One training step, and the optimiser with its schedule."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spatialembed.errors import MODEL, SpatialEmbedError
+from spatialembed.inference import model_file
+from spatialembed.method.geometry import log_precision_of
+from spatialembed.method.loss import SMOOTHNESS, LossTerms, hinge_loss, spatial_embedding_loss
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.loader import Batch
+from spatialembed.training.run_folder import last_good_checkpoint
+from spatialembed.training.setup import Setup
+from spatialembed.types import Embeddings
+
+logger = logging.getLogger("spatialembed")
+
+MAX_BAD_STEPS = 5
+"""Steps in a row with a loss that is not finite, after which the run stops."""
+
+
+class TrainingModule(pl.LightningModule):
+    """One training step, and the optimiser with its schedule."""
+
+    def __init__(self, setup: Setup, net: SpatialEmbeddingNet) -> None:
+        super().__init__()
+        self.setup_of_run = setup
+        self.net = net.to(memory_format=torch.channels_last)
+        self._keep_margin()
+        self.best_ap = -1.0  # below every AP: none yet
+        self.bad_steps = 0  # in a row
+        self.skipped = 0  # in this epoch
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, what was before a resume included."""
+        return time.monotonic() - self.started
+
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
+        statistics = [buffer.clone() for buffer in self.net.buffers()]
+        prediction = self.net(batch.images.contiguous(memory_format=torch.channels_last))
+        terms = self._loss(prediction, batch)
+        loss = terms.total()
+        if not self._is_finite(loss, batch):
+            # The forward pass has moved the batch-norm statistics, maybe to NaN for ever.
+            for buffer, before in zip(self.net.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+            return None
+        weighted = terms._replace(smoothness=SMOOTHNESS * terms.smoothness)
+        values = {"total": loss, **weighted._asdict()}
+        self.log_dict(
+            {k: v.detach() for k, v in values.items()},
+            on_step=False,
+            on_epoch=True,
+            logger=False,  # Lightning counts in steps; ``EpochEnd`` logs by epoch
+            batch_size=len(batch.names),
+        )
+        return loss
+
+    def _loss(self, prediction: Embeddings, batch: Batch) -> LossTerms:
+        options = self.setup_of_run.options
+        weights = self.setup_of_run.foreground_weight
+        if options.margin is not None:
+            return hinge_loss(
+                prediction,
+                batch.targets,
+                margin_px=options.margin,
+                center=options.center,
+                foreground_weight=weights,
+            )
+        return spatial_embedding_loss(
+            prediction, batch.targets, center=options.center, foreground_weight=weights
+        )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._keep_margin()
+
+    def _keep_margin(self) -> None:
+        """Set a fixed bandwidth anew: weight decay would move it from step to step."""
+        margin = self.setup_of_run.options.margin
+        if margin is not None:
+            self.net.fix_bandwidth(log_precision_of(margin))
+
+    def _is_finite(self, loss: Tensor, batch: Batch) -> bool:
+        """Whether the step counts; all processes skip it together, or they would wait for ever."""
+        finite = torch.isfinite(loss.detach())
+        if self.trainer.world_size > 1:
+            finite = self.trainer.strategy.reduce(finite.float(), reduce_op="mean") == 1
+        if finite:
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        self.skipped += 1
+        logger.warning("step skipped, loss is %s: %s", loss.item(), ", ".join(batch.names))
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise SpatialEmbedError(
+                "diverged",
+                f"{MAX_BAD_STEPS} steps in a row gave no finite loss",
+                f"lower stage1.lr; the last good checkpoint is {self._last_checkpoint()}",
+                MODEL,
+            )
+        return False
+
+    def _last_checkpoint(self) -> str:
+        try:
+            return str(last_good_checkpoint(self.setup_of_run.run))
+        except SpatialEmbedError:
+            return "none yet"
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        options = self.setup_of_run.options
+        return torch.optim.Adam(
+            self.net.parameters(), options.lr(0), weight_decay=options.weight_decay
+        )
+
+    def on_train_epoch_start(self) -> None:
+        options = self.setup_of_run.options
+        epoch = self.current_epoch
+        stage, within = options.stage(epoch)
+        if within == 0:  # the second stage starts with a fresh Adam
+            self.trainer.optimizers[0].state.clear()
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = options.lr(epoch)
+        self.skipped = 0
+        self.net.train()
+        if stage.freeze_batchnorm:
+            for layer in self.net.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.eval()
+        # Each process drops other channels; a resumed epoch drops the same ones again.
+        rng = np.random.default_rng((options.seed, epoch, self.trainer.global_rank))
+        torch.manual_seed(int(rng.integers(2**62)))
+
+    def on_save_checkpoint(self, state: dict[str, Any]) -> None:
+        state["best_ap"] = self.best_ap
+        state["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, state: dict[str, Any]) -> None:
+        # After an epoch that was cut short the model may be better than the checkpoint knows.
+        self.best_ap = max(state["best_ap"], _ap_of_model(self.setup_of_run.run))
+        self.started = time.monotonic() - state["seconds"]
+
+
+def _ap_of_model(run: Path) -> float:
+    """Validation AP of the best model so far, below 0 where there is none."""
+    try:
+        _, info = model_file.load(run / "model")
+    except SpatialEmbedError:
+        return -1.0
+    ap = info.training.get("validation_ap")
+    return -1.0 if ap is None else float(ap)

@@ -1,0 +1,379 @@
+"""Training: Lightning wiring around network, loss and data, without mathematics.
+
+    open data -> crops of the epoch -> loss -> step     after each epoch: score by the real
+              -> best model -> tune its thresholds      clustering, keep the best, checkpoint
+
+All randomness starts afresh from (seed, epoch) at each epoch, so that a run that was killed goes on
+from its last epoch with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from spatialembed.console import Stages
+from spatialembed.data.cityscapes_ids import IDS
+from spatialembed.data.dataset import FileDataset
+from spatialembed.data.open import data_name, described, for_scoring, open_data, splits
+from spatialembed.data.splitting import duplicates, split_dataset
+from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
+from spatialembed.evaluation.threshold_sweep import usual_min_pixels
+from spatialembed.inference import model_file
+from spatialembed.inference.engine import resolve_device, resolve_precision
+from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.callbacks import Bar, CheckpointIO, EpochEnd, Interrupted, Limits
+from spatialembed.training.instance_index import InstanceIndex, instance_index
+from spatialembed.training.loader import CropModule, Share
+from spatialembed.training.options import TrainOptions
+from spatialembed.training.run_folder import (
+    RUN_VARIABLE,
+    announced,
+    has_checkpoints,
+    last_good_checkpoint,
+    locked,
+    memory_fault,
+    new_run,
+    noted_signals,
+    rank,
+    read_settings,
+    write_settings,
+)
+from spatialembed.training.setup import Setup
+from spatialembed.training.step import TrainingModule
+from spatialembed.training.validation import each, tune_best
+
+logger = logging.getLogger("spatialembed")
+
+MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
+"""Settings that a run may go on with otherwise than it began: where and how long, not what."""
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model; returns the run folder, with the best model, its thresholds tuned, in model/.
+
+    Raises SpatialEmbedError for bad settings, data or checkpoints, and ``Interrupted`` after a
+    signal; then the run folder holds all but the unfinished epoch, for ``resume``.
+    """
+    go_on = bool(options.resume)
+    if rank() != 0:  # a further process of --devices, started by the first one
+        run = Path(os.environ[RUN_VARIABLE])
+        stored = _settings_to_go_on(run, replace(options, name=None))
+        try:
+            return _run(stored, run, open_split(stored), go_on=go_on)
+        except Interrupted:
+            return run  # the first process says so; an exit code here would have it killed
+    if options.resume:
+        run = Path(options.resume)
+        options = _settings_to_go_on(run, options)
+    else:
+        run = new_run(Path(options.out), options.name, data_name(options.data))
+    images = open_split(options)  # before there is a folder, which a mistyped path would leave
+    print(described(options.data, *images), flush=True)
+    with locked(run), announced(run):
+        if not go_on:
+            write_settings(run, asdict(options))
+        return _run(options, run, images, go_on=go_on)
+
+
+def _run(
+    options: TrainOptions, run: Path, images: tuple[FileDataset, FileDataset], *, go_on: bool
+) -> Path:
+    """Both stages, then the best model with its thresholds tuned."""
+    # A run that was killed before its first checkpoint goes on from the beginning.
+    start = last_good_checkpoint(run) if go_on and has_checkpoints(run) else None
+    setup = _set_up(options, run, *images, start)
+    net = _initial_network(setup)
+    module = TrainingModule(setup, net)
+    _fit(setup, module)
+    if rank() == 0:
+        tune_best(setup)
+    return run
+
+
+def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
+    """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
+    opened = partial(
+        open_data,
+        options.data,
+        classes=options.classes,
+        groups=options.groups,
+        allow_missing=options.allow_missing,
+        split_components=options.split_components,
+        plain_ids=options.plain_ids,
+        max_pixels=options.max_pixels,
+    )
+    if {"train", "val"} <= set(splits(options.data)):
+        train_set, val_set = opened(split="train"), opened(split="val")
+    else:
+        train_set, val_set = split_dataset(
+            opened(),
+            fraction=options.val_fraction,
+            group_by=options.group_by,
+            seed=options.seed,
+        )
+    val_set = for_scoring(val_set)
+    if train_set.class_names != val_set.class_names:
+        raise SpatialEmbedError(
+            "class_mismatch",
+            f"{options.data}: classes {train_set.class_names} in training, "
+            f"{val_set.class_names} in validation",
+            "use one classes.csv with the same names",
+            INPUT,
+        )
+    for pair in duplicates(train_set, val_set):
+        logger.warning("the same image in training and validation: %s = %s", *pair)
+    return train_set, val_set
+
+
+def _settings_to_go_on(run: Path, given: TrainOptions) -> TrainOptions:
+    """The settings of a run, with those that may change as they are given now.
+
+    Raises SpatialEmbedError: ``no_run``, ``bad_config`` (both exit 4); ``bad_setting`` (exit 2)
+    for one that is given and is not the run's.
+    """
+    stored, default = _stored_settings(run), TrainOptions(resume=str(run))
+    names = [f.name for f in fields(TrainOptions) if f.name != "resume"]
+    given_now = [n for n in names if getattr(given, n) != getattr(default, n)]
+    other = [n for n in given_now if getattr(given, n) != getattr(stored, n)]
+    if refused := [n for n in other if n not in MAY_CHANGE]:
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{run}: this run has another {', '.join(refused)}",
+            f"leave it out, or start a new run from its model with --init {run}/model",
+            USAGE,
+        )
+    renewed = {n: getattr(given, n) for n in given_now if n in MAY_CHANGE}
+    return replace(stored, **(renewed | {"max_time": given.max_time, "workers": given.workers}))
+
+
+def _stored_settings(run: Path) -> TrainOptions:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainOptions, "run")
+    settings = read_settings(run)
+    try:
+        stored: TrainOptions = parser.instantiate(parser.parse_object({"run": settings})).run
+    except (ArgumentError, argparse.ArgumentError, SpatialEmbedError) as error:
+        raise SpatialEmbedError(
+            "bad_config",
+            f"{run / 'config.yaml'}: {' '.join(str(error).split())}",
+            "take back what was changed in it",
+            MODEL,
+        ) from error
+    return stored
+
+
+def _set_up(
+    options: TrainOptions,
+    run: Path,
+    train_set: FileDataset,
+    val_set: FileDataset,
+    start: Path | None,
+) -> Setup:
+    device = resolve_device(options.device)
+    _check_against_data(options, train_set)
+    index = _index(options, run, train_set)
+    smallest = options.min_pixels
+    if smallest is None:
+        step = -(-len(train_set) // 200)  # two hundred images tell the sizes
+        smallest = usual_min_pixels(train_set.truth(i) for i in range(0, len(train_set), step))
+    # A fault of a training image shows in the first epoch; one of these would after hours.
+    with Stages(rank() == 0, "validation images") as stages:
+        stages.begin("checking", len(val_set))
+        objects = sum(len(s.target.classes) for s in stages.passed(each(val_set)))
+    if objects == 0:
+        logger.warning("no object in the validation images: the last model is kept, not the best")
+    return Setup(
+        options,
+        run,
+        train_set,
+        val_set,
+        device,
+        resolve_precision(options.precision, device),
+        ClusterOptions(min_pixels=smallest),
+        start,
+        index,
+        _foreground_weight(options, train_set, index),
+    )
+
+
+def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
+    """The index of the training images, where crops, windows or weights ask for it.
+
+    It is kept beside the runs, since many learn from the same images.
+    """
+    stages = [stage for stage in (options.stage1, options.stage2) if stage.epochs]
+    around = any(stage.sampling != "image" for stage in stages)
+    windows = hasattr(images, "window") and options.normalization.kind != "percentile"
+    if not (around or windows or options.foreground_weight == "enet"):
+        return None
+    index = instance_index(images, run.parent / ".instances", progress=rank() == 0)
+    if around and not len(index):
+        raise SpatialEmbedError(
+            "no_objects",
+            f"{options.data}: no object in the training images to take crops around",
+            "set sampling to image, or check the masks with spatialembed doctor",
+        )
+    absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
+    if absent and rank() == 0:
+        logger.warning("classes without object in the training images: %s", ", ".join(absent))
+    return index
+
+
+def _foreground_weight(
+    options: TrainOptions, images: FileDataset, index: InstanceIndex | None
+) -> float | list[float]:
+    """The weights of the seed term, measured where the setting says so."""
+    given = options.foreground_weight
+    if given != "enet":
+        return given
+    assert index is not None
+    weights = [round(w, 3) for w in index.enet_weights()]
+    told = ", ".join(f"{n} {w:.1f}" for n, w in zip(images.class_names, weights, strict=True))
+    if rank() == 0:
+        logger.info("weights of the seed foreground: %s", told)
+    return weights
+
+
+def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
+    """Refuse, before the first step, what the settings alone did not show."""
+    weights, classes = options.foreground_weight, train_set.class_names
+    if isinstance(weights, list) and len(weights) != len(classes):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{len(weights)} values of foreground_weight for {len(classes)} classes",
+            f"give one, or one each for {', '.join(classes)}",
+            USAGE,
+        )
+    if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"val_metric cityscapes, and the data has the class {other[0]!r}",
+            f"set val_metric label; the benchmark knows {', '.join(IDS)}",
+            USAGE,
+        )
+    for stage in (options.stage1, options.stage2):
+        crops = stage.crops or len(train_set)
+        if stage.epochs and crops < options.devices:
+            raise SpatialEmbedError(
+                "bad_setting",
+                f"{crops} crops an epoch for {options.devices} devices",
+                "give fewer devices, or more crops",
+                USAGE,
+            )
+
+
+def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
+    options = setup.options
+    torch.manual_seed(options.seed)
+    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical)
+    if options.init and setup.start is None:
+        source, info = model_file.load(options.init)
+        if (source.num_classes, source.elliptical) != (net.num_classes, net.elliptical):
+            raise SpatialEmbedError(
+                "model_mismatch",
+                f"{options.init}: {source.num_classes} classes, elliptical {source.elliptical}; "
+                f"this training: {net.num_classes} classes, elliptical {net.elliptical}",
+                "start from a model of the same network, or set elliptical as it has it",
+                MODEL,
+            )
+        for name in ("normalization", "scale"):
+            theirs, ours = getattr(info, name), getattr(options, name)
+            if theirs != ours:
+                logger.warning(
+                    "%s of %s is %s, of this training %s (set %s as it has it, unless meant)",
+                    name,
+                    options.init,
+                    theirs,
+                    ours,
+                    name,
+                )
+        net.load_state_dict(source.state_dict())
+    return net
+
+
+def _fit(setup: Setup, module: TrainingModule) -> None:
+    options = setup.options
+    data = CropModule(
+        setup.train, setup.normalization, options.augment, setup.plan, options.workers, setup.index
+    )
+    plans = [setup.plan(epoch) for epoch in range(options.epochs)]
+    bar = Bar([len(Share(plan.count, plan.batch, 0, options.devices)) for plan in plans])
+    with noted_signals() as signals, _quiet():
+        trainer = pl.Trainer(
+            accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
+            devices=_devices(setup.device, options.devices),
+            strategy="ddp" if options.devices > 1 else "auto",
+            precision="bf16-mixed" if setup.precision == "bfloat16" else "32-true",
+            max_epochs=options.epochs,
+            gradient_clip_val=options.clip or None,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            logger=TensorBoardLogger(setup.run, name=None, version="tensorboard"),
+            # Always our own processes: under SLURM Lightning would wait for some from outside.
+            plugins=[CheckpointIO(), LightningEnvironment()],
+            # Last the one that may leave, when all is saved.
+            callbacks=[EpochEnd(setup, bar), bar, Limits(options.max_time, signals)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        try:
+            trainer.fit(module, data, ckpt_path=setup.start, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if signals:  # `timeout` and others signal the loaders too, which die of it
+                raise Interrupted(signals[0]) from error
+            fault = memory_fault(error)
+            if fault is None:
+                raise
+            raise fault from error
+
+
+def _devices(device: torch.device, count: int) -> int | list[int]:
+    """What Lightning calls ``count`` devices from this one on.
+
+    Raises SpatialEmbedError ``no_device`` (exit 2) where there are not so many.
+    """
+    if device.type == "cpu":
+        return count
+    first = device.index or 0
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if first + count > there:
+        raise SpatialEmbedError(
+            "no_device",
+            f"{count} devices from {device} on, of {there}",
+            "give fewer devices, or device cpu",
+            USAGE,
+        )
+    return list(range(first, first + count))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's lines about hardware and about loader counts are not for our users."""
+    loud = logging.getLogger("lightning.pytorch")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        loud.setLevel(level)

@@ -1,0 +1,101 @@
+"""A file imports from its own wing and from wings above it; no cycles; each optional package has
+its doors."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
+ROOT = {"types", "errors", "files", "concurrency", "console"}
+WINGS = (
+    "method", "images", "pictures", "data", "generated", "results", "inference", "evaluation",
+    "training", "doctor", "export", "command",
+)  # fmt: skip
+DOORS = {
+    "lightning": {"training.train", "training.step", "training.callbacks", "training.loader"},
+    "torchvision": {"training.crops"},
+    "numba": {"method.kernels.jit"},
+    "triton": {"method.kernels.gpu"},
+    "onnx": {"export.export", "export.frame", "export.int8", "inference.engines.onnx_graph"},
+    "onnxscript": {"inference.engines.onnx_graph"},
+    "onnxruntime": {"inference.engines.onnxruntime_engine", "export.check", "export.int8"},
+    "openvino": {"inference.engines.openvino_engine"},
+    "cityscapesscripts": {"evaluation.official"},
+    "faster_coco_eval": {"evaluation.official", "data.coco"},
+    "zarr": {"images.windows", "results.label_bands"},
+    "shapely": {"results.polygons"},
+    "roifile": {"results.imagej"},
+    "supervision": {"results.supervision_detections"},
+}
+TORCH_FREE = {"types", "errors", "files", "concurrency", "console"} | {
+    f"method.kernels.{name}"
+    for name in ("jit", "cpu", "hinge", "levels", "candidates", "groups", "rounds")
+}
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imports(module: str, *, at_run_time: bool = False) -> set[str]:
+    """Full names of what a module imports, anywhere in it."""
+    found, todo = set(), [ast.parse(MODULES[module].read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (at_run_time and typing_only):
+            todo.extend(ast.iter_child_nodes(node))  # type: ignore[arg-type]
+    return found
+
+
+def own(module: str, *, at_run_time: bool = False) -> set[str]:
+    """Modules of the package that a module imports."""
+    names = imports(module, at_run_time=at_run_time)
+    parts = {name.removeprefix("spatialembed.") for name in names if "spatialembed." in name}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in parts} & set(MODULES)
+
+
+def rank(module: str) -> int:
+    wing, _, inside = module.partition(".")
+    return WINGS.index(wing) if inside else (-1 if wing in ROOT else len(WINGS))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_come_from_wings_above(module: str) -> None:
+    assert {other for other in own(module) if rank(other) > rank(module)} == set()
+
+
+def test_no_cycles() -> None:
+    TopologicalSorter({module: own(module) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_optional_packages_have_doors(module: str) -> None:
+    packages = {name.partition(".")[0] for name in imports(module)}
+    assert {package for package in packages if module not in DOORS.get(package, {module})} == set()
+
+
+@pytest.mark.parametrize("module", sorted(TORCH_FREE))
+def test_torch_free(module: str) -> None:
+    assert "torch" not in {name.partition(".")[0] for name in imports(module, at_run_time=True)}
+    assert own(module, at_run_time=True) <= TORCH_FREE
+
+
+def test_method_loss_cluster_and_model_do_not_know_each_other() -> None:
+    three = {"method.loss", "method.cluster", "method.model"}
+    assert all(not own(module) & three for module in three)
+
+
+def test_init_files_are_a_line() -> None:
+    for path in SOURCE.rglob("*/__init__.py"):
+        assert [type(node) for node in ast.parse(path.read_text()).body] == [ast.Expr], path
