@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs bench picture clean
+.PHONY: demo quick test docs pages bench picture clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/spatialembed demo
 
-test: $(VENV)/.installed-dev
+# For daily work: everything but the slow tests, under three minutes on two cores.
+quick: PYTEST = -m 'not slow'
+quick test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
-docs: $(VENV)/.installed-docs
-	$(BIN)/python docs/generate.py
+# pages: the same without running the notebooks.
+pages: NOTEBOOKS = --as-they-are
+docs pages: $(VENV)/.installed-docs
+	$(BIN)/python docs/generate.py $(NOTEBOOKS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'the guide: site/index.html'
 
@@ -45,5 +49,6 @@ $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.installed
 
+# runs/ holds trainings that took hours: it is left alone.
 clean:
-	rm -rf site docs/generated demo runs predictions .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site docs/generated demo predictions .pytest_cache .mypy_cache .ruff_cache .hypothesis
