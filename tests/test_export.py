@@ -23,8 +23,8 @@ from known_predictor import known
 from spatialembed import __version__
 from spatialembed.command.main import main
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.export.check import LIMITS, OnnxFile
 from spatialembed.export import check, export, int8
+from spatialembed.export.check import LIMITS, OnnxFile
 from spatialembed.export.export import export_onnx
 from spatialembed.export.frame import framed, outside
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, nuclei_field, write_folder

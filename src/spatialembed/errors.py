@@ -12,8 +12,11 @@ USAGE, INPUT, MODEL, RESOURCE, PARTIAL = 2, 3, 4, 5, 6
 class SpatialEmbedError(Exception):
     """A foreseen fault.
 
-    code: stable lower_snake name, for programs. message: what is wrong and where (path first).
-    remedy: what the user can do. exit_code: of the command line, 2 to 6.
+    Attributes:
+        code: Stable lower_snake name, for programs.
+        message: What is wrong and where (path first).
+        remedy: What the user can do; may be empty.
+        exit_code: Of the command line, 2 to 6.
     """
 
     def __init__(self, code: str, message: str, remedy: str = "", exit_code: int = INPUT) -> None:

@@ -252,15 +252,23 @@ def open_cityscapes(
 ) -> CityscapesDataset:
     """Open a Cityscapes root: pair images with files of ids by name; no image is read.
 
-    split: None is train and val together. classes: which of the eight, in any order; None: all.
-    groups: what a class id without number is to the loss. allow_missing leaves out images without
-    ids and ids without image. max_pixels: limit of ``read_image``.
-
     In the test part of the benchmark the files of ids hold void only: it can be opened, but has no
     instance.
 
-    Raises SpatialEmbedError: not_found, no_layout, no_split, no_images, missing_pairs,
-    unknown_class (exit 2).
+    Args:
+        root: The folder of leftImg8bit/ and gtFine/.
+        split: "train", "val" or "test"; None: train and val together.
+        classes: Names of classes, in any order; None: all eight.
+        groups: "ignore" or "background": the meaning of a class id without number in the loss.
+        allow_missing: Leave out images without ids and ids without image, instead of refusing.
+        max_pixels: Limit of ``read_image``.
+
+    Returns:
+        A data set whose items are ``Sample``s.
+
+    Raises:
+        SpatialEmbedError: ``not_found``, ``no_layout``, ``no_split``, ``no_images``,
+            ``missing_pairs``, ``unknown_class`` (exit 2).
     """
     top = Path(root)
     class_names = choose_classes(classes)

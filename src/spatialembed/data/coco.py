@@ -216,11 +216,18 @@ def open_coco(
 ) -> CocoDataset:
     """Open a COCO instances file; no image is read.
 
-    images: folder of the image files, by default ``images`` beside the file. allow_missing leaves
-    out images whose file is not there.
+    Args:
+        path: The file.
+        images: Folder of the image files; None: ``images`` beside the file.
+        allow_missing: Leave out images whose file does not exist, instead of refusing.
+        max_pixels: Limit of ``read_image``.
 
-    Raises SpatialEmbedError: not_found, bad_json, bad_annotation, duplicate_name, missing_pairs,
-    no_images.
+    Returns:
+        A data set whose items are ``Sample``s.
+
+    Raises:
+        SpatialEmbedError: ``not_found``, ``bad_json``, ``bad_annotation``, ``duplicate_name``,
+            ``missing_pairs``, ``no_images``.
     """
     path = Path(path)
     folder = path.parent / "images" if images is None else Path(images)

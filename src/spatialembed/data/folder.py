@@ -212,14 +212,23 @@ def open_folder(
     plain_ids: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> FolderDataset:
-    """Open ``path`` (or its part ``split``): pair images with masks, read the tables, no image.
+    """Open a folder of images/ and masks/: pair them by name and read the tables, but no image.
 
-    allow_missing leaves out images without mask and masks without image. split_components takes
-    each connected part of a mask with one id only as an instance (masks of 0 and 255). plain_ids
-    takes ids that look like class x 1000 + number as they are. max_pixels: limit of ``read_image``.
+    Args:
+        path: The folder.
+        split: "train", "val" or "test": its part of that name; None: the folder itself.
+        allow_missing: Leave out images without mask and masks without image, instead of refusing.
+        split_components: Take each connected part of a mask with one id as an instance (masks of 0
+            and 255).
+        plain_ids: Take ids that look like class x 1000 + number as mere numbers.
+        max_pixels: Limit of ``read_image``.
 
-    Raises SpatialEmbedError: not_found, no_split, no_layout, no_images, duplicate_name,
-    missing_pairs, bad_table.
+    Returns:
+        A data set whose items are ``Sample``s.
+
+    Raises:
+        SpatialEmbedError: ``not_found``, ``no_split``, ``no_layout``, ``no_images``,
+            ``duplicate_name``, ``missing_pairs``, ``bad_table``.
     """
     top = Path(path)
     root = _root(top, split)

@@ -76,14 +76,27 @@ def open_data(
     plain_ids: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> FileDataset:
-    """A folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
+    """Open a folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
 
-    classes: names of classes of Cityscapes with commas between, and groups, are of a Cityscapes
-    root; split_components and plain_ids of masks. A file has no parts; of a root without val/ and
-    test/ that are asked for, none.
+    Only tables and file names are read; images are read when they are indexed.
 
-    Raises SpatialEmbedError as ``open_folder``, ``open_coco`` and ``open_cityscapes`` do, and:
-    bad_setting (exit 2) for classes of another layout.
+    Args:
+        path: The folder, file or root.
+        split: "train", "val" or "test": that part of it. A COCO file has none; None: the whole.
+        classes: Cityscapes only: names of classes with commas between; None: all eight.
+        groups: Cityscapes only: "ignore" or "background", the meaning of groups in the loss.
+        allow_missing: Leave out images without mask and masks without image, instead of refusing.
+        split_components: Masks only: each connected part of a mask with one id is an instance.
+        plain_ids: Masks only: take ids that look like class x 1000 + number as mere numbers.
+        max_pixels: Largest image that is read, in px.
+
+    Returns:
+        A data set whose items are ``Sample``s.
+
+    Raises:
+        SpatialEmbedError: As ``open_folder``, ``open_coco`` and ``open_cityscapes``; ``no_split``
+            for a part of a COCO file; ``bad_setting`` (exit 2) for Cityscapes settings on another
+            layout.
     """
     layout = layout_of(path)
     if layout == "cityscapes":

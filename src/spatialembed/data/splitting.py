@@ -21,12 +21,20 @@ F = TypeVar("F", bound=FileDataset)
 def split_dataset(
     dataset: F, *, fraction: float = 0.2, group_by: str | None = None, seed: int = 0
 ) -> tuple[F, F]:
-    """Split into (train, val), the same on every machine for one seed; both keep the order.
+    """Split a data set into training and validation, the same on every machine for one seed.
 
-    Whole groups go to val, ``fraction`` of the groups, rounded up. Groups are the values of the
-    column ``group_by`` of index.csv, or without it each image by itself.
+    Args:
+        dataset: What to split.
+        fraction: Share of the groups that goes to validation, rounded up, in (0, 1).
+        group_by: Column of index.csv whose values are the groups, held out whole; None: each image
+            is a group.
+        seed: Of the draw.
 
-    Raises SpatialEmbedError: bad_split (exit 2), no_column (exit 2).
+    Returns:
+        (train, val), both in the order of the data set.
+
+    Raises:
+        SpatialEmbedError: ``bad_split``, ``no_column`` (exit 2).
     """
     keys = dataset.names if group_by is None else group_keys(dataset, group_by)
     groups = sorted(set(keys))

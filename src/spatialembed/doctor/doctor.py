@@ -75,12 +75,23 @@ def doctor(
     plain_ids: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
-    """Read a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
+    """Examine a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
 
-    data: as ``open_folder`` takes it. allow_missing, split_components, plain_ids: as training
-    will be told. A broken file is a finding, and the rest goes on.
+    A broken file is a finding; the others are read all the same.
 
-    Raises SpatialEmbedError: not_found, no_layout, no_images, disk_full (exit 5).
+    Args:
+        data: A folder, as ``open_folder`` takes it.
+        out: Folder of the three files.
+        allow_missing: As training will be told, like the two below.
+        split_components: See ``open_folder``.
+        plain_ids: See ``open_folder``.
+        progress: Whether to draw a bar on stderr.
+
+    Returns:
+        The findings, errors first, and the advice.
+
+    Raises:
+        SpatialEmbedError: ``not_found``, ``no_layout``, ``no_images``, ``disk_full`` (exit 5).
     """
     result = examine(
         data,

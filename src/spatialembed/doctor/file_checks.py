@@ -1,4 +1,4 @@
-"""What a survey says about files, images and splits; of objects and classes, see ``object_checks``."""
+"""Findings about files, images and splits; ``object_checks`` has those about objects."""
 
 from __future__ import annotations
 

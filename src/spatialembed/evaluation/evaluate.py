@@ -78,16 +78,26 @@ def evaluate(
 ) -> Report | BenchmarkReport:
     """Predict every image of a data set and score it against its truth.
 
-    metric: "ap", label-image AP at IoU 0.50 to 0.90 (see ``label_metrics``); "cityscapes", AP of that
-    benchmark, for its layout; "coco", AP of masks as COCO counts it, for any data set. sampling:
-    "seed", what a user gets; "truth", instances from true centres and bandwidths, which leaves out
-    the seed map (ground-truth sampling, Neven et al. 2019). out: folder for the files of the metric
-    "cityscapes", which its official evaluator reads; None: the built-in one alone. progress: a bar
-    on stderr.
+    Args:
+        predictor: The model.
+        dataset: Images with truth, as ``open_data`` returns them.
+        metric: "ap", AP of label images at IoU 0.50 to 0.90 (see ``label_metrics``); "cityscapes",
+            AP of that benchmark, for its layout; "coco", mask AP as COCO defines it, for any data
+            set.
+        sampling: "seed", as in prediction; "truth", instances from true centres and bandwidths,
+            without the seed map (ground-truth sampling, Neven et al. 2019).
+        out: Folder for the files of the metric "cityscapes", which its official evaluator reads;
+            None: the built-in evaluator alone.
+        progress: Whether to draw a bar on stderr.
 
-    Raises SpatialEmbedError ``unknown_metric``, ``unknown_sampling``, ``not_cityscapes``,
-    ``missing_extra``, ``empty_dataset``, ``class_mismatch``, ``name_collision``,
-    ``evaluators_differ``, and what reading or predicting an image raises.
+    Returns:
+        The figures, of all images and of each.
+
+    Raises:
+        SpatialEmbedError: ``unknown_metric``, ``unknown_sampling`` (exit 2), ``missing_extra``
+            (exit 2), ``not_cityscapes``, ``empty_dataset``, ``class_mismatch``,
+            ``name_collision``, ``evaluators_differ``, and the errors of reading or predicting an
+            image.
     """
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))

@@ -124,13 +124,21 @@ def label_ap(
     thresholds: Sequence[float] = AP_THRESHOLDS,
     ignore: np.ndarray | None = None,
 ) -> np.ndarray:
-    """TP / (TP + FP + FN) of one image at each IoU threshold.
+    """AP = TP / (TP + FP + FN) of one image at each IoU threshold.
 
-    found, truth: (H, W) integer labels, 0 background, any ids above it. ignore: (H, W) bool, pixels
-    without truth. Returns (T,) float64 in [0, 1], NaN where neither image has an instance.
+    A pair matches where IoU >= threshold; pairs are one-to-one, as many as there can be.
 
-    A pair counts where IoU >= threshold; pairs are one-to-one, as many as there can be.
-    Raises SpatialEmbedError ``size_mismatch`` or ``bad_labels``.
+    Args:
+        found: Predicted labels (H, W), any integer type, 0 background, any ids above it.
+        truth: Actual labels, likewise.
+        thresholds: T values of IoU in (0, 1].
+        ignore: Pixels without truth, (H, W) bool; None: none.
+
+    Returns:
+        (T,) float64 in [0, 1], NaN where neither image has an instance.
+
+    Raises:
+        SpatialEmbedError: ``size_mismatch``, ``bad_labels``.
     """
     return counts(overlaps(found, truth, ignore), thresholds).ap
 
@@ -177,8 +185,13 @@ def _without_ignored(
 def match(pairs: Overlaps, threshold: float) -> np.ndarray:
     """One-to-one matching of pairs with IoU >= threshold.
 
-    Returns (M,) int64, ascending indices into the pairs: as many as there can be and, among such
-    matchings, the one of the largest sum of IoU.
+    Args:
+        pairs: Of two label images, from ``overlaps``.
+        threshold: IoU in (0, 1].
+
+    Returns:
+        (M,) int64, ascending indices into the pairs: as many as there can be and, among such
+        matchings, the one of the largest sum of IoU.
     """
     able = np.flatnonzero(pairs.iou >= threshold)
     i, j = pairs.found[able], pairs.truth[able]

@@ -175,11 +175,20 @@ def tune(
 ) -> Tuning:
     """Sweep foreground, start, membership and min_pixels of a model over images with masks.
 
-    groups: of each image, those of one name stand or fall together (tiles of one field of view); by
-    default each image by itself. progress: a bar on stderr.
+    Args:
+        predictor: The model.
+        dataset: Images with truth, as ``open_data`` returns them.
+        groups: One name per image; images of one group (tiles of one field of view) stay together
+            in the cross-validation. None: each image by itself.
+        progress: Whether to draw a bar on stderr.
 
-    Raises SpatialEmbedError ``empty_dataset``, ``class_mismatch``, and what reading or predicting
-    an image raises.
+    Returns:
+        The surface of AP over the thresholds, the best cell, its gain with standard error, and the
+        calibration; ``save`` writes the chosen ones into a model.
+
+    Raises:
+        SpatialEmbedError: ``empty_dataset``, ``class_mismatch``, and the errors of reading or
+            predicting an image.
     """
     check_classes(predictor.info.class_names, dataset)
     names = [str(i) for i in range(len(dataset))] if groups is None else list(groups)
@@ -235,9 +244,19 @@ def prepare(model: str, out: str | None) -> Path:
 
 
 def save(tuning: Tuning, model: str | Path, folder: str | Path, data: str) -> Path:
-    """Write ``model`` with the chosen thresholds, its calibration and a record into ``folder``.
+    """Write a model with the chosen thresholds, its calibration and a record of the tuning.
 
-    data: name of the images that it was tuned on. Raises as ``model_file.save_as`` does.
+    Args:
+        tuning: The result of ``tune``.
+        model: The model that was tuned: a bundled name, a folder, or a file inside one.
+        folder: Model folder to write, which may be the model's own.
+        data: Name of the images that it was tuned on, for the record.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SpatialEmbedError: As ``model_file.save_as``.
     """
     _, info = load(model)
     record = {"data": data, **tuning.to_dict()}

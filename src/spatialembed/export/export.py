@@ -60,15 +60,24 @@ def export_onnx(
     int8: Sequence[np.ndarray] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the model of ``predictor`` as one ONNX file, opset 18; returns its path.
+    """Write a model as one ONNX file, opset 18.
 
-    predictor: of an engine that keeps its network, as "torch" does. precision: of weights and
-    convolutions; with float16 the output layers, the activations and all geometry stay float32,
-    since neither the coordinates of a wide image nor exp(10 r) fit. int8: images as read, (H, W) or
-    (H, W, 3), to calibrate 8-bit convolutions on. progress: called after each of these.
+    Args:
+        predictor: A model whose engine keeps its network, as "torch" does.
+        path: File to write, ending in .onnx.
+        precision: Of weights and convolutions. With "float16" the output layers, the activations
+            and all geometry stay float32, since neither the coordinates of a wide image nor exp(10
+            r) fit.
+        int8: Images as read, (H, W) or (H, W, 3), to calibrate 8-bit convolutions on; None: no
+            8-bit convolutions.
+        progress: Called after each of these images.
 
-    Raises SpatialEmbedError (exit 2, before anything is computed): ``bad_setting``,
-    ``not_writable``, ``missing_extra``; ``disk_full`` (exit 5).
+    Returns:
+        The path.
+
+    Raises:
+        SpatialEmbedError: ``bad_setting``, ``not_writable``, ``missing_extra`` (exit 2, before
+            anything is computed); ``disk_full`` (exit 5).
     """
     _check_settings(predictor, precision, int8 is not None)
     path = _writable(Path(path))

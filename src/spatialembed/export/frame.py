@@ -2,10 +2,11 @@
 
     image -> (x - mean) / std -> resize by scale -> network -> maps of the image's size
 
-The same as ``normalization.normalize``, ``engine.resize`` and ``engine.map_back``. Where a map grows
-or is sampled, Resize of ONNX does it. Where one is averaged while it shrinks, the antialias filter
-of Resize is not torch's (random seed maps came out 0.05 off in onnxruntime 1.31, and OpenVINO
-2026.4 leaves the filter out). Two matrix products do that, whose weights follow from the sizes::
+The same as ``normalization.normalize``, ``engine.resize`` and ``engine.map_back``. Where a map
+grows or is sampled, Resize of ONNX does it. Where one is averaged while it shrinks, the antialias
+filter of Resize is not torch's (random seed maps came out 0.05 off in onnxruntime 1.31, and
+OpenVINO 2026.4 leaves the filter out). Two matrix products do that, whose weights follow from the
+sizes::
 
     source pixel j -> target pixel i    w_ij = max(0, 1 - |j + 1/2 - (i + 1/2) r| / r)
     r = source side / target side >= 1  each row divided by its sum

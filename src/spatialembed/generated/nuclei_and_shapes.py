@@ -355,9 +355,15 @@ class Images(Protocol):
 
 
 def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> None:
-    """Write ``out``/images/NAME.png and masks/NAME.png (16-bit ids), as ``open_folder`` reads them.
+    """Write images as a data set: ``out``/images/NAME.png and masks/NAME.png (16-bit ids).
 
-    Raises SpatialEmbedError: disk_full (exit 5); too_many_objects where ids would wrap.
+    Args:
+        dataset: Images with truth.
+        out: Folder to write, as ``open_folder`` reads it.
+        progress: Whether to draw a bar on stderr.
+
+    Raises:
+        SpatialEmbedError: ``too_many_objects`` where ids would wrap; ``disk_full`` (exit 5).
     """
     out = Path(out)
     for i in track(range(len(dataset)), "generating", console=console(), disable=not progress):

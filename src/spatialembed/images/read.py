@@ -57,14 +57,21 @@ class Page:
 
 
 def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file: (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32, upright.
+    """Read an image file, upright.
 
-    max_pixels limits width x height; nor may it take more bytes than 8-bit RGB of that many.
-    Warns with ImageWarning of a wrong suffix, further frames or pages, and of turning.
+    Warns with ``ImageWarning`` of a wrong suffix, of further frames or pages, and of turning.
 
-    Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image,
-    truncated, empty_image, too_large (exit 5), unsupported_codec, bad_channels, value_range,
-    non_finite.
+    Args:
+        path: The file, or one ``Page`` of a TIFF.
+        max_pixels: Limit of width x height; three bytes times it limit the unpacked bytes.
+
+    Returns:
+        (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32.
+
+    Raises:
+        SpatialEmbedError: ``not_found``, ``not_a_file``, ``unreadable``, ``empty_file``,
+            ``not_an_image``, ``truncated``, ``empty_image``, ``too_large`` (exit 5),
+            ``unsupported_codec``, ``bad_channels``, ``value_range``, ``non_finite``.
     """
     pixels, orientation = read_oriented(path, max_pixels=max_pixels)
     if orientation != 1:
@@ -126,12 +133,20 @@ def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:
 
 
 def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels (H, W) or (H, W, 3), uint8, uint16 or float32, of a path, a PIL image or an array.
+    """Pixels of a path, a PIL image or an array, by the rules of ``read_image``.
 
-    All go by the rules above; of 16-bit colours, PIL images hold but the high byte. What an array's
-    axes mean is never guessed from its numbers.
+    Of 16-bit colours, PIL images hold only the high byte. The meaning of an array's axes is never
+    guessed from its numbers.
 
-    Raises SpatialEmbedError as ``read_image`` does, and: bad_image, bad_dtype.
+    Args:
+        image: A path, a ``Page``, a PIL image, or an array (H, W) or (H, W, 3).
+        max_pixels: Limit of width x height for files and PIL images.
+
+    Returns:
+        (H, W) or (H, W, 3), uint8, uint16 or float32.
+
+    Raises:
+        SpatialEmbedError: As ``read_image``, and ``bad_image``, ``bad_dtype``.
     """
     if isinstance(image, (str, os.PathLike, Page)):
         return read_image(image, max_pixels=max_pixels)
@@ -204,14 +219,22 @@ def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
 
 
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a label mask, PNG or TIFF of one channel: (H, W) int32 ids, 0 background.
+    """Read a label mask, a PNG or TIFF of one channel.
 
     The ids are as stored, whatever a TIFF says of its white. 1-bit masks have the id 255. Whole
     numbers stored as float are taken.
 
-    Raises SpatialEmbedError as ``read_image`` does, and: label_format (JPEG and other lossy or
-    foreign formats), colour_labels (RGB or palette), label_values (negative, fractions, NaN),
-    oriented_image.
+    Args:
+        path: The file.
+        max_pixels: Limit of width x height.
+
+    Returns:
+        (H, W) int32 ids, 0 background.
+
+    Raises:
+        SpatialEmbedError: As ``read_image``, and ``label_format`` (JPEG and other lossy or foreign
+            formats), ``colour_labels`` (RGB or palette), ``label_values`` (negative, fractions,
+            NaN), ``oriented_image``.
     """
     path = Path(path)
     with opened(path) as (file, form):

@@ -21,13 +21,21 @@ from spatialembed.types import Normalization
 
 
 def convert(file: str | Path, out: str | Path) -> Path:
-    """Write the model folder ``out`` from the car checkpoint that the paper's authors released.
+    """Convert the car checkpoint that the paper's authors released.
 
-    Weights-only: nothing of the file is executed, and its other contents are dropped. Every name
-    and shape must be ours, but for ``encoder.output_conv``, which no result depends on. The
-    released grid step is 1 / 1023, 0.1 % off ours, which is left as it is.
+    Nothing of the file is executed, and all but its weights is dropped. Every name and shape must
+    be ours, except ``encoder.output_conv``, which no result depends on. The released grid step is 1
+    / 1023, 0.1 % off ours, which is left as it is.
 
-    Raises SpatialEmbedError ``not_found`` (exit 3) or ``bad_checkpoint`` (exit 4).
+    Args:
+        file: The checkpoint.
+        out: Model folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SpatialEmbedError: ``not_found`` (exit 3), ``bad_checkpoint`` (exit 4).
     """
     file = Path(file)
     if not file.is_file():

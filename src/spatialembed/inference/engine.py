@@ -160,16 +160,25 @@ def build(
     threads: int | None = None,
     megapixels: float | None = None,
 ) -> FoldedEngine:
-    """An engine for ``net``, which is left as it is; logs which, and how long it took to start.
+    """Start an engine for a network; logs which, and how long it took.
 
-    engine: one of ENGINES, or "auto": the one that ends a job of ``megapixels`` first (of all its
-    images, as the network sees them; None if unknown). device, precision: see ``resolve_device``
-    and ``resolve_precision``. threads: on the CPU, for the whole process; None leaves them.
+    Args:
+        net: The network, which is left as it is.
+        scale: Factor by which images are resized before the network, and maps back after it.
+        engine: One of ENGINES, or "auto": the one expected to finish a job of ``megapixels`` first.
+        device: See ``resolve_device``.
+        precision: See ``resolve_precision``.
+        threads: On the CPU, for the whole process; None leaves them.
+        megapixels: Of all images of the job, as the network sees them; None: unknown.
 
-    An engine that cannot be started gives way to "torch", with a logged warning. Raises
-    SpatialEmbedError (exit 2): ``unknown_engine``, ``unknown_device``, ``no_device``,
-    ``unknown_precision``, ``bad_threads``; for an engine that is named, ``missing_extra``, and
-    ``no_device`` or ``no_precision`` where it has not the device or precision that is named.
+    Returns:
+        The engine. One that "auto" chose and that cannot be started gives way to "torch", with a
+        logged warning.
+
+    Raises:
+        SpatialEmbedError: (exit 2) ``unknown_engine``, ``unknown_device``, ``no_device``,
+            ``unknown_precision``, ``bad_threads``; for an engine that is named, ``missing_extra``,
+            and ``no_device`` or ``no_precision`` where it lacks the device or precision.
     """
     if engine not in ("auto", *ENGINES):
         remedy = f"use auto, {', '.join(ENGINES)}"

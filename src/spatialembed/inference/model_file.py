@@ -68,11 +68,19 @@ def save(
 ) -> Path:
     """Write a model folder; stopped anywhere, the folder loads as the old or the new model.
 
-    half: kernels as float16, half the size; vectors (biases, batch-norm) stay float32, since a
-    running variance can lie outside what float16 tells apart.
+    Args:
+        folder: Where to write; made if need be.
+        net: The network.
+        info: Its description.
+        half: Store kernels as float16, half the size; vectors (biases, batch-norm) stay float32,
+            since a running variance can lie outside the range of float16.
 
-    Raises SpatialEmbedError: ``bad_model`` where info and network disagree or a weight is NaN or
-    infinite, ``disk_full``.
+    Returns:
+        The folder.
+
+    Raises:
+        SpatialEmbedError: ``bad_model`` where info and network disagree or a weight is NaN or
+            infinite; ``disk_full``.
     """
     folder = Path(folder)
     state = {name: _stored(tensor, half) for name, tensor in net.state_dict().items()}
@@ -111,13 +119,18 @@ def _write(folder: Path, weights: bytes, info: ModelInfo) -> Path:
 
 
 def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
-    """Read a model: a bundled name, a model folder, or one of the two files inside it.
+    """Read a model.
 
-    A string that is a bundled name means that model; write ``./nuclei`` for a folder of that name.
-    The network comes in evaluation mode, float32, on the CPU.
+    Args:
+        path: A bundled name, a model folder, or one of the two files inside it. A string that is a
+            bundled name means that model; write ``./nuclei`` for a folder of that name.
 
-    Raises SpatialEmbedError (exit 4): ``no_model``, ``bad_model``, ``model_version``,
-    ``model_mismatch`` (weights of another network than model.json says).
+    Returns:
+        The network in evaluation mode, float32, on the CPU; and its description.
+
+    Raises:
+        SpatialEmbedError: (exit 4) ``no_model``, ``bad_model``, ``model_version``,
+            ``model_mismatch`` (weights of another network than model.json describes).
     """
     folder = _find(path)
     weights = _read(folder.joinpath(WEIGHTS), _MAX_WEIGHTS)

@@ -76,20 +76,33 @@ def predict_folder(
 ) -> FolderResult:
     """Predict files, folders and globs into the folder ``out``.
 
-    formats: names of ``results.formats.FORMATS``. By default each image gets ``<name>_labels.png``
-    and ``<name>_overlay.png``, folders mirrored, once it is done; all share ``objects.csv`` and
-    ``instances.json``, written every half minute and on the way out, after Ctrl-C too. A failed
-    input is logged and kept in the result; the rest goes on.
-    ambiguity: each image gets ``<name>_ambiguity.png`` as well.
-    simplify: px by which outlines may depart from the pixel edges.
-    sheet: write contact sheets, ``sheet.jpg`` and on. report: write ``report.html``, a page of the
-    run, which shows these settings.
+    Each image's own files are written once it is done, folders mirrored. ``objects.csv`` and
+    ``instances.json`` of all images are written every half minute and on the way out, after Ctrl-C
+    too. A failed input is logged and kept in the result, and the others continue.
 
-    pages: "all" takes every page of a TIFF as an image of its own, ``<name>_p0001`` and so on.
-    tiles: images that are large by these settings come last, one by one, see ``predict_large``.
+    Args:
+        predictor: The model.
+        sources: Image files, folders (with all below) and globs.
+        out: Folder of the results.
+        batch: Most images of one size that go through the network together.
+        augment: Average the maps over the 8 turns and flips.
+        options: Thresholds; None: the model's own.
+        ambiguity: Whether each image gets ``<name>_ambiguity.png`` too.
+        pages: "first", or "all": every page of a TIFF is an image, ``<name>_p0001`` and so on.
+        tiles: Images that are large by these settings come last, one by one, see ``predict_large``;
+            None: the defaults of ``TileOptions``.
+        formats: Names of ``results.formats.FORMATS``, in a sequence or with commas between.
+        simplify: Px by which outlines may depart from the pixel edges.
+        sheet: Whether to write contact sheets, ``sheet.jpg`` and so on.
+        report: Settings of the run to show in ``report.html``; None: no such page.
+        progress: Whether to draw a bar on stderr.
 
-    Raises SpatialEmbedError: of ``list_images``, ``formats.check`` and ``files.locked`` before
-    anything runs; ``disk_full`` (exit 5).
+    Returns:
+        Counts, failures and paths of the run.
+
+    Raises:
+        SpatialEmbedError: Those of ``list_images``, ``formats.check`` and ``files.locked`` before
+            anything runs; ``disk_full`` (exit 5).
     """
     out, tiles, formats = Path(out), tiles or TileOptions(), chosen(formats)
     images = _inputs(sources, out, pages)

@@ -155,14 +155,28 @@ def predict_large(
     augment: bool = False,
     progress: bool = True,
 ) -> LargeResult:
-    """Find the instances of one large image; adds them to ``results`` as ``name``.
+    """Detect the instances of one large image tile by tile; adds them to ``results``.
 
-    source: a file that ``open_large`` takes. stem: of its own files in the results' folder:
-    ``<stem>_labels.tif`` (or .zarr) and ``<stem>_overlay.png``; what is unfinished stands in
-    ``.<stem>.part`` beside them.
+    Args:
+        engine: The network.
+        info: Description of its model.
+        source: A file or Zarr folder, as ``open_large`` takes it.
+        results: The folder that gets its objects.
+        name: Of the image in the shared files.
+        stem: Of its own files below the folder: ``<stem>_labels.tif`` (or .zarr) and
+            ``<stem>_overlay.png``; unfinished work stands in ``.<stem>.part`` beside them.
+        options: Thresholds.
+        tiles: Size, context, scale and memory.
+        augment: Average the maps over the 8 turns and flips.
+        progress: Whether to draw bars on stderr.
 
-    Raises SpatialEmbedError: of ``open_large`` and ``LargeImage.read``; ``bad_setting`` (exit 2),
-    ``non_finite_output`` (exit 4), ``out_of_memory`` and ``disk_full`` (exit 5).
+    Returns:
+        The paths and the number of objects.
+
+    Raises:
+        SpatialEmbedError: Those of ``open_large`` and ``LargeImage.read``; ``bad_setting``
+            (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory`` and ``disk_full``
+            (exit 5).
     """
     place = results.out / stem
     run = _Run(engine, info, Path(source), place, options, tiles, augment)

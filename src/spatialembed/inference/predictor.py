@@ -56,16 +56,26 @@ def load(
     threads: int | None = None,
     pixels: float | None = None,
 ) -> Predictor:
-    """A model ready to predict.
+    """Load a model, ready to predict.
 
-    model: a bundled name ("nuclei"), a model folder, or a file inside one. device: "auto" takes
-    CUDA, else Apple MPS, else the CPU. engine: "torch", "compiled", "onnxruntime", "openvino", or
-    "auto": the one that ends a job of so many ``pixels``, of all its images together, first; of
-    unknown length, one that starts at once. precision: of the convolutions, "float32", "bfloat16",
-    or "auto": bfloat16 where the device computes in it. threads: of the network on the CPU, for
-    the whole process; None leaves them.
+    Args:
+        model: A bundled name ("nuclei"), a model folder, or a file inside one.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, else Apple MPS, else the CPU.
+        engine: "torch", "compiled", "onnxruntime", "openvino", or "auto": the one expected to
+            finish a job of ``pixels`` first.
+        precision: Of the convolutions: "float32", "bfloat16", or "auto": bfloat16 where the device
+            computes in it.
+        threads: Of the network on the CPU, for the whole process; None leaves them.
+        pixels: Of all images of the job together; None: unknown, for which an engine that starts at
+            once is taken.
 
-    Raises SpatialEmbedError: of ``model_file.load`` (exit 4) and ``engine.build`` (exit 2).
+    Returns:
+        The model with its engine started.
+
+    Raises:
+        SpatialEmbedError: ``no_model``, ``bad_model``, ``model_version``, ``model_mismatch``
+            (exit 4); ``unknown_engine``, ``no_engine``, ``unknown_device``, ``no_device``,
+            ``unknown_precision``, ``no_precision``, ``bad_threads``, ``missing_extra`` (exit 2).
     """
     net, info = model_file.load(model)
     run = build(
@@ -84,11 +94,12 @@ class Predictor:
     """A model that turns images into instances.
 
     An image is a path, a PIL image, or an array (H, W) or (H, W, 3), RGB, uint8, uint16 or float.
-    Floats lie in [0, 1], unless the model normalises by percentiles: then any finite one will do.
+    Floats lie in [0, 1], unless the model normalises by percentiles: then any finite value is
+    taken.
 
     The thresholds (foreground, start, membership, min_pixels, min_free, max_instances) are those of
-    ``ClusterOptions``; None stands for what the model says, ``settings``. Files and PIL images of
-    more than ``max_pixels`` are refused; it may be set.
+    ``ClusterOptions``; None stands for the model's own, ``settings``. Files and PIL images of more
+    than ``max_pixels`` are refused; the attribute may be set.
     """
 
     def __init__(self, engine: Engine, info: ModelInfo) -> None:
@@ -110,13 +121,23 @@ class Predictor:
         min_free: float | None = None,
         max_instances: int | None = None,
     ) -> Instances:
-        """Instances of one image, numpy, labels of the image's size (H, W).
+        """Detect the instances of one image.
 
-        augment: average the maps over the 8 turns and flips, at 8 times the cost.
+        The thresholds, from ``foreground`` on, are those of ``ClusterOptions``; None: the model's
+        own.
 
-        Raises SpatialEmbedError: of ``read_image`` for a path; ``bad_image``, ``bad_channels``,
-        ``bad_dtype``, ``empty_image``, ``non_finite``, ``value_range`` (exit 3), ``bad_setting``
-        (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory`` (exit 5).
+        Args:
+            image: A path, a PIL image, or an array (H, W) or (H, W, 3).
+            augment: Average the maps over the 8 turns and flips, at 8 times the cost.
+
+        Returns:
+            Instances as numpy arrays, labels of the image's size (H, W), by descending score.
+
+        Raises:
+            SpatialEmbedError: Those of ``read_image`` for a path; ``bad_image``, ``bad_channels``,
+                ``bad_dtype``, ``empty_image``, ``non_finite``, ``value_range`` (exit 3),
+                ``bad_setting`` (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory``
+                (exit 5).
         """
         options = self.options(
             foreground=foreground,
@@ -142,10 +163,22 @@ class Predictor:
         min_free: float | None = None,
         max_instances: int | None = None,
     ) -> Iterator[Instances]:
-        """Instances of many images, in order, each as a call gives them.
+        """Detect the instances of many images, in order.
 
-        The next images are read while one is worked on; neighbours of one size share a batch.
-        Raises, at its turn, what the call would raise; see ``outcomes`` to go on after that.
+        The next images are read while one is predicted; neighbours of one size share a batch. The
+        thresholds are as of a call.
+
+        Args:
+            images: Images as a call takes them.
+            batch: Most images that go through the network together, 1 or more.
+            augment: Average the maps over the 8 turns and flips.
+
+        Returns:
+            An iterator over one ``Instances`` per image, each as a call returns it.
+
+        Raises:
+            SpatialEmbedError: At the turn of an image, the errors of a call. ``outcomes`` yields
+                them instead and continues.
         """
         options = self.options(
             foreground=foreground,
@@ -167,10 +200,21 @@ class Predictor:
         ambiguity: bool = False,
         scale: float = 1.0,
     ) -> Iterator[Outcome]:
-        """As ``map``, but an image that fails gives its error in its place and the rest goes on.
+        """Detect the instances of many images; an image that fails yields its error in its place.
 
-        ambiguity: each outcome has the map of that name as well, see ``ambiguity.ambiguity``.
-        scale: images are reduced by it, in (0, 1], and what is found is enlarged again.
+        Args:
+            images: Images as a call takes them.
+            batch: Most images that go through the network together, 1 or more.
+            augment: Average the maps over the 8 turns and flips.
+            options: Thresholds; None: the model's own.
+            ambiguity: Whether each outcome has the map of ``method.ambiguity`` too.
+            scale: Factor in (0, 1] by which images are reduced; the instances are enlarged again.
+
+        Returns:
+            An iterator over one ``Outcome`` per image, in order.
+
+        Raises:
+            SpatialEmbedError: ``bad_setting`` (exit 2) for a batch below 1.
         """
         if batch < 1:
             raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
@@ -180,7 +224,18 @@ class Predictor:
         return outcomes if scale == 1 else (_enlarged(outcome, scale) for outcome in outcomes)
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
-        """The maps of one image, (1, ., H, W) float32 on the model's device, cropped to it."""
+        """Run the network on one image.
+
+        Args:
+            image: A path, a PIL image, or an array (H, W) or (H, W, 3).
+            augment: Average the maps over the 8 turns and flips.
+
+        Returns:
+            The maps, (1, ., H, W) float32 on the model's device, cropped to the image.
+
+        Raises:
+            SpatialEmbedError: As a call does.
+        """
         pixels = read_pixels(image, max_pixels=self.max_pixels)
         return self._maps(self._prepare(pixels)[None], augment)
 

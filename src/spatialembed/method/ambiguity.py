@@ -23,14 +23,18 @@ LEAST = 1 / 512
 
 
 def ambiguity(maps: Embeddings, instances: Instances) -> np.ndarray:
-    """Ambiguity (H, W) float32 in [0, 1] of one image.
+    """How near each pixel of one image came to another answer.
 
-    maps: B = 1, those that the instances were found in, as from ``Predictor.embeddings``. Centre
-    and bandwidth of an instance are read again at its seed: its pixel whose seed is its score
-    (ties: the lowest index; the pixel of the nearest seed where an instance of another class owns
-    that one).
+    Centre and bandwidth of an instance are read again at its seed: its pixel whose seed is its
+    score (ties: the lowest index; the pixel of the nearest seed where an instance of another class
+    owns that one). Memory is that of a few maps, however many instances.
 
-    In O(N strips of width of a margin): memory is that of a few maps, however many instances.
+    Args:
+        maps: Of one image (B = 1), those that the instances come from.
+        instances: Of the same image.
+
+    Returns:
+        (H, W) float32 in [0, 1]: near 0 where all is clear, high along doubtful borders.
     """
     found = instances.numpy()
     shape = found.labels.shape

@@ -85,16 +85,22 @@ def cluster(
     options: ClusterOptions = ClusterOptions(),
     class_names: tuple[str, ...] | None = None,
 ) -> list[Instances]:
-    """Instances of each image of a batch, in time linear in the pixels. Neven et al. 2019.
+    """Instances of each image of a batch, in time linear in the pixels (Neven et al. 2019).
 
-    prediction: maps of B images, any float type, on any device. class_names: of the C seed maps; by
-    default "object" for one, else "class 0", "class 1"...
-    Returns B results, torch tensors on the device of the maps; labels 1..N by descending score
-    (ties: lower class, then order found). With ``max_instances`` a class stops after that many
-    while free seeds remain, and the best of all classes are kept: either is reported as
-    ``truncated``.
-    Raises SpatialEmbedError ``non_finite_output`` (exit 4) for NaN or infinity in the maps,
-    ``bad_setting`` (exit 2) for a wrong number of names.
+    Args:
+        prediction: Maps of B images, any float type, on any device.
+        options: The thresholds.
+        class_names: One for each of the C seed maps; None: "object" for one, else "class 0", "class
+            1"...
+
+    Returns:
+        B results, torch tensors on the device of the maps; labels 1..N by descending score (ties:
+        lower class, then order of detection). With ``max_instances`` a class stops after that many
+        while free seeds remain, and the best of all classes are kept: either sets ``truncated``.
+
+    Raises:
+        SpatialEmbedError: ``non_finite_output`` (exit 4) for NaN or infinity in the maps;
+            ``bad_setting`` (exit 2) for a wrong number of names.
     """
     from spatialembed.method.kernels import (
         cpu,  # numba: 0.4 s, and not needed to import the package
@@ -239,13 +245,25 @@ def cluster_with_truth(
     membership: float = 0.5,
     class_names: tuple[str, ...] | None = None,
 ) -> list[Instances]:
-    """Instances from true centres and bandwidths: ground-truth sampling. Neven et al. 2019.
+    """Instances from true centres and bandwidths: ground-truth sampling (Neven et al. 2019).
 
     Centre: the mean embedding of the true pixels. Bandwidth: exp of their mean raw value. Members:
     all valid pixels with phi > membership; overlaps go to the larger phi (ties: lower number in the
-    truth). Every score is 1; order and classes are those of the target. A true instance without a
-    valid pixel, or without a pixel in the end, is not there. Raises ``non_finite_output``, and
-    ``bad_setting`` for a membership outside (0, 1).
+    truth).
+
+    Args:
+        prediction: Maps of B images, any float type, on any device.
+        targets: B truths.
+        membership: Threshold of phi in (0, 1).
+        class_names: As of ``cluster``.
+
+    Returns:
+        B results on the device of the maps, every score 1, order and classes those of the target. A
+        true instance without a valid pixel, or without a pixel of its own in the end, is left out.
+
+    Raises:
+        SpatialEmbedError: ``non_finite_output`` (exit 4); ``bad_setting`` (exit 2) for a
+            membership outside (0, 1).
     """
     _check("membership", membership, "above 0 and below 1", 0 < _number(membership) < 1)
     names = _class_names(prediction, class_names)

@@ -58,14 +58,21 @@ def spatial_embedding_loss(
 ) -> LossTerms:
     """Instance, smoothness and seed term of a batch (Neven et al. 2019).
 
-    prediction: maps of B images, any float dtype (computed in float32; float64 stays).
-    targets: B truths on the same device; ignored pixels enter no term, and an instance without a
-    valid pixel is not counted. center: what the soft mask is centred on, the mean position of the
-    instance's pixels, the mean of their embeddings (gradients flow through it), or the pixel
-    nearest to the centroid. foreground_weight: w_c of the seed term, one for all classes or one
-    each.
+    Args:
+        prediction: Maps of B images, any float dtype (computed in float32; float64 stays).
+        targets: B truths on the same device. Ignored pixels enter no term, and an instance without
+            a valid pixel is not counted.
+        center: Centre of the soft mask: "centroid", the mean position of the instance's pixels;
+            "learnable", the mean of their embeddings (gradients flow through it); "medoid", the
+            pixel nearest to the centroid.
+        foreground_weight: w_c of the seed term, one for all classes or one each.
 
-    An image without instances gives instance = smoothness = 0, attached to the graph.
+    Returns:
+        Three unweighted scalars, means over the batch. An image without instances gives instance =
+        smoothness = 0, attached to the graph.
+
+    Raises:
+        ValueError: For an unknown centre, or numbers of targets or weights that do not fit.
     """
     return _mean_terms(
         _image_terms(offset, log_precision, seed, target, center, foreground_weight)
@@ -83,9 +90,20 @@ def hinge_loss(
 ) -> LossTerms:
     """The fixed-bandwidth baseline (Neven et al. 2019): embeddings within a margin of the centre.
 
-    instance: mean over instances of the mean over their pixels of max(|e - C| - margin, 0), in
-    units; smoothness: 0, no bandwidth is learned; seed: as ever, against the Gaussian whose 0.5
-    contour is the margin. Arguments as of ``spatial_embedding_loss``; margin_px in px.
+    Args:
+        prediction: As of ``spatial_embedding_loss``, like the targets and the weight.
+        targets: B truths on the same device.
+        margin_px: Margin delta in px, above 0.
+        center: As of ``spatial_embedding_loss``.
+        foreground_weight: w_c of the seed term.
+
+    Returns:
+        instance: mean over instances of the mean over their pixels of max(|e - C| - margin, 0), in
+        units; smoothness: 0, since no bandwidth is learned; seed: against the Gaussian whose 0.5
+        contour is the margin.
+
+    Raises:
+        ValueError: For a margin of 0 or less, and as ``spatial_embedding_loss``.
     """
     if margin_px <= 0:
         raise ValueError(f"margin_px is {margin_px}; it is a positive number of pixels")

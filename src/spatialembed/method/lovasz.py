@@ -21,10 +21,15 @@ def jaccard_steps(own: Tensor, own_before: Tensor, other_before: Tensor, total: 
 
 
 def lovasz_hinge(logits: Tensor, mask: Tensor) -> Tensor:
-    """Lovasz hinge of one binary mask, scalar.
+    """Lovasz hinge of one binary mask.
 
-    logits (P,) float, positive for the mask; mask (P,) bool. 0 for P = 0. An empty mask gives the
-    largest hinge error, as the Jaccard loss of a single false pixel against nothing is 1.
+    Args:
+        logits: (P,) float, positive for pixels predicted to be in the mask.
+        mask: (P,) bool.
+
+    Returns:
+        A scalar: 0 for P = 0. An empty mask gives the largest hinge error, as the Jaccard loss of a
+        single false pixel against nothing is 1.
     """
     if logits.numel() == 0:
         return logits.sum()

@@ -12,10 +12,15 @@ from spatialembed.types import Embeddings
 class SpatialEmbeddingNet(nn.Module):
     """Branched ERFNet (Neven et al. 2019): image -> ``Embeddings``.
 
-    num_classes: C, one seed map each. elliptical: one bandwidth an axis (S = 2), not one (S = 1).
-
     At initialisation all offsets are 0 and every log-precision is 1 (margin 5.7 px): each pixel
     starts as its own centre, which is close enough to the truth for the loss to have a slope.
+
+    Args:
+        num_classes: C, one seed map each, 1 or more.
+        elliptical: One bandwidth per axis (S = 2) instead of one (S = 1).
+
+    Raises:
+        ValueError: For fewer than one class.
     """
 
     def __init__(self, num_classes: int, elliptical: bool = True) -> None:

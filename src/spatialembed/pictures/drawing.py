@@ -1,6 +1,6 @@
 """Pictures that a person can read at a glance: overlays, maps as colours, labelled panels.
 
-What the colours mean stands in ``pictures.colour``. No matplotlib. Arrays in; CPU tensors are taken as well.
+``pictures.colour`` explains the colours. No matplotlib. Arrays in; CPU tensors are taken as well.
 Every picture is (H, W, 3) uint8 RGB.
 """
 
@@ -116,15 +116,24 @@ def overlay(
     class_names: Sequence[str] | None = None,
     zoom: int = 1,
 ) -> np.ndarray:
-    """Instances in colour over the image, with crisp outlines: (zoom H, zoom W, 3) uint8.
-
-    image: (H, W) or (H, W, 3), any dtype; stretched by ``display``. labels: (H, W) integer, 0
-    background. alpha: opacity of the fill in [0, 1]. scores: (N,) in [0, 1], and class_names: (N,)
-    one name for each instance; they are written on the objects that have room. zoom: whole factor,
-    ``zoom_for`` gives one that makes a small image readable.
+    """Draw instances in colour over their image, with crisp outlines.
 
     An outline is bright on dark ground and dark on light, object by object, and thinner where
-    objects are small. Raises SpatialEmbedError ``bad_labels``.
+    objects are small.
+
+    Args:
+        image: (H, W) or (H, W, 3), any dtype; stretched by ``display``.
+        labels: (H, W) integer, 0 background.
+        alpha: Opacity of the fill in [0, 1].
+        scores: (N,) in [0, 1], written on the objects that have room; None: none.
+        class_names: (N,) one name for each instance, likewise.
+        zoom: Whole factor of enlargement; ``zoom_for`` gives one that makes a small image readable.
+
+    Returns:
+        (zoom H, zoom W, 3) uint8 RGB.
+
+    Raises:
+        SpatialEmbedError: ``bad_labels``.
     """
     labels = np.asarray(labels)
     height, width = (zoom * side for side in labels.shape)

@@ -20,10 +20,18 @@ STEP = 3  # from the colour of one class to that of the next: neighbours in the 
 
 
 def write_geojson(path: Path, instances: Instances, *, simplify: float = 0.0) -> Path:
-    """Write a FeatureCollection, one feature a line in the order of the labels. Returns the path.
+    """Write the outlines as a GeoJSON FeatureCollection, one feature per object in label order.
 
-    simplify: px by which outlines may depart from the pixel edges, see ``polygons``.
-    Raises SpatialEmbedError ``bad_setting``, ``missing_extra`` (both exit 2), ``disk_full``.
+    Args:
+        path: File to write.
+        instances: Of one image.
+        simplify: Px by which outlines may depart from the pixel edges, see ``polygons``.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpatialEmbedError: ``bad_setting``, ``missing_extra`` (exit 2), ``disk_full`` (exit 5).
     """
     with atomic_write(path) as temporary, open(temporary, "w", encoding="ascii") as file:
         file.write('{"type":"FeatureCollection","features":[')

@@ -21,10 +21,18 @@ MOVE, LINE, CLOSE = 0, 1, 4  # steps of the path of a composite
 
 
 def write_imagej(path: Path, instances: Instances, *, simplify: float = 0.0) -> Path:
-    """Write the outlines of all objects as ROIs in a ZIP file. Returns the path.
+    """Write the outlines of all objects as ImageJ ROIs in a ZIP file.
 
-    simplify: px by which outlines may depart from the pixel edges, see ``polygons``.
-    Raises SpatialEmbedError ``bad_setting``, ``missing_extra`` (both exit 2), ``disk_full``.
+    Args:
+        path: File to write.
+        instances: Of one image.
+        simplify: Px by which outlines may depart from the pixel edges, see ``polygons``.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpatialEmbedError: ``bad_setting``, ``missing_extra`` (exit 2), ``disk_full`` (exit 5).
     """
     found = instances.numpy()
     digits = len(str(len(found)))

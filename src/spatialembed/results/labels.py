@@ -16,12 +16,21 @@ HIGHEST_16 = 65_535
 
 
 def write_labels(stem: Path, labels: Any, tiff: bool = False) -> Path:
-    """Write ``<stem>_labels.png``, uint16, or above 65,535 instances ``<stem>_labels.tif``, uint32.
+    """Write a label image: ``<stem>_labels.png``, or above 65,535 instances ``<stem>_labels.tif``.
 
-    stem: folder and name without suffix. labels: (H, W) int32, 0 background, instances from 1.
-    tiff: a TIFF in any case, uint16 where that is enough. Returns the path. What an earlier run
-    left under the other suffix is removed, so that one label image stands for one input.
-    Raises SpatialEmbedError ``disk_full``.
+    A file of an earlier run under the other suffix is removed, so that one label image stands for
+    one input.
+
+    Args:
+        stem: Folder and name without suffix.
+        labels: (H, W) int32, 0 background, instances from 1.
+        tiff: Write a TIFF in any case, uint16 where that is enough, else uint32.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpatialEmbedError: ``disk_full`` (exit 5).
     """
     labels = np.asarray(labels)
     png, tif = (stem.with_name(f"{stem.name}_labels{suffix}") for suffix in (".png", ".tif"))

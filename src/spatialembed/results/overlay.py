@@ -20,9 +20,18 @@ def overlay_path(stem: Path) -> Path:
 def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
     """Write ``<stem>_overlay.png``: instances in colour over the image, small images enlarged.
 
-    stem: folder and name without suffix. image: (H, W) or (H, W, 3), any dtype, upright. The score,
-    and where the model knows several classes its name, stand on each object that has room.
-    Returns the path. Raises SpatialEmbedError ``disk_full``.
+    The score, and the class where the model knows several, stand on each object that has room.
+
+    Args:
+        stem: Folder and name without suffix.
+        image: (H, W) or (H, W, 3), any dtype, upright.
+        instances: Of that image.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpatialEmbedError: ``disk_full`` (exit 5).
     """
     found = instances.numpy()
     named = len(found.class_names) > 1

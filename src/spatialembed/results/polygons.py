@@ -20,14 +20,22 @@ Polygon = list[np.ndarray]
 
 
 def polygons(labels: np.ndarray, number: int, simplify: float = 0.0) -> list[list[Polygon]]:
-    """The polygons of objects 1..number of a label image (H, W), one for each of their parts.
+    """The polygons of the objects of a label image, one for each connected part.
 
-    Parts that meet in a corner only are two. Rings do not touch themselves, and may touch each
-    other in corners, as the rules of polygons allow. simplify: px by which an outline may depart
-    from the pixel edges; object by object, so that neighbours may then overlap or part by as much.
-    Needs shapely if above 0.
+    Parts that meet in a corner only are two. Rings do not touch themselves; they may touch each
+    other in corners, as the rules of polygons allow.
 
-    Raises SpatialEmbedError ``bad_setting``, ``missing_extra`` (both exit 2).
+    Args:
+        labels: (H, W) integer, 0 background.
+        number: N; objects are the labels 1..N.
+        simplify: Px by which an outline may depart from the pixel edges; object by object, so that
+            neighbours may then overlap or part by as much. Above 0 it needs shapely.
+
+    Returns:
+        N lists of polygons; a polygon is its outer ring and its holes, (K, 2) (x, y) in px.
+
+    Raises:
+        SpatialEmbedError: ``bad_setting``, ``missing_extra`` (exit 2).
     """
     check_simplify(simplify)
     objects = _exact(np.asarray(labels), number)

@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 
 def to_detections(instances: Instances, *, compact: bool = False) -> Detections:
-    """The same objects, in the same order, as ``supervision.Detections``.
+    """Convert to ``supervision.Detections``, objects in the same order.
 
-    xyxy: float32 px, x2 and y2 exclusive. mask: (N, H, W) bool, or with ``compact`` run lengths of
-    each box, for many objects in a large image. data: ``class_name``, ``label`` (the value in the
-    label image) and, of a calibrated model, ``expected_iou``.
+    Args:
+        instances: Of one image, N objects.
+        compact: Store masks as run lengths of each box, for many objects in a large image, instead
+            of (N, H, W) bool.
 
-    Raises SpatialEmbedError ``missing_extra`` (exit 2).
+    Returns:
+        ``xyxy`` float32 in px, x2 and y2 exclusive; ``mask``; ``data`` with ``class_name``,
+        ``label`` (the value in the label image) and, of a calibrated model, ``expected_iou``.
+
+    Raises:
+        SpatialEmbedError: ``missing_extra`` (exit 2).
     """
     try:
         import supervision

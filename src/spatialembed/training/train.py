@@ -63,10 +63,19 @@ MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
 
 
 def train(options: TrainOptions) -> Path:
-    """Train a model; returns the run folder, with the best model, its thresholds tuned, in model/.
+    """Train a model.
 
-    Raises SpatialEmbedError for bad settings, data or checkpoints, and ``Interrupted`` after a
-    signal; then the run folder holds all but the unfinished epoch, for ``resume``.
+    Args:
+        options: All settings; ``options.resume`` names the run folder to continue.
+
+    Returns:
+        The run folder, with the best model, its thresholds tuned, in ``model/``.
+
+    Raises:
+        SpatialEmbedError: For bad settings (exit 2), data (exit 3), a checkpoint or divergence
+            (exit 4), no disk space or memory (exit 5).
+        Interrupted: After SIGINT or SIGTERM; the run folder then holds all but the unfinished
+            epoch, for ``resume``.
     """
     go_on = bool(options.resume)
     if rank() != 0:  # a further process of --devices, started by the first one
