@@ -95,6 +95,8 @@ def _major_parts(dense: np.ndarray, count: int) -> np.ndarray:
 def _soft(ids: np.ndarray) -> float:
     """Share of the pixels at an edge that lie strictly between their left and right neighbours, or
     between those above and below. Between two objects, or an object and 0, no pixel does."""
+    if not ids.size:
+        return 0.0
     padded = np.pad(ids, 1, mode="edge")
     middle = padded[1:-1, 1:-1]
     edge = np.zeros(ids.shape, bool)
