@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from spatialembed.data.coco import open_coco
+from spatialembed.data.coco import annotation_runs, open_coco
+from spatialembed.data.open import open_data
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method import labels
 
@@ -104,17 +107,19 @@ def test_both_kinds_of_run_lengths(tmp_path: Path) -> None:
 def test_real_annotations_are_as_pycocotools_has_them(data_root: Path) -> None:
     from pycocotools.coco import COCO
 
-    from spatialembed.data.coco import annotation_mask
-
     path = data_root / "coco" / "instances.json"
     official, dataset = COCO(str(path)), open_coco(path)
     assert len(dataset) == 62
     assert len(dataset.class_names) == 80
     compared = 0
-    for image in dataset._images[:20]:
-        for mine in image.annotations:
+    for i in range(20):
+        height, width = dataset.truth(i).labels.shape
+        for mine in dataset.annotations(i):
             expected = official.annToMask(official.anns[mine.id]).astype(bool)
-            np.testing.assert_array_equal(annotation_mask(mine, *image.size_hw, "x"), expected)
+            drawn = np.zeros(height * width, bool)
+            for start, end in annotation_runs(mine, height, width):
+                drawn[start:end] = True
+            np.testing.assert_array_equal(drawn.reshape(width, height).T, expected)
             compared += 1
     assert compared > 100
     sample = dataset[0]
@@ -162,7 +167,7 @@ BROKEN: dict[str, Callable[[Path], Path]] = {
 def test_names_the_annotation_that_is_broken(name: str, tmp_path: Path) -> None:
     """LBL-21."""
     with pytest.raises(SpatialEmbedError, match="annotation 31") as caught:
-        open_coco(BROKEN[name](tmp_path))[0]
+        open_coco(BROKEN[name](tmp_path))  # before any image is read
     assert caught.value.code == "bad_annotation"
 
 
@@ -216,3 +221,104 @@ def test_missing_images_are_left_out_if_told_so(tmp_path: Path) -> None:
     assert open_coco(path, allow_missing=True).subset([0]).names == ["a"]
     with pytest.raises(SpatialEmbedError, match=r"b\.png"):
         open_coco(path)
+
+
+def test_all_broken_annotations_are_told_of_at_once(tmp_path: Path) -> None:
+    broken = [annotation(n, [[1, 2, 3, 4]]) for n in range(100, 130)]
+    good = annotation(5, square(0, 0, 4, 4))
+    with pytest.raises(SpatialEmbedError) as caught:
+        open_coco(write(tmp_path, [broken[0], good, *broken[1:]]))
+    assert all(f"annotation {n}:" in caught.value.message for n in range(100, 110))
+    assert "annotation 5:" not in caught.value.message
+    assert "and 20 more" in caught.value.message
+
+
+CRAFTED: dict[str, Any] = {
+    # Counts of 2^62 four times: their sum wraps to 0 in 64 bits.
+    "counts that wrap": "PPPPPPPPPPPP4PPPPPPPPPPPP4PPPPPPPPPPPP44",
+    "negative counts": "PPPPPPPPP`04PPPPPPPPP@",
+    "plain counts that wrap": [2**62, 2**62, 2**62, 2**62 + 600],
+    "plain counts beyond 64 bits": [2**64, 600 - 2**64],
+    "a negative count": [700, -100],
+    "counts that are infinite": [float("inf")],
+    "counts in lists": [[600]],
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_run_lengths_are_refused(name: str, tmp_path: Path) -> None:
+    rle = {"size": list(SIZE), "counts": CRAFTED[name]}
+    with pytest.raises(SpatialEmbedError, match="bad_annotation"):
+        open_coco(write(tmp_path, [annotation(1, rle)]))
+
+
+def test_an_endless_outline_is_refused(tmp_path: Path) -> None:
+    """A small file may not ask for hours: outlines are followed pixel by pixel."""
+    zigzag = [v for _ in range(2000) for v in (-SIZE[1], -SIZE[0], 2 * SIZE[1], 2 * SIZE[0])]
+    with pytest.raises(SpatialEmbedError, match="outline"):
+        open_coco(write(tmp_path, [annotation(1, [zigzag])]))
+
+
+def test_an_image_of_impossible_size_is_refused(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png", "height": 1 << 40, "width": 1 << 20}]
+    with pytest.raises(SpatialEmbedError, match="too_large"):
+        open_coco(write(tmp_path, [], images=images))
+
+
+def test_reading_twice_gives_the_same_and_what_was_changed_is_not_kept(tmp_path: Path) -> None:
+    crowd = annotation(1, square(0, 0, 6, 6), crowd=1)
+    dataset = open_coco(write(tmp_path, [crowd, annotation(2, square(12, 2, 18, 8), 9)]))
+    first = dataset[0]
+    parts = ("labels", "classes", "ignore")
+    expected = {name: getattr(first.target, name).clone() for name in parts}
+    for name in parts:
+        getattr(first.target, name).zero_()
+    for again in (dataset[0].target, dataset.subset([0]).truth(0)):
+        for name in parts:
+            torch.testing.assert_close(getattr(again, name), expected[name], rtol=0, atol=0)
+
+
+def test_many_objects_cost_no_mask_of_the_image_each(tmp_path: Path) -> None:
+    """2,000 objects on 1,500 x 1,500 px: masks alone would take 4.5 GB."""
+    side, count = 1500, 2000
+    places = [(30 * (i % 45), 30 * (i // 45)) for i in range(count)]
+    annotations = [annotation(i, square(x, y, x + 20, y + 20)) for i, (x, y) in enumerate(places)]
+    images = [{"id": 1, "file_name": "a.png", "height": side, "width": side}]
+    dataset = open_coco(write(tmp_path, annotations, images=images))
+    tracemalloc.start()
+    target = dataset.truth(0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.bincount(target.labels.numpy().ravel())[1:], 400)
+    assert len(target.classes) == count
+    assert peak < 32 * side * side
+
+
+def test_crowds_are_counted_aloud_and_can_be_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(
+        tmp_path, [annotation(1, square(0, 0, 4, 4), crowd=1), annotation(2, square(9, 9, 14, 14))]
+    )
+    ignored = open_coco(path)
+    assert "1 of 2 annotations are crowds" in caplog.text
+    assert "--crowd-as-objects" in caplog.text
+    assert len(ignored[0].target.classes) == 1
+    caplog.clear()
+    taken = open_data(path, crowd_as_objects=True)
+    assert not caplog.records
+    assert len(taken[0].target.classes) == 2
+    assert not taken[0].target.ignore.any()
+
+
+def test_a_parent_of_categories_without_objects_is_no_class(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    categories = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 1, "name": "cell", "supercategory": "cells"},
+        {"id": 2, "name": "person", "supercategory": "person"},
+    ]
+    path = write(tmp_path, [annotation(1, square(0, 0, 4, 4), 1)], categories=categories)
+    assert open_coco(path).class_names == ("cell", "person")
+    assert "cells has no object" in caplog.text

@@ -86,8 +86,12 @@ def test_many_instances(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "counts", ["", "1", "Q", "11111", "~~", "121é", "o" * 20 + "0", "2N"],
-    ids=["empty", "short", "cut", "long", "alphabet", "not_ascii", "overflow", "negative"],
+    "counts",
+    ["", "1", "Q", "11111", "~~", "121é", "o" * 20 + "0", "2N",
+     "PPPPPPPPPPPP4PPPPPPPPPPPP4PPPPPPPPPPPP44", "oooooooooooo7oooooooooooo76",
+     "PPPPPPPPP`04PPPPPPPPP@"],
+    ids=["empty", "short", "cut", "long", "alphabet", "not_ascii", "overflow", "negative",
+         "sum_wraps_to_the_area", "largest_of_64_bits", "wraps_back"],
 )  # fmt: skip
 def test_broken_counts_are_refused(counts: str) -> None:
     with pytest.raises(SpatialEmbedError, match="bad_rle"):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,16 @@ import numpy as np
 import torch
 
 from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.images.checks import check_size
 from spatialembed.images.read import MAX_PIXELS, oriented, read_oriented
 from spatialembed.method import labels
 from spatialembed.types import Sample, Target
+
+logger = logging.getLogger("spatialembed")
+SHOWN_FAULTS = 10
+"""So many broken annotations are named, the others are counted."""
+DRAWN_BYTES = 1 << 28
+"""Drawn truths are kept, packed, up to so many bytes in a process."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,44 @@ class _Image:
     id: int
 
 
+class _Drawn(dict[int, tuple[bytes, bytes, np.ndarray, np.ndarray]]):
+    """Truth by image id, packed: labels, what is ignored, classes and ids; shared by all parts."""
+
+    room = DRAWN_BYTES
+
+    def keep(self, image: int, target: Target, ids: np.ndarray) -> None:
+        """Keep a truth while there is room."""
+        labels_, ignore = target.labels.numpy(), target.ignore.numpy()
+        packed = (zlib.compress(labels_.tobytes(), 1), zlib.compress(ignore.tobytes(), 1))
+        self.room -= sum(map(len, packed))
+        if self.room > 0:
+            self[image] = (*packed, target.classes.numpy().copy(), ids.copy())
+
+    def take(self, image: int, size_hw: tuple[int, int]) -> tuple[Target, np.ndarray]:
+        """A kept truth, unpacked."""
+        *packed, classes, ids = self[image]
+        numbers, ignore = (
+            torch.frombuffer(bytearray(zlib.decompress(part)), dtype=kind).view(size_hw)
+            for part, kind in zip(packed, (torch.int32, torch.bool), strict=True)
+        )
+        return Target(numbers, torch.from_numpy(classes.copy()), ignore), ids.copy()
+
+
 class CocoDataset:
     """Images with the objects of a COCO file, read when asked for; made by ``open_coco``."""
 
     def __init__(
-        self, images: Sequence[_Image], class_names: tuple[str, ...], *, max_pixels: int
+        self,
+        images: Sequence[_Image],
+        class_names: tuple[str, ...],
+        *,
+        max_pixels: int,
+        drawn: _Drawn | None = None,
     ) -> None:
         self.class_names = class_names
         self._images = list(images)
         self._max_pixels = max_pixels
+        self._drawn = _Drawn() if drawn is None else drawn
 
     @property
     def names(self) -> list[str]:
@@ -72,13 +109,13 @@ class CocoDataset:
         return self._images[i].id
 
     def annotations(self, i: int) -> tuple[Annotation, ...]:
-        """What the file says of image ``i``, crowds too, in its order; it may overlap."""
+        """The annotations of image ``i``, crowds too, in the file's order; they may overlap."""
         return self._images[i].annotations
 
     def subset(self, indices: Iterable[int]) -> CocoDataset:
         """The images of these indices, in their order."""
         images = [self._images[i] for i in indices]
-        return CocoDataset(images, self.class_names, max_pixels=self._max_pixels)
+        return CocoDataset(images, self.class_names, max_pixels=self._max_pixels, drawn=self._drawn)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -86,8 +123,7 @@ class CocoDataset:
     def __getitem__(self, i: int) -> Sample:
         """Image ``i`` with its truth; the ids of the sample are those of the annotations.
 
-        Raises SpatialEmbedError as ``read_image`` does, and: oriented_image, size_mismatch,
-        bad_annotation.
+        Raises SpatialEmbedError as ``read_image`` does, and: oriented_image, size_mismatch.
         """
         entry = self._images[i]
         image, orientation = read_oriented(entry.path, max_pixels=self._max_pixels)
@@ -100,12 +136,12 @@ class CocoDataset:
                 f"{entry.size_hw[1]}x{entry.size_hw[0]}",
                 "use the images that were annotated",
             )
-        target, ids = _target(entry)
+        target, ids = self._target(entry)
         return Sample(image, target, entry.name, ids)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""
-        return _target(self._images[i])[0]
+        return self._target(self._images[i])[0]
 
     def truth_digest(self, i: int) -> bytes:
         """Hash of all that ``truth(i)`` follows from."""
@@ -113,86 +149,107 @@ class CocoDataset:
         told = (self.class_names, entry.size_hw, entry.annotations)
         return hashlib.sha256(repr(told).encode()).digest()
 
+    def _target(self, entry: _Image) -> tuple[Target, np.ndarray]:
+        """The truth of an image and the ids (K,) of its annotations, drawn once in a process."""
+        if entry.id in self._drawn:
+            return self._drawn.take(entry.id, entry.size_hw)
+        target, ids = _draw(entry)
+        self._drawn.keep(entry.id, target, ids)
+        return target, ids
 
-def _target(entry: _Image) -> tuple[Target, np.ndarray]:
+
+def _draw(entry: _Image) -> tuple[Target, np.ndarray]:
     """The truth of an image, and the ids (K,) of its annotations.
 
-    The larger objects are drawn first, so that the smaller ones stay whole.
+    The larger objects are drawn first, so that the smaller ones stay whole. Time and memory go by
+    the pixels of the image and the length of the outlines, not by pixels times objects.
     """
     height, width = entry.size_hw
-    ignore = np.zeros((height, width), bool)
-    masks = []
+    ids, crowds = np.zeros(height * width, np.int32), np.zeros(height * width, bool)
+    objects = []
     for annotation in entry.annotations:
-        mask = annotation_mask(annotation, height, width, str(entry.path))
+        runs = annotation_runs(annotation, height, width)
         if annotation.crowd:
-            ignore |= mask
+            for start, end in runs.tolist():
+                crowds[start:end] = True
         else:
-            masks.append((int(mask.sum()), annotation, mask))
-    masks.sort(key=lambda m: -m[0])  # stable: of equal ones the later is on top
-    ids = np.zeros((height, width), np.int32)
-    for number, (_, _, mask) in enumerate(masks, start=1):
-        ids[mask] = number
-    ignore &= ids == 0  # an object before a crowd is known
-    numbers, present = labels.relabel(ids)
-    seen = [masks[n - 1][1] for n in present]
+            objects.append((int((runs[:, 1] - runs[:, 0]).sum()), annotation, runs))
+    objects.sort(key=lambda o: -o[0])  # stable: of equal ones the later is on top
+    for number, (_, _, runs) in enumerate(objects, start=1):
+        for start, end in runs.tolist():
+            ids[start:end] = number
+    crowds &= ids == 0  # an object before a crowd is known
+    numbers, present = labels.relabel(ids.reshape(width, height).T)
+    seen = [objects[n - 1][1] for n in present]
     target = Target(
-        torch.from_numpy(numbers),
+        torch.from_numpy(np.ascontiguousarray(numbers)),
         torch.tensor([a.class_index for a in seen], dtype=torch.int64),
-        torch.from_numpy(ignore),
+        torch.from_numpy(np.ascontiguousarray(crowds.reshape(width, height).T)),
     )
     return target, np.array([a.id for a in seen], np.int64)
 
 
-def annotation_mask(annotation: Annotation, height: int, width: int, where: str) -> np.ndarray:
-    """Mask (H, W) bool of an object. Raises SpatialEmbedError ``bad_annotation``, naming its id."""
+def annotation_runs(annotation: Annotation, height: int, width: int) -> np.ndarray:
+    """(R, 2) int64: starts and ends of the runs of an object, as ``labels.decode_runs`` has them.
+
+    Of an annotation that ``open_coco`` has taken.
+    """
     what = annotation.segmentation
     if isinstance(what, Mapping):
-        return _of_run_lengths(annotation, what, height, width, where)
-    polygons = [_floats(p) for p in what] if isinstance(what, list) else []
-    if not polygons or not all(
-        len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(p).all() for p in polygons
-    ):
-        raise _bad(where, annotation.id, "its polygons are no lists of three or more x, y")
-    for polygon in polygons:  # its outline is followed pixel by pixel, however long
-        xy = polygon.reshape(-1, 2) / (width, height)
-        if xy.min() < -1 or xy.max() > 2:
-            raise _bad(where, annotation.id, "a polygon far outside of the image")
-    coco = _coco_mask()
-    encoded = coco.merge(coco.frPyObjects([p.tolist() for p in polygons], height, width))
-    return np.asarray(coco.decode(encoded), bool)
+        counts = what["counts"]
+        if not isinstance(counts, str):
+            runs = labels.runs_of_counts(np.array(counts, float), height * width)
+            assert runs is not None, "open_coco has looked at it"
+            return runs
+    else:
+        coco = _coco_mask()
+        encoded = coco.frPyObjects([[float(v) for v in polygon] for polygon in what], height, width)
+        counts = coco.merge(encoded)["counts"].decode("ascii")
+    return labels.decode_runs({"size": [height, width], "counts": counts})
 
 
-def _floats(values: object) -> np.ndarray:
-    """(N,) float64 of a list of numbers; a NaN of anything else."""
-    if isinstance(values, list) and all(isinstance(v, (int, float)) for v in values):
-        with suppress(OverflowError):  # of an integer beyond all floats
-            return np.array(values, float)
-    return np.array([np.nan])
+def _fault_of(what: object, height: int, width: int) -> str:
+    """What is wrong with the segmentation of an object in an image of this size; "": nothing."""
+    if isinstance(what, Mapping):
+        return _fault_of_runs(what, height, width)
+    polygons = [_numbers(polygon) for polygon in what] if isinstance(what, list) else []
+    longest = 4 * height * width + 16 * (height + width)
+    for xy in polygons:
+        if len(xy) < 6 or len(xy) % 2 or not np.isfinite(xy).all():
+            return "its polygons are not lists of three or more x, y"
+        corners = xy.reshape(-1, 2)
+        relative = corners / (width, height)
+        if relative.min() < -1 or relative.max() > 2:
+            return "a polygon far outside of the image"
+        # Its outline is followed pixel by pixel, however long.
+        if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > longest:
+            return "a polygon whose outline is longer than all edges of the image's pixels"
+    return "" if polygons else "it has no polygon"
 
 
-def _of_run_lengths(
-    annotation: Annotation, rle: Mapping[str, Any], height: int, width: int, where: str
-) -> np.ndarray:
+def _fault_of_runs(rle: Mapping[str, Any], height: int, width: int) -> str:
     counts = rle.get("counts")
     if rle.get("size") != [height, width]:
-        raise _bad(where, annotation.id, f"its mask has the size {rle.get('size')}")
-    if isinstance(counts, str) and counts.isascii():
+        return f"its mask has the size {rle.get('size')}"
+    if isinstance(counts, str):
         try:
-            return labels.decode({"size": [height, width], "counts": counts})
+            labels.decode_runs({"size": [height, width], "counts": counts})
         except SpatialEmbedError as error:
-            raise _bad(where, annotation.id, error.message) from error
-    runs = _floats(counts)
-    whole = (runs >= 0).all() and (runs == np.rint(runs)).all()  # NaN is neither
-    if not whole or runs.sum() != height * width:
-        raise _bad(where, annotation.id, "its run lengths do not add up to the image")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs.astype(np.int64)).reshape(width, height).T
+            return error.message
+    elif labels.runs_of_counts(_numbers(counts), height * width) is None:
+        return "its run lengths do not add up to the image"
+    return ""
 
 
-def _bad(where: str, annotation: object, fault: str) -> SpatialEmbedError:
-    return SpatialEmbedError(
-        "bad_annotation", f"{where}: annotation {annotation}: {fault}", "correct or remove it"
-    )
+def _numbers(values: object) -> np.ndarray:
+    """(N,) float64 of a list of numbers; a NaN of anything else."""
+    try:
+        array = np.array(values) if isinstance(values, list) else np.array(None)
+    except ValueError:  # lists of several lengths in it
+        array = np.array(None)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":  # numbers beyond 64 bits are objects
+        return np.array([np.nan])
+    return array.astype(np.float64)
 
 
 def _coco_mask() -> Any:
@@ -212,14 +269,17 @@ def open_coco(
     images: str | Path | None = None,
     *,
     allow_missing: bool = False,
+    crowd_as_objects: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> CocoDataset:
-    """Open a COCO instances file; no image is read.
+    """Open a COCO instances file and check all its annotations; no image is read.
 
     Args:
         path: The file.
         images: Folder of the image files; None: ``images`` beside the file.
         allow_missing: Leave out images whose file does not exist, instead of refusing.
+        crowd_as_objects: Take annotations with iscrowd 1, which are ignored otherwise, as objects:
+            some tools mark so what was drawn by a brush.
         max_pixels: Limit of ``read_image``.
 
     Returns:
@@ -227,21 +287,18 @@ def open_coco(
 
     Raises:
         SpatialEmbedError: ``not_found``, ``bad_json``, ``bad_annotation``, ``duplicate_name``,
-            ``missing_pairs``, ``no_images``.
+            ``missing_pairs``, ``no_images``, ``too_large`` (exit 5).
     """
     path = Path(path)
     folder = path.parent / "images" if images is None else Path(images)
     data = _read(path)
     categories = _categories(path, data)
     entries = _by_id(path, data, "images", ("file_name", "height", "width"))
+    sizes = {n: _size_hw(path, n, entry, max_pixels) for n, entry in entries.items()}
     class_of = {number: c for c, number in enumerate(categories)}
-    annotations = _annotations(path, data, entries, class_of)
+    annotations = _annotations(path, data, sizes, class_of, crowd_as_objects)
     found, missing, taken = [], [], set()
     for number, entry in sorted(entries.items(), key=lambda item: str(item[1]["file_name"])):
-        size_hw = (entry["height"], entry["width"])
-        if not all(_is_id(side) and side > 0 for side in size_hw):
-            what, remedy = f"{path}: image {number}: size {size_hw}", "height and width are in px"
-            raise SpatialEmbedError("bad_json", what, remedy)
         file = folder / str(entry["file_name"])
         name = os.path.splitext(str(entry["file_name"]))[0]
         if name in taken:
@@ -250,7 +307,7 @@ def open_coco(
         if not os.path.isfile(file):  # a name that no file can have is none
             missing.append(str(file))
             continue
-        found.append(_Image(name, file, size_hw, tuple(annotations[number]), number))
+        found.append(_Image(name, file, sizes[number], tuple(annotations[number]), number))
     if missing and not allow_missing:
         raise SpatialEmbedError(
             "missing_pairs",
@@ -279,9 +336,28 @@ def _read(path: Path) -> Mapping[str, Any]:
     return data
 
 
+def _size_hw(path: Path, number: int, entry: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
+    """Size of an image, checked before anything of that size is made."""
+    size_hw = (entry["height"], entry["width"])
+    if not all(_is_id(side) and side > 0 for side in size_hw):
+        what, remedy = f"{path}: image {number}: size {size_hw}", "height and width are in px"
+        raise SpatialEmbedError("bad_json", what, remedy)
+    check_size(f"{path}: image {number}", size_hw[1], size_hw[0], 1, max_pixels)
+    return size_hw
+
+
 def _categories(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the categories by their ids, in the order of these."""
-    entries = _by_id(path, data, "categories", ("name",))
+    """Names of the categories by their ids, in the order of these.
+
+    A parent of other categories that has no object itself is no class: Roboflow writes one.
+    """
+    entries = dict(_by_id(path, data, "categories", ("name",)))
+    used = {e.get("category_id") for e in data["annotations"] if isinstance(e, dict)}
+    for number, entry in list(entries.items()):
+        children = (e for n, e in entries.items() if n != number)
+        if number not in used and entry["name"] in [e.get("supercategory") for e in children]:
+            logger.warning("%s: %s has no object, only categories below it", path, entry["name"])
+            del entries[number]
     names = {number: entries[number]["name"] for number in sorted(entries)}
     told = all(isinstance(name, str) and name.isprintable() for name in names.values())
     if not names or not told or len(set(names.values())) < len(names):
@@ -313,43 +389,74 @@ def _by_id(
 def _annotations(
     path: Path,
     data: Mapping[str, Any],
-    entries: Mapping[int, Mapping[str, Any]],
+    sizes: Mapping[int, tuple[int, int]],
     class_of: Mapping[int, int],
+    crowd_as_objects: bool,
 ) -> dict[int, list[Annotation]]:
-    """Annotations by image id."""
-    found: dict[int, list[Annotation]] = {number: [] for number in entries}
+    """Annotations by image id; all that are broken are told of at once."""
+    found: dict[int, list[Annotation]] = {number: [] for number in sizes}
     taken: set[int] = set()
+    faults: list[str] = []
+    crowds = 0
     for n, entry in enumerate(data["annotations"]):
         if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-            raise _bad(str(path), f"number {n} of the list", "it has no id")
-        number = int(entry["id"])
-        image, category = (_number(entry.get(key)) for key in ("image_id", "category_id"))
-        for fault, wrong in (
-            ("its id occurs twice", number in taken),
-            (f"there is no image {entry.get('image_id')}", image not in found),
-            (f"there is no category {entry.get('category_id')}", category not in class_of),
-            ("it has no segmentation", "segmentation" not in entry),
-            (f"iscrowd is {entry.get('iscrowd')!r}", entry.get("iscrowd", 0) not in (0, 1)),
-            (f"its area is {entry.get('area')!r}", not _is_area(entry.get("area"))),
-        ):
-            if wrong:
-                raise _bad(str(path), number, fault)
-        taken.add(number)
-        crowd = bool(entry.get("iscrowd", 0))
-        found[image].append(
-            Annotation(number, class_of[category], crowd, entry["segmentation"], entry.get("area"))
+            faults.append(f"annotation number {n} of the list: it has no id")
+        elif fault := _fault_of_entry(entry, sizes, class_of, taken):
+            faults.append(f"annotation {entry['id']}: {fault}")
+        else:
+            taken.add(entry["id"])
+            crowd = bool(entry.get("iscrowd", 0))
+            crowds += crowd
+            found[entry["image_id"]].append(
+                Annotation(
+                    entry["id"],
+                    class_of[entry["category_id"]],
+                    crowd and not crowd_as_objects,
+                    entry["segmentation"],
+                    entry.get("area"),
+                )
+            )
+    if faults:
+        shown = "; ".join(faults[:SHOWN_FAULTS])
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise SpatialEmbedError(
+            "bad_annotation", f"{path}: {shown}{more}", "correct or remove what is named"
         )
+    if crowds and not crowd_as_objects:
+        what = "%s: %d of %d annotations are crowds (iscrowd 1) and are ignored; if they are single"
+        logger.warning(f"{what} objects, add --crowd-as-objects", path, crowds, len(taken))
     return found
 
 
-def _is_id(value: object) -> bool:
-    """Whether it is a number that an id can be, of 63 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def _fault_of_entry(
+    entry: Mapping[str, Any],
+    sizes: Mapping[int, tuple[int, int]],
+    class_of: Mapping[int, int],
+    taken: set[int],
+) -> str:
+    """What is wrong with an annotation that has an id; "": nothing."""
+    image, category = (_number(entry.get(key)) for key in ("image_id", "category_id"))
+    for fault, wrong in (
+        ("its id occurs twice", entry["id"] in taken),
+        (f"there is no image {entry.get('image_id')}", image not in sizes),
+        (f"there is no category {entry.get('category_id')}", category not in class_of),
+        ("it has no segmentation", "segmentation" not in entry),
+        (f"iscrowd is {entry.get('iscrowd')!r}", entry.get("iscrowd", 0) not in (0, 1)),
+        (f"its area is {entry.get('area')!r}", not _is_area(entry.get("area"))),
+    ):
+        if wrong:
+            return fault
+    return _fault_of(entry["segmentation"], *sizes[image])
 
 
 def _number(value: object) -> int:
     """An id, or for what is none a number that nobody uses."""
     return value if isinstance(value, int) else -(2**63)
+
+
+def _is_id(value: object) -> bool:
+    """Whether it is a number that an id can be, of 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_area(value: object) -> bool:

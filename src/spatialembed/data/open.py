@@ -74,6 +74,7 @@ def open_data(
     allow_missing: bool = False,
     split_components: bool = False,
     plain_ids: bool = False,
+    crowd_as_objects: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> FileDataset:
     """Open a folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
@@ -88,6 +89,7 @@ def open_data(
         allow_missing: Leave out images without mask and masks without image, instead of refusing.
         split_components: Masks only: each connected part of a mask with one id is an instance.
         plain_ids: Masks only: take ids that look like class x 1000 + number as mere numbers.
+        crowd_as_objects: COCO only: take annotations with iscrowd 1 as objects, not as crowds.
         max_pixels: Largest image that is read, in px.
 
     Returns:
@@ -127,7 +129,12 @@ def open_data(
     if split is not None:
         what, remedy = f"{path}: a file has no part {split!r}", "name the file of that part"
         raise SpatialEmbedError("no_split", what, remedy)
-    return open_coco(path, allow_missing=allow_missing, max_pixels=max_pixels)
+    return open_coco(
+        path,
+        allow_missing=allow_missing,
+        crowd_as_objects=crowd_as_objects,
+        max_pixels=max_pixels,
+    )
 
 
 def select(
@@ -140,6 +147,7 @@ def select(
     allow_missing: bool = False,
     split_components: bool = False,
     plain_ids: bool = False,
+    crowd_as_objects: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> FileDataset:
     """Images with truth, to score or tune on; ``path`` is as ``open_data`` takes it.
@@ -165,6 +173,7 @@ def select(
         allow_missing=allow_missing,
         split_components=split_components,
         plain_ids=plain_ids,
+        crowd_as_objects=crowd_as_objects,
         max_pixels=max_pixels,
     )
     if split == "test":

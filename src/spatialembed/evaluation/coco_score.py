@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialembed.data.coco import CocoDataset, annotation_mask
+from spatialembed.data.coco import CocoDataset, annotation_runs
 from spatialembed.data.dataset import Dataset
 from spatialembed.evaluation import official
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
@@ -113,9 +113,11 @@ def _entry(rle: Rle, class_index: int, area: float, *, crowd: bool = False) -> d
 def _of_annotations(dataset: CocoDataset, i: int, height: int, width: int) -> list[dict[str, Any]]:
     entries = []
     for annotation in dataset.annotations(i):
-        mask = annotation_mask(annotation, height, width, str(dataset.image_path(i)))
-        area = float(mask.sum()) if annotation.area is None else annotation.area
-        rle = labels.encode(mask)
+        runs = annotation_runs(annotation, height, width)
+        start, end = runs.T
+        area = float((end - start).sum()) if annotation.area is None else annotation.area
+        owner = np.ones(len(runs), np.int64)
+        rle = labels.encode_runs(owner, start, end, 1, (height, width))[0]
         entries.append(_entry(rle, annotation.class_index, area, crowd=annotation.crowd))
     return entries
 

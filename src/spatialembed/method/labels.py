@@ -154,31 +154,59 @@ def _write(counts: np.ndarray, counts_of: np.ndarray) -> tuple[bytes, np.ndarray
 def decode(rle: Rle) -> np.ndarray:
     """The mask (H, W) bool of an encoded one. Raises SpatialEmbedError ``bad_rle``."""
     height, width = rle["size"]
-    counts = _read(rle["counts"])
-    if counts is None or counts.min(initial=0) < 0 or counts.sum() != height * width:
+    mask = np.zeros(height * width, bool)
+    for start, end in decode_runs(rle).tolist():
+        mask[start:end] = True
+    return mask.reshape((height, width), order="F")
+
+
+def decode_runs(rle: Rle) -> np.ndarray:
+    """(R, 2) int64: where the runs of an encoded mask start and end, in column-major order.
+
+    Places are x H + y, the end is not included. It costs no more than its text is long.
+    Raises SpatialEmbedError ``bad_rle``.
+    """
+    height, width = rle["size"]
+    runs = runs_of_counts(_read(rle["counts"]), height * width)
+    if runs is None:
         raise SpatialEmbedError(
             "bad_rle",
             f"mask of size {height} x {width}: counts {rle['counts'][:40]!r} are not its encoding",
             "write the file anew; counts are COCO's compressed string",
         )
-    ones = np.arange(len(counts)) % 2 == 1
-    return np.repeat(ones, counts).reshape((height, width), order="F")
+    return runs
+
+
+def runs_of_counts(counts: np.ndarray | None, area: int) -> np.ndarray | None:
+    """(R, 2) int64 starts and ends of the runs of ones; None for counts that are not of this area.
+
+    counts: (M,) float64 in column-major order, the first of zeros. Each is held to lie in the area
+    before any are added: in floats, which do not wrap.
+    """
+    if counts is None or not ((counts >= 0) & (counts <= area) & (counts == np.rint(counts))).all():
+        return None
+    ends = counts.cumsum()  # exact below 2^53, and the area is far below
+    if (ends[-1] if len(ends) else 0) != area:
+        return None
+    ends = ends.astype(np.int64)
+    return np.stack((ends[: len(ends) // 2 * 2 : 2], ends[1::2]), axis=1)
 
 
 def _read(text: str) -> np.ndarray | None:
-    """Counts of a string, None where it is not one."""
-    codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - FIRST
+    """Counts of a string, float64; None where it is not one."""
+    codes = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - FIRST
     if not len(codes):
-        return codes
+        return codes.astype(np.float64)
     if codes.min() < 0 or codes.max() > 0x3F or codes[-1] & 0x20:
         return None
     last = np.flatnonzero((codes & 0x20) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     group = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    if group.max() > 12:  # beyond 64 bits
+    if group.max() > 9:  # 50 bits: no image has so many pixels
         return None
     value = np.add.reduceat((codes & 0x1F) << (GROUP * group), first)
     value -= np.where(codes[last] & 0x10, 1 << (GROUP * (group[last] + 1)), 0)
-    value[1::2] = np.cumsum(value[1::2])
-    value[2::2] = np.cumsum(value[2::2])
-    return value
+    counts = value.astype(np.float64)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
