@@ -1,4 +1,4 @@
-# All need Python 3.10 or later and make, and fill .venv with what they need.
+# All need Python 3.11 or later and make, and fill .venv with what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -31,7 +31,7 @@ picture: $(VENV)/.installed
 	$(BIN)/python examples/readme_picture.py docs/images/overview.png
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps are older than pyproject.toml after a change of what is needed. The full set serves both.

@@ -235,7 +235,6 @@ def test_label_file_is_tiled_and_counts(tmp_path: Path) -> None:
         assert not tiff.is_bigtiff
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
 def test_labels_as_ome_zarr(tmp_path: Path) -> None:
     import ome_zarr.io
     import ome_zarr.reader
@@ -521,7 +520,6 @@ def test_a_broken_large_one_fails_alone(tmp_path: Path) -> None:
     assert result.images == 1
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
 @pytest.mark.parametrize("source", ["in", "in/*.zarr", "in/**/b.zarr", "in/deep/b.zarr"])
 def test_zarr_folders_are_images(source: str, tmp_path: Path) -> None:
     import zarr

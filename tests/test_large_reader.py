@@ -41,7 +41,6 @@ TIFFS: dict[str, dict[str, Any]] = {
     "turned": {"tile": (32, 32), "extratags": [(0x0112, "H", 1, 6, True)]},
     "mirrored": {"rowsperstrip": 9, "extratags": [(0x0112, "H", 1, 5, True)]},
 }
-needs_zarr = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
 
 
 def picture(channels: int = 1, dtype: type = np.uint8) -> np.ndarray:
@@ -191,7 +190,6 @@ def test_damaged_png(change: str, tmp_path: Path) -> None:
         open_large(path, tmp_path)
 
 
-@needs_zarr
 @pytest.mark.parametrize("form", [2, 3])
 @pytest.mark.parametrize("axes", ["yx", "yxc", "cyx", "tczyx"])
 def test_zarr(form: int, axes: str, tmp_path: Path) -> None:
@@ -211,7 +209,6 @@ def test_zarr(form: int, axes: str, tmp_path: Path) -> None:
         check_windows(path, tmp_path, whole)
 
 
-@needs_zarr
 @pytest.mark.parametrize(("form", "version"), [(2, "0.4"), (3, "0.5")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ome_zarr(form: int, version: str, channels: int, tmp_path: Path) -> None:
@@ -312,7 +309,6 @@ def test_refused(make: Callable[[Path], None], code: str, tmp_path: Path) -> Non
     assert str(path) in caught.value.message
 
 
-@needs_zarr
 @pytest.mark.parametrize("make", ["no image", "no axes", "complex", "two channels"])
 def test_zarr_refused(make: str, tmp_path: Path) -> None:
     import zarr

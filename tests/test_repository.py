@@ -8,17 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import spatialembed
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "spatialembed"
@@ -91,7 +87,6 @@ def test_versions_agree() -> None:
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.skipif(tomllib is None, reason="no TOML reader before Python 3.11")
 def test_every_extra_that_an_error_names_exists() -> None:
     extras = set(tomllib.loads(pyproject())["project"]["optional-dependencies"])
     named = {

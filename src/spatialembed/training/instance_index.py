@@ -174,7 +174,7 @@ def _joined(parts: Sequence[_Part], num_classes: int) -> InstanceIndex:
         **columns,
         size_hw=size_hw,
         class_pixels=pixels,
-        valid_pixels=np.int64(sum(p.valid for p in parts)),
+        valid_pixels=np.array(sum(p.valid for p in parts), np.int64),
     )
 
 

@@ -108,7 +108,7 @@ def _count(
 
 
 @compiled
-def _all_finite(bits: np.ndarray, row: int) -> bool:
+def _all_finite(bits: np.ndarray, row: int) -> np.bool_:
     """Of one row of maps (M, H, W) as bits, int32."""
     most = np.int32(0)
     for m in range(len(bits)):

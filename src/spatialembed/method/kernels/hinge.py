@@ -141,7 +141,7 @@ def _sum_up(
 
 
 @compiled
-def _descending(d: float, own: bool) -> int:
+def _descending(d: float, own: bool) -> np.uint32:
     """Key that sorts upwards as the error e (own 2 - 2 exp(-d), other 2 exp(-d)) sorts downwards.
 
     It is made of e or 2 - e, whichever is below 1: near 2, e has lost the digits that tell

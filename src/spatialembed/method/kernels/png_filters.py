@@ -28,7 +28,7 @@ def unfilter(rows: np.ndarray, before: np.ndarray, step: int) -> int:
             elif kind == 3:
                 guess = (left + up) >> 1  # seven times as quick as // 2
             elif kind == 4:  # Paeth: the nearest of three to left + up - corner
-                corner = np.int64(before[i - step]) if i >= step else 0
+                corner = np.int64(before[i - step] if i >= step else 0)
                 to_left, to_up = abs(up - corner), abs(left - corner)
                 to_corner = abs(left + up - 2 * corner)
                 if to_left > to_up or to_left > to_corner:
