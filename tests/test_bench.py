@@ -15,11 +15,11 @@ import torch
 from spatialembed.command import bench, main
 from spatialembed.command.bench import Ratio, in_turns, machine, ratio, timed
 from spatialembed.errors import SpatialEmbedError, missing_extra
+from spatialembed.images.write import write_png
 from spatialembed.inference.model_file import ModelInfo, save
 from spatialembed.inference.predict_folder import predict_folder
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.pictures import drawing
 from spatialembed.types import Normalization
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -183,7 +183,7 @@ def test_parts_of_a_folder_are_those_of_the_command(
     """Done one after another they write what the command writes, the shared files once."""
     rng = np.random.default_rng(0)
     paths = [
-        drawing.write_png(tmp_path / "in" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+        write_png(tmp_path / "in" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
         for i in range(3)
     ]
     predictor = bench.load(model, device="cpu", engine="torch")

@@ -438,9 +438,7 @@ def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in list(sys.modules):
-        if name.startswith(
-            ("lightning", "spatialembed.training.train")
-        ):  # and spatialembed.training
+        if name.startswith(("lightning", "spatialembed.training")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning", None)
     line = failed(capsys, ["train", "--data", "d"], 2)
