@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from spatialembed import Instances
+from spatialembed import Instances, SpatialEmbedError
+from spatialembed.results.overlay import write_overlay
 
 LABELS = np.array(
     [
@@ -57,8 +62,8 @@ def test_a_mask_out_of_range_is_refused(kind: str, i: int) -> None:
 @both
 @pytest.mark.parametrize(
     "which",
-    [[0, 2], np.array([True, False, True]), [2, 0], np.array([0, 2, 2]), [-1, 0]],
-    ids=["index", "mask", "order is kept", "twice", "from the end"],
+    [[0, 2], np.array([True, False, True]), [0, -1], slice(None, None, 2), np.array([0, 2], "u1")],
+    ids=["index", "mask", "from the end", "slice", "bytes"],
 )
 def test_selecting_numbers_anew(kind: str, which: Any) -> None:
     chosen = found(kind)[which]
@@ -66,8 +71,28 @@ def test_selecting_numbers_anew(kind: str, which: Any) -> None:
     assert np.asarray(chosen.labels).tolist() == [[1, 1, 0, 0, 2], [1, 0, 0, 0, 2], [0] * 5]
     assert np.asarray(chosen.labels).dtype == np.int32
     assert np.asarray(chosen.scores).tolist() == pytest.approx([0.9, 0.7])
+    assert np.asarray(chosen.scores).dtype == np.float32
     assert np.asarray(chosen.classes).tolist() == [0, 0]
     assert (chosen.class_names, chosen.truncated) == (NAMES, True)
+
+
+@both
+@pytest.mark.parametrize("which", [[2, 0, 1], [-1, 0, -2], torch.tensor([2, 0, 1])])
+def test_the_order_asked_for_is_kept(kind: str, which: Any) -> None:
+    chosen = found(kind)[which]
+    assert np.asarray(chosen.scores).tolist() == pytest.approx([0.7, 0.9, 0.8])
+    assert np.asarray(chosen.labels).tolist() == [[2, 2, 0, 0, 1], [2, 0, 3, 3, 1], [0, 0, 3, 0, 0]]
+    assert chosen.areas.tolist() == [2, 3, 3]
+    assert chosen.boxes.tolist() == found(kind).boxes[[2, 0, 1]].tolist()
+
+
+@both
+def test_sorting_and_single_ones(kind: str) -> None:
+    instances = found(kind)
+    assert instances[np.argsort(instances.areas, kind="stable")].areas.tolist() == [2, 3, 3]
+    assert instances[::-1].areas.tolist() == [2, 3, 3]
+    assert instances[1].boxes.tolist() == [[2, 1, 4, 3]]
+    assert [len(one) for one in instances] == [1, 1, 1]  # type: ignore[attr-defined]
 
 
 def test_selecting_by_a_condition() -> None:
@@ -86,10 +111,26 @@ def test_selecting_nothing(kind: str, which: Any) -> None:
     assert none.areas.shape == (0,)
 
 
-@pytest.mark.parametrize("which", [[3], np.ones(2, bool), [-4]])
-def test_selecting_what_is_not_there_is_refused(which: Any) -> None:
+@both
+@pytest.mark.parametrize(
+    "which",
+    [[3], [-4], 3, np.ones(2, bool), [0.0], np.array([1.5]), 1.0, [0, 2, 2], [0, -3], [[0], [1]]],
+)
+def test_selecting_what_is_not_there_is_refused(kind: str, which: Any) -> None:
     with pytest.raises(IndexError):
-        found()[which]
+        found(kind)[which]
+
+
+def test_boxes_and_areas_are_computed_once_and_cannot_be_changed() -> None:
+    instances = found()
+    for values in (instances.boxes, instances.areas):
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = 0
+    assert instances.boxes is instances.boxes
+    assert instances.areas is instances.areas
+    other = replace(instances, labels=(LABELS == 2) * np.int32(2))
+    assert other.areas.tolist() == [0, 3, 0]
+    assert other.boxes.tolist() == [[0] * 4, [2, 1, 4, 3], [0] * 4]
 
 
 def test_numpy_of_numpy_is_itself_and_of_torch_is_equal() -> None:
@@ -121,4 +162,51 @@ def test_an_empty_image() -> None:
 
 def test_repr_is_a_line() -> None:
     found = Instances(np.zeros((3, 5), np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    assert repr(found) == "Instances(0 objects, 5 x 3 px)"
+    assert repr(found) == "Instances(0 objects, 3 x 5 px)"
+
+
+# ---------------------------------------------------------------- in a notebook
+
+
+IMAGE = np.arange(15, dtype=np.uint8).reshape(3, 5)
+
+
+@both
+def test_plot_is_the_overlay(kind: str, tmp_path: Path) -> None:
+    picture = found(kind).plot(IMAGE)
+    assert picture._repr_png_()  # shown by a notebook
+    written = write_overlay(tmp_path / "a", IMAGE, found())
+    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(written)))
+
+
+def test_another_image_is_refused(tmp_path: Path) -> None:
+    for call in (found().plot, lambda image: found().save(tmp_path / "out", image=image)):
+        with pytest.raises(SpatialEmbedError, match="size_mismatch"):
+            call(IMAGE.T)
+    assert not (tmp_path / "out").exists()
+
+
+@both
+def test_save_writes_the_files_of_predict(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "cells.png")
+    found(kind).save(tmp_path / "out", image=tmp_path / "cells.png")
+    found(kind).save(tmp_path / "bare", "labels,csv", name="b")
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "cells_labels.png", "cells_overlay.png", "instances.json", "objects.csv",
+    ]  # fmt: skip
+    assert sorted(os.listdir(tmp_path / "bare")) == ["b_labels.png", "objects.csv"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "bare" / "b_labels.png")), LABELS)
+    with (tmp_path / "out" / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["cells.png"] * 3
+    assert [float(row["mean_grey"]) for row in rows] == pytest.approx([2, 9, 6.5])
+
+
+def test_save_without_an_image_needs_none(tmp_path: Path) -> None:
+    found().save(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "image_labels.png", "instances.json", "objects.csv",
+    ]  # fmt: skip
+    with pytest.raises(SpatialEmbedError, match="overlay without an image"):
+        found().save(tmp_path / "none", ["overlay"])
+    assert not (tmp_path / "none").exists()

@@ -35,6 +35,9 @@ TORCH_FREE = {"types", "errors", "files", "concurrency", "console"} | {
     f"method.kernels.{name}"
     for name in ("jit", "cpu", "hinge", "levels", "candidates", "groups", "rounds")
 }
+METHODS = {"types": {"results.overlay", "results.folder"}}
+"""Imported late by ``Instances.plot`` and ``save``: a notebook calls them on what it holds, and the
+vocabulary stands above every wing that can do it."""
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
     for path in sorted(SOURCE.rglob("*.py"))
@@ -62,7 +65,8 @@ def own(module: str, *, at_run_time: bool = False) -> set[str]:
     """Modules of the package that a module imports."""
     names = imports(module, at_run_time=at_run_time)
     parts = {name.removeprefix("spatialembed.") for name in names if "spatialembed." in name}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in parts} & set(MODULES)
+    found = {name if name in MODULES else name.rpartition(".")[0] for name in parts} & set(MODULES)
+    return found - METHODS.get(module, set())
 
 
 def rank(module: str) -> int:

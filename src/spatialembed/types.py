@@ -12,12 +12,16 @@ This file imports no torch at run time, so that an exported model runs without i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 UNIT = 1024
@@ -75,7 +79,7 @@ class Instances:
     """What was found in one image: torch on the embeddings' device, numpy from ``Predictor``."""
 
     labels: Any  # (H, W) int32; instance i is labels == i + 1; 1..N without gaps, one owner a pixel
-    scores: Any  # (N,) float32, descending
+    scores: Any  # (N,) float32; descending as found, after indexing in the order asked for
     classes: Any  # (N,) int64
     class_names: tuple[str, ...] = field(default=())
     truncated: bool = False  # stopped at max_instances
@@ -87,30 +91,46 @@ class Instances:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         more = ", truncated" if self.truncated else ""
-        return f"Instances({len(self)} objects, {width} x {height} px{more})"
+        return f"Instances({len(self)} objects, {height} x {width} px{more})"
 
     def __getitem__(self, which: Any) -> Instances:
-        """Select by boolean mask (N,) or index array; order is kept, labels are numbered anew."""
+        """Some of the instances, numbered 1, 2, ... in the order in which they are asked for.
+
+        ``found[found.areas > 50]``, ``found[np.argsort(-found.areas)]``, ``found[:10]``.
+
+        Args:
+            which: Mask (N,) bool; indices (M,), from -N to N - 1, each once; a slice; or one
+                index, which gives ``Instances`` of one. An empty list selects nothing.
+
+        Raises:
+            IndexError: An index that is out of range, repeated or no whole number; a mask of
+                another length.
+        """
+        chosen = self._indices(which)
         host = self.numpy()
-        index = _as_numpy(which)
-        if index.dtype == bool:
-            if index.shape != (len(self),):
-                raise IndexError(f"mask of shape {index.shape} for {len(self)} instances")
-            kept = np.flatnonzero(index)
-        else:
-            # An empty list arrives as float64: it selects nothing.
-            kept = np.unique(np.arange(len(self))[index.astype(np.int64)])
-        new_id = np.zeros(len(self) + 1, np.int32)
-        new_id[kept + 1] = np.arange(1, len(kept) + 1)
-        chosen = Instances(
-            new_id[host.labels],
-            host.scores[kept],
-            host.classes[kept],
-            self.class_names,
-            self.truncated,
-            None if host.expected_iou is None else host.expected_iou[kept],
+        number = np.zeros(len(self) + 1, np.int32)
+        number[chosen + 1] = np.arange(1, len(chosen) + 1)
+        expected = host.expected_iou
+        result = replace(
+            host,
+            labels=number[host.labels],
+            scores=host.scores[chosen],
+            classes=host.classes[chosen],
+            expected_iou=None if expected is None else expected[chosen],
         )
-        return chosen if isinstance(self.labels, np.ndarray) else chosen._like(self)
+        return result if host is self else result._each(lambda a, old: old.new_tensor(a), self)
+
+    def _indices(self, which: Any) -> np.ndarray:
+        """(M,) in [0, N), as numpy would select them from (N,)."""
+        index = which if isinstance(which, slice) else _as_numpy(which)
+        if isinstance(index, np.ndarray) and index.size == 0:  # a list without type is float64
+            index = index.astype(np.int64)
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        if chosen.ndim != 1:
+            raise IndexError(f"an index of {chosen.ndim} axes for {len(self)} instances")
+        if len(chosen) > len(np.unique(chosen)):
+            raise IndexError("an instance is asked for twice: a pixel has one owner")
+        return chosen
 
     def mask(self, i: int) -> Any:
         """Mask (H, W) bool of instance ``i`` in [0, N)."""
@@ -118,57 +138,80 @@ class Instances:
             raise IndexError(f"instance {i} of {len(self)}")
         return self.labels == i + 1
 
-    @property
+    @cached_property
     def boxes(self) -> np.ndarray:
-        """(N, 4) int64, x1 y1 x2 y2 in px, x2 and y2 exclusive."""
-        labels = _as_numpy(self.labels)
-        height, width = labels.shape
-        ys, xs = np.nonzero(labels)
-        i = labels[ys, xs] - 1
-        boxes = np.empty((len(self), 4), np.int64)
-        boxes[:, :2] = (width, height)
-        boxes[:, 2:] = 0
-        for column, values, extreme in (
-            (0, xs, np.minimum),
-            (1, ys, np.minimum),
-            (2, xs + 1, np.maximum),
-            (3, ys + 1, np.maximum),
-        ):
-            extreme.at(boxes[:, column], i, values)
-        return boxes
+        """(N, 4) int64, x1 y1 x2 y2 in px, x2 and y2 exclusive; read-only, made at first use."""
+        from scipy.ndimage import find_objects
 
-    @property
+        slices = find_objects(_as_numpy(self.labels), len(self)) if len(self) else []
+        nowhere = slice(0, 0), slice(0, 0)  # of an instance without a pixel
+        places = (found or nowhere for found in slices)
+        corners = [(x.start, y.start, x.stop, y.stop) for y, x in places]
+        return _frozen(np.array(corners, np.int64).reshape(-1, 4))
+
+    @cached_property
     def areas(self) -> np.ndarray:
-        """(N,) int64, pixels of each instance."""
-        return np.bincount(_as_numpy(self.labels).ravel(), minlength=len(self) + 1)[1:]
+        """(N,) int64, pixels of each instance; read-only, made at first use."""
+        labels = _as_numpy(self.labels)
+        return _frozen(np.bincount(labels.ravel(), minlength=len(self) + 1)[1:])
 
     def numpy(self) -> Instances:
         """The same with numpy arrays."""
         if isinstance(self.labels, np.ndarray):
             return self
-        return replace(
-            self,
-            labels=_as_numpy(self.labels),
-            scores=_as_numpy(self.scores),
-            classes=_as_numpy(self.classes),
-            expected_iou=None if self.expected_iou is None else _as_numpy(self.expected_iou),
-        )
+        return self._each(lambda array, _: _as_numpy(array), self)
 
-    def _like(self, other: Instances) -> Instances:
-        """These numpy arrays as tensors on the devices of ``other``."""
+    def plot(self, image: Any) -> Image:
+        """The instances in colour over their image, as a picture that a notebook shows.
 
-        def to(array: np.ndarray, tensor: Any) -> Any:
-            return tensor.new_tensor(array)
+        Small images are enlarged. ``.save("a.png")`` writes the picture, ``np.asarray`` makes an
+        array (h, w, 3) uint8 of it, and ``imshow`` of matplotlib takes it.
 
-        return replace(
-            self,
-            labels=to(self.labels, other.labels),
-            scores=to(self.scores, other.scores),
-            classes=to(self.classes, other.classes),
-            expected_iou=None
-            if self.expected_iou is None
-            else to(self.expected_iou, other.expected_iou),
-        )
+        Args:
+            image: As ``Predictor`` takes it: a path, a PIL image or an array of (H, W) pixels.
+
+        Raises:
+            SpatialEmbedError: As ``images.read.read_pixels``.
+        """
+        from spatialembed.results.overlay import picture_of
+
+        return picture_of(image, self)
+
+    def save(
+        self,
+        folder: str | Path,
+        formats: str | Sequence[str] | None = None,
+        *,
+        image: Any = None,
+        name: str | None = None,
+    ) -> None:
+        """Write the files of ``spatialembed predict --format``; those of that name are replaced.
+
+        Args:
+            folder: Made where it is missing.
+            formats: Names of ``results.formats.FORMATS``, a sequence or one string with commas;
+                None: labels, csv, coco, and with an image overlay.
+            image: As ``Predictor`` takes it, for the overlay and the intensities in objects.csv.
+            name: Of the image in the files; None: that of its path, else "image".
+
+        Raises:
+            SpatialEmbedError: As ``images.read.read_pixels`` and ``results.formats.check``;
+                ``bad_setting`` for an overlay without an image (exit 2), ``disk_full`` (exit 5).
+        """
+        from spatialembed.results.folder import save
+
+        save(self, folder, formats, image=image, name=name)
+
+    def _each(self, change: Callable[[Any, Any], Any], other: Instances) -> Instances:
+        """The same with ``change(own, other's)`` in place of each array."""
+        names = ("labels", "scores", "classes", "expected_iou")
+        arrays = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        return replace(self, **{n: change(a, getattr(other, n)) for n, a in arrays.items()})
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _as_numpy(array: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ for pictures; what the threads say of each image goes into the shared files in t
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,18 +19,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatialembed.concurrency import helpers
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.pixel_size import pixel_size
 from spatialembed.pictures.run_page import Gallery
 from spatialembed.pictures.thumbnail import Look, look_at
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
-from spatialembed.results.formats import DEFAULT, check
+from spatialembed.results.formats import DEFAULT, check, chosen
 from spatialembed.results.geojson import write_geojson
 from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
 from spatialembed.results.measurements import measure
 from spatialembed.results.objects_csv import ObjectTable
-from spatialembed.results.overlay import overlay_path, write_ambiguity, write_overlay
+from spatialembed.results.overlay import overlay_path, pixels_of, write_ambiguity, write_overlay
 from spatialembed.types import Instances
 
 WRITE_EVERY_S = 30
@@ -230,3 +233,29 @@ class ResultFolder:
             except BaseException as fault:
                 faults.append(fault)
         return faults[0] if faults else None
+
+
+def save(
+    instances: Instances,
+    folder: str | Path,
+    formats: str | Sequence[str] | None = None,
+    *,
+    image: Any = None,
+    name: str | None = None,
+) -> None:
+    """The files of one image, see ``Instances.save``."""
+    path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+    pixels = None if image is None else pixels_of(image, instances)
+    if formats is None:
+        formats = [form for form in DEFAULT if form != "overlay" or image is not None]
+    elif image is None and "overlay" in chosen(formats):
+        what, remedy = "an overlay without an image", "give image=, or other formats"
+        raise SpatialEmbedError("bad_setting", what, remedy, USAGE)
+    with ResultFolder(folder, instances.class_names, formats=formats) as results:
+        results.add(
+            name or (path.name if path else "image"),
+            pixels,
+            instances.numpy(),
+            stem=name or (path.stem if path else "image"),
+            pixel_um=pixel_size(path) if path else None,
+        )

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.read import read_pixels
 from spatialembed.images.write import write_png
 from spatialembed.pictures.drawing import overlay, zoom_for
 from spatialembed.types import Instances
@@ -33,16 +36,34 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
     Raises:
         SpatialEmbedError: ``disk_full`` (exit 5).
     """
+    return write_png(overlay_path(stem), _drawn(image, instances))
+
+
+def picture_of(image: Any, instances: Instances) -> Image.Image:
+    """The picture of ``write_overlay``; image: as ``read_pixels`` takes it."""
+    return Image.fromarray(_drawn(pixels_of(image, instances), instances))
+
+
+def pixels_of(image: Any, instances: Instances) -> np.ndarray:
+    """``read_pixels`` of the image of these instances. Raises ``size_mismatch`` (exit 3) too."""
+    pixels = read_pixels(image)
+    height, width = instances.labels.shape
+    if pixels.shape[:2] != (height, width):
+        what = f"an image of {pixels.shape[0]} x {pixels.shape[1]} px, labels of {height} x {width}"
+        raise SpatialEmbedError("size_mismatch", what, "give the image that was predicted")
+    return pixels
+
+
+def _drawn(image: Any, instances: Instances) -> np.ndarray:
     found = instances.numpy()
     named = len(found.class_names) > 1
-    picture = overlay(
+    return overlay(
         image,
         found.labels,
         scores=found.scores,
         class_names=[found.class_names[c] for c in found.classes] if named else None,
         zoom=zoom_for(*found.labels.shape),
     )
-    return write_png(overlay_path(stem), picture)
 
 
 def write_ambiguity(stem: Path, ambiguity: np.ndarray) -> Path:
