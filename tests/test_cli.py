@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -585,3 +586,18 @@ def test_a_reader_that_has_gone_is_no_fault() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    folder = tmp_path / "核"
+    assert main.main(["data", "scenes", "--images=1", "--size=64", f"--out={folder}"]) == 0
+    words = [str(folder / "核.png"), "--model=nuclei", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    assert main.main(["predict", *words]) == 3
+    for stream in (out, err):
+        stream.flush()
+        assert rb"\u6838" in stream.buffer.getvalue()  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed.command.main import main
 from spatialembed.command.options import PredictOptions
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.listing import RESULTS_MARKER
 from spatialembed.inference.predict_folder import predict_folder
 from spatialembed.inference.predict_large import TileOptions
 from spatialembed.inference.predictor import Predictor
@@ -38,7 +39,9 @@ def inputs(tmp_path: Path) -> Path:
 
 def predicted(inputs: Path, out: Path, *formats: str, **settings: float) -> set[str]:
     predict_folder(known(), [inputs], out, formats=formats, progress=False, **settings)
-    return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert RESULTS_MARKER in files
+    return files - {RESULTS_MARKER}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,8 @@ def test_cityscapes_results_are_packed(tmp_path: Path) -> None:
         Image.fromarray(scene(i)).save(path)
     predictor = known(replace(INFO, class_names=("car",)))
     out = tmp_path / "out"
+    (out / "cityscapes").mkdir(parents=True)
+    (out / "cityscapes" / "of_an_earlier_run.txt").write_text("masks/gone.png 26 0.5\n")
     predict_folder(predictor, [tmp_path / "in"], out, formats=["cityscapes"], progress=False)
     with zipfile.ZipFile(out / "cityscapes" / "upload.zip") as packed:
         names = packed.namelist()

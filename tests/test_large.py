@@ -118,7 +118,7 @@ def test_tiled_is_whole(
     check(result, want, tmp_path / "out", "a.tif")
     assert result.tiles == engine.calls - 1
     assert set(os.listdir(tmp_path / "out")) == {
-        "a_labels.tif", "a_overlay.png", "objects.csv", "instances.json",
+        "a_labels.tif", "a_overlay.png", "objects.csv", "instances.json", ".spatialembed-results",
     }  # fmt: skip
 
 

@@ -173,3 +173,24 @@ def test_gone_after_listing(tree: Path, fault: str) -> None:
     path.unlink()
     with pytest.raises(SpatialEmbedError, match="not_found"):
         read_image(path)
+
+
+def test_results_of_an_earlier_run_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "photos" / "found"
+    names = ["a.png", "found/a_labels.png", "found/a_overlay.png", "found/deep/b_ambiguity.png",
+             "found/cityscapes/masks/a_0001.png", "found/mine.png", "a_labels.png"]  # fmt: skip
+    for name in names:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wrote(path)
+    listing.mark_results(out)
+    listing.mark_results(out)
+    kept = ["a", "a_labels", "found/mine"]  # the second stands in no folder of results
+    photos = tmp_path / "photos"
+    for sources in ([photos], [photos / "**/*"], [photos, *sorted(out.glob("*.png"))]):
+        assert [name for _, name in list_images(sources)] == kept
+    assert "4 of 7 images are results of earlier runs, left out" in caplog.text
+    with pytest.raises(SpatialEmbedError, match=r"no_images.*1 of 1 images are results"):
+        list_images([out / "a_labels.png"])

@@ -256,3 +256,29 @@ def test_three_thousand_objects(tmp_path: Path, fault: str) -> None:
     rois = roifile.roiread(write_imagej(tmp_path / "a.zip", found))
     boxes = [(roi.left, roi.top, roi.right, roi.bottom) for roi in rois]
     assert boxes == [tuple(box) for box in found.boxes.tolist()]
+
+
+def test_simplified_outlines_are_valid() -> None:
+    """Two parts and a hole, of which shapely's simplification lets rings cross."""
+    rows = """.....########## ..###...#####.. ...###.###..... .#.####.###.### ##.#####.#####.
+        #######...##...
+        #.#####.###...# .###.####....## .######..##..## .###########.## .##.###.######.
+        ###..#####.#### #.##..#.####.## ##....#######.. ###.######.#..."""
+    labels = np.array([[int(c == "#") for c in row] for row in rows.split()], np.int32)
+    noise = np.random.default_rng(3).random((40, 24, 24)) < 0.6
+    for mask in (labels, *noise.astype(np.int32)):
+        for simplify in (0.5, 1, 1.5, 2, 3, 5):
+            (shape,) = shapes(mask, simplify)
+            assert shape.is_valid, shapely.is_valid_reason(shape)
+
+
+def test_rois_that_their_boxes_cannot_hold_are_refused(tmp_path: Path) -> None:
+    wide = np.zeros((1, 60_535), np.int32)
+    wide[0, -20:] = 1
+    found = found_in(wide)
+    roi = roifile.roiread(write_imagej(tmp_path / "a.zip", found))[0]
+    assert (roi.left, roi.right) == (60_515, 60_535)
+    too_wide = replace(found, labels=np.pad(wide, ((0, 0), (0, 1))))
+    with pytest.raises(SpatialEmbedError, match="too_large"):
+        write_imagej(tmp_path / "b.zip", too_wide)
+    assert not (tmp_path / "b.zip").exists()

@@ -47,7 +47,8 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def files_in(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return files - {".spatialembed-results"}
 
 
 ALL_OUTPUTS = {

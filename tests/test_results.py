@@ -199,13 +199,18 @@ def test_table_agrees_with_regionprops(tmp_path: Path) -> None:
         pytest.param("-rf", id="IMG-29-dash"),
         pytest.param("caf\udce9", id="IMG-29-non-utf-8"),
         pytest.param("=1+1", id="formula"),
+        pytest.param("\ta", id="formula-after-a-tab"),
+        pytest.param("'=a", id="formula-quoted"),
+        pytest.param("''a", id="quotes"),
         pytest.param("核/x", id="unicode"),
     ],
 )
 def test_names_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     write_both(tmp_path, name, found_in(TWO, (name,)))
     for row in read_table(tmp_path / "objects.csv"):
-        assert (row["image"], row["class"]) == (name, name)
+        # One leading ' keeps a spreadsheet from running the name as a formula.
+        assert (row["image"].removeprefix("'"), row["class"].removeprefix("'")) == (name, name)
+        assert row["image"][0] not in "=+-@\t"
     written = json.loads((tmp_path / "instances.json").read_text())
     assert written["images"][0]["file_name"] == written["categories"][0]["name"] == name
 

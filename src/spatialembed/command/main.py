@@ -25,7 +25,13 @@ from spatialembed.command.options import (
     StreetsOptions,
     TuneOptions,
 )
-from spatialembed.command.session import of_system, plain_messages, stop_on_sigterm, tell
+from spatialembed.command.session import (
+    escape_output,
+    of_system,
+    plain_messages,
+    stop_on_sigterm,
+    tell,
+)
 from spatialembed.errors import USAGE, SpatialEmbedError
 
 
@@ -66,6 +72,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    escape_output()
     with stop_on_sigterm(), plain_messages():
         try:
             code = _dispatch(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import io
 import logging
 import signal
 import sys
@@ -25,6 +26,16 @@ def tell(error: SpatialEmbedError) -> int:
 
 def _line(level: str, text: str) -> str:
     return f"{level} {printable(text)}"
+
+
+def escape_output() -> None:
+    """Text that the encoding of the output cannot hold is escaped, where it would end the command.
+
+    Names of files are of any script, a terminal or a log may be of a single one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def of_system(error: OSError | MemoryError) -> SpatialEmbedError:

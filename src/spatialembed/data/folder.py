@@ -10,6 +10,7 @@ The name (key) of an image is its path below images/ without suffix.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from spatialembed.data.dataset import SPLITS, Split
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.decode import read_bytes
-from spatialembed.images.listing import image_files
+from spatialembed.images.listing import image_files, is_result
 from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.method.labels import relabel
 from spatialembed.types import Sample, Target
+
+logger = logging.getLogger("spatialembed")
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,9 @@ def _by_name(folder: Path) -> dict[str, Path]:
     """Files of a folder by their name without suffix."""
     found: dict[str, Path] = {}
     for path in image_files(folder):
+        if is_result(path):
+            logger.warning("%s: a result of an earlier run, left out", path)
+            continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise SpatialEmbedError(

@@ -16,8 +16,10 @@ from spatialembed.errors import SpatialEmbedError
 logger = logging.getLogger("spatialembed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 """Names that a folder is searched for; the content alone decides how a file is read."""
-
-
+RESULTS_MARKER = ".spatialembed-results"
+"""A file of this name says that a folder, with all below it, holds results."""
+RESULT_ENDS = ("_labels.png", "_labels.tif", "_labels.zarr", "_overlay.png", "_ambiguity.png")
+"""Names of results that are images; other images in a marked folder are the user's own."""
 _FOLDING = sys.platform in ("win32", "darwin")
 """Whether A.png and a.png are one file, as is usual there."""
 
@@ -32,8 +34,9 @@ def list_images(
 
     The name is the path below the folder (or below the fixed part of the glob) without suffix, with
     "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and
-    the folder ``exclude`` (where outputs go) are passed over, and in the folder of a data set the
-    masks, which is said unless ``quiet``; folders are searched by suffix.
+    the folder ``exclude`` (where outputs go) are passed over; so are results of earlier runs and,
+    in the folder of a data set, the masks, which is said unless ``quiet``. Folders are searched by
+    suffix.
 
     Raises SpatialEmbedError: not_found, no_images, name_collision, output_in_input.
     """
@@ -49,8 +52,16 @@ def list_images(
             )
         for path, name in matches:
             found.setdefault(os.path.abspath(path), (path, name))
-    refuse_collisions(list(found.values()))
-    return list(found.values())
+    kept = [(path, name) for path, name in found.values() if not is_result(path)]
+    if len(kept) < len(found):
+        what = f"{len(found) - len(kept)} of {len(found)} images are results of earlier runs"
+        if not kept:
+            remedy = "copy those that are to be read to a folder of their own"
+            raise SpatialEmbedError("no_images", what, remedy)
+        if not quiet:
+            logger.warning("%s, left out", what)
+    refuse_collisions(kept)
+    return kept
 
 
 def _of_source(source: Path, out: Path | None, quiet: bool) -> list[tuple[Path, str]]:
@@ -80,6 +91,21 @@ def _without_masks(source: Path, paths: Sequence[Path], quiet: bool) -> list[Pat
     for folder in [] if quiet else sorted(masks):
         logger.warning("%s: masks of a data set, left out", folder)
     return [path for path in paths if path.parent not in masks]
+
+
+def mark_results(folder: Path) -> None:
+    """Say of a folder, made if need be, that it holds results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (marker := folder / RESULTS_MARKER).exists():
+        marker.write_text("Results of spatialembed: a later run does not read them as images.\n")
+
+
+def is_result(path: Path) -> bool:
+    """Whether a path is named as a result is and lies in, or below, a folder of results."""
+    of_benchmark = path.parent.parts[-2:] == ("cityscapes", "masks")
+    if not (path.name.endswith(RESULT_ENDS) or of_benchmark):
+        return False
+    return any((folder / RESULTS_MARKER).exists() for folder in path.absolute().parents)
 
 
 def is_zarr(path: Path) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from spatialembed.data.cityscapes_ids import IDS
@@ -74,15 +74,18 @@ def write_result(folder: str | Path, name: str, instances: Instances) -> Path:
     return text
 
 
-def write_upload(folder: str | Path, path: str | Path | None = None) -> Path:
+def write_upload(
+    folder: str | Path, path: str | Path | None = None, *, texts: Iterable[Path] | None = None
+) -> Path:
     """Pack the results of a folder into the one ZIP that the test server takes.
 
-    path: of the file, by default ``upload.zip`` in the folder. Only the text files and the masks
-    that they name go into it. Returns the path.
+    path: of the file, by default ``upload.zip`` in the folder. texts: the text files that go into
+    it, with the masks that they name; by default all of the folder, of earlier runs too. Returns
+    the path.
     Raises SpatialEmbedError ``no_results``, ``disk_full``.
     """
     folder = Path(folder)
-    texts = sorted(folder.glob("*.txt"))
+    texts = sorted(folder.glob("*.txt") if texts is None else texts)
     if not texts:
         raise SpatialEmbedError(
             "no_results", f"{folder}: no results of Cityscapes", "predict with --format cityscapes"

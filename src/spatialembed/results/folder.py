@@ -6,6 +6,7 @@ for pictures; what the threads say of each image goes into the shared files in t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -20,6 +21,7 @@ import numpy as np
 
 from spatialembed.concurrency import helpers
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.images.listing import mark_results
 from spatialembed.images.pixel_size import pixel_size
 from spatialembed.pictures.run_page import Gallery
 from spatialembed.pictures.thumbnail import Look, look_at
@@ -28,13 +30,14 @@ from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.formats import DEFAULT, check, chosen
 from spatialembed.results.geojson import write_geojson
-from spatialembed.results.imagej import write_imagej
+from spatialembed.results.imagej import LONGEST, write_imagej
 from spatialembed.results.labels import write_labels
 from spatialembed.results.measurements import measure
 from spatialembed.results.objects_csv import ObjectTable
 from spatialembed.results.overlay import overlay_path, pixels_of, write_ambiguity, write_overlay
 from spatialembed.types import Instances
 
+logger = logging.getLogger("spatialembed")
 WRITE_EVERY_S = 30
 """A kill loses no more of the shared files than this, in seconds."""
 CITYSCAPES = "cityscapes"
@@ -60,6 +63,7 @@ class _Page(NamedTuple):
     rows: str
     entry: coco.Entry | None
     look: Look | None = None  # for the gallery
+    upload: Path | None = None  # the text file for Cityscapes
 
 
 class ResultFolder:
@@ -89,6 +93,7 @@ class ResultFolder:
         self.gallery = gallery or Gallery()
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
+        self._uploads: list[Path] = []
         self._written = time.monotonic()
         self._most = 2 * helpers()
         self._threads = ThreadPoolExecutor(helpers(), thread_name_prefix="write")
@@ -128,11 +133,14 @@ class ResultFolder:
         if "geojson" in formats:
             path = place.with_name(f"{place.name}.geojson")
             write_geojson(path, found, simplify=self.simplify)
-        if "imagej" in formats:
+        if "imagej" in formats and max(found.labels.shape) > LONGEST:
+            logger.warning("%s: no ImageJ ROIs, their boxes end at %d px", image.name, LONGEST)
+        elif "imagej" in formats:
             path = place.with_name(f"{place.name}_rois.zip")
             write_imagej(path, found, simplify=self.simplify)
+        upload = None
         if "cityscapes" in formats:
-            write_result(self.out / CITYSCAPES, place.name, found)
+            upload = write_result(self.out / CITYSCAPES, place.name, found)
         if image.ambiguity is not None:
             write_ambiguity(place, image.ambiguity)
         rows, entry, look = "", None, None
@@ -143,7 +151,7 @@ class ResultFolder:
             if self.gallery:
                 link = self.link(place) if "overlay" in formats else ""
                 look = look_at(image.name, link, image.pixels, found, facts.boxes, facts.areas)
-        return _Page(rows, entry, look)
+        return _Page(rows, entry, look, upload)
 
     def link(self, place: Path) -> str:
         """The overlay of an image as a page in the folder names it; place: as ``overlay_path``."""
@@ -167,6 +175,8 @@ class ResultFolder:
             self._coco.append(page.entry)
         if page.look is not None:
             self.gallery.add(page.look)
+        if page.upload is not None:
+            self._uploads.append(page.upload)
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""
@@ -201,6 +211,7 @@ class ResultFolder:
         self._written = time.monotonic()
 
     def __enter__(self) -> ResultFolder:
+        mark_results(self.out)
         return self
 
     def __exit__(
@@ -215,8 +226,8 @@ class ResultFolder:
             self._threads.shutdown(wait=False, cancel_futures=True)
             fault = self._note_rest()
             self.write()
-            if CITYSCAPES in self.formats and any((self.out / CITYSCAPES).glob("*.txt")):
-                write_upload(self.out / CITYSCAPES)
+            if self._uploads:
+                write_upload(self.out / CITYSCAPES, texts=self._uploads)
         if fault is not None and error is None:
             raise fault
 

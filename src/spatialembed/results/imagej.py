@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from roifile import ROI_TYPE, ImagejRoi
 
+from spatialembed.errors import RESOURCE, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.results.polygons import Polygon, polygons
 from spatialembed.types import Instances
 
+LONGEST = 60_535
+"""px: boxes have 16 bits, of which ImageJ takes the highest 5,000 values for negative ones."""
 MOVE, LINE, CLOSE = 0, 1, 4  # steps of the path of a composite
 
 
@@ -32,9 +35,17 @@ def write_imagej(path: Path, instances: Instances, *, simplify: float = 0.0) -> 
         The path.
 
     Raises:
-        SpatialEmbedError: ``bad_setting``, ``missing_extra`` (exit 2), ``disk_full`` (exit 5).
+        SpatialEmbedError: ``bad_setting``, ``missing_extra`` (exit 2), ``disk_full`` (exit 5),
+            ``too_large`` (exit 5) of labels with a side above ``LONGEST``.
     """
     found = instances.numpy()
+    if max(found.labels.shape) > LONGEST:
+        raise SpatialEmbedError(
+            "too_large",
+            f"{path}: boxes of ImageJ ROIs end at {LONGEST} px",
+            "write geojson instead, or cut the image into parts",
+            RESOURCE,
+        )
     digits = len(str(len(found)))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:

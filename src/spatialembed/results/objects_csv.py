@@ -1,6 +1,6 @@
 """objects.csv: one line for each object of all images; a cell is empty where nothing is known.
 
-image                 as the input was listed, always quoted
+image                 as the input was listed, always quoted; see below
 id                    its value in the label image, from 1 in each image
 class, score          name, and the value of its seed in [0, 1]
 expected_iou          with the true object, by the model's calibration
@@ -13,6 +13,9 @@ mean_grey             mean of its pixels in the values of the image as read, of 
 mean_red, _green, _blue            the same of a colour image
 area_um2, perimeter_um             by the pixel size in the file; perimeter of square pixels only
 pixel_width_um, pixel_height_um    that size
+
+A spreadsheet runs text as a formula that begins with = + - @, a tab or a line end. Names that begin
+so, or with ', have a ' put before them: whoever reads the file takes off one leading ' of a name.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ COLUMNS = (
     "mean_grey", "mean_red", "mean_green", "mean_blue",
     "area_um2", "perimeter_um", "pixel_width_um", "pixel_height_um",
 )  # fmt: skip
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 SQUARE = 1e-3
 """Pixels whose sides differ by a smaller share are square."""
 
@@ -62,9 +66,9 @@ def rows(
     nothing: list[None] = [None] * len(found)
     expected = nothing if found.expected_iou is None else _rounded(found.expected_iou, 4)
     columns = (
-        [image] * len(found),
+        [_plain(image)] * len(found),
         range(1, len(found) + 1),
-        [found.class_names[c] if found.class_names else str(c) for c in found.classes],
+        [_plain(found.class_names[c]) if found.class_names else str(c) for c in found.classes],
         _rounded(found.scores, 4),
         expected,
         *facts.boxes.T.tolist(),
@@ -80,6 +84,11 @@ def rows(
     writer = csv.writer(lines, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerows(zip(*columns, strict=True))
     return lines.getvalue()
+
+
+def _plain(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(FORMULAS) else name
 
 
 def _intensities(means: np.ndarray | None, nothing: list[None]) -> list[list[Any]]:

@@ -29,7 +29,8 @@ def polygons(labels: np.ndarray, number: int, simplify: float = 0.0) -> list[lis
         labels: (H, W) integer, 0 background.
         number: N; objects are the labels 1..N.
         simplify: Px by which an outline may depart from the pixel edges; object by object, so that
-            neighbours may then overlap or part by as much. Above 0 it needs shapely.
+            neighbours may then overlap or part by as much; less where rings of the object would
+            cross, so that polygons are valid in any case. Above 0 it needs shapely.
 
     Returns:
         N lists of polygons; a polygon is its outer ring and its holes, (K, 2) (x, y) in px.
@@ -78,6 +79,8 @@ def _simplified(objects: list[list[Polygon]], distance: float) -> list[list[Poly
         for parts in objects
     ]
     simple = shapely.simplify(shapes, distance, preserve_topology=True)
+    for i in np.flatnonzero(~shapely.is_valid(simple)):
+        simple[i] = _barely_simplified(shapes[i], distance / 2)
     return [
         [
             [shapely.get_coordinates(r)[:-1] for r in (part.exterior, *part.interiors)]
@@ -85,6 +88,20 @@ def _simplified(objects: list[list[Polygon]], distance: float) -> list[list[Poly
         ]
         for shape in simple
     ]
+
+
+def _barely_simplified(shape: Any, distance: float) -> Any:
+    """A shape whose rings cross when simplified further: less far, in the end not at all.
+
+    shapely keeps the rings of one polygon apart, but not the parts of an object, nor always a ring
+    from itself.
+    """
+    for _ in range(4):
+        simple = _shapely().simplify(shape, distance, preserve_topology=True)
+        if simple.is_valid:
+            return simple
+        distance /= 2
+    return shape
 
 
 def _shapely() -> Any:
