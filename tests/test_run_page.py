@@ -21,9 +21,9 @@ from spatialembed.pictures.thumbnail import (
     CROP,
     EXTREMES,
     MARKED,
-    THUMB,
-    glance,
-    look_at,
+    SIDE,
+    Thumbnail,
+    small_overlay,
     thumbnail,
 )
 from spatialembed.results.folder import ResultFolder
@@ -47,10 +47,11 @@ def found_in(labels: np.ndarray, *, calibrated: bool = False, classes: int = 1) 
     return Instances(labels, scores, np.arange(count) % classes, names, False, expected)
 
 
-def look_of(name: str, labels: np.ndarray, **kinds: bool | int):  # type: ignore[no-untyped-def]
+def thumbnail_of(name: str, labels: np.ndarray, **kinds: bool | int) -> Thumbnail:
     found = found_in(labels, **kinds)  # type: ignore[arg-type]
     image = np.full(labels.shape, 90, np.uint8)
-    return look_at(name, f"{name}_overlay.png", image, found, found.boxes, found.areas)
+    link = f"{name}_overlay.png"
+    return thumbnail(name, link, image, labels, found, found.areas, found.boxes)
 
 
 class Parsed(HTMLParser):
@@ -152,7 +153,7 @@ def test_names_are_text(parsed: Parsed) -> None:
 
 def test_the_sheet_of_a_run_has_a_place_for_each_image(run: Path) -> None:
     with Image.open(run / "sheet.jpg") as picture:
-        assert picture.size == (6 + 3 * (THUMB + 6), 6 + 2 * (THUMB + 26 + 6))
+        assert picture.size == (6 + 3 * (SIDE + 6), 6 + 2 * (SIDE + 26 + 6))
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
         out = tmp_path / name
         gallery = Gallery(ContactSheet(out), RunPage(out, ("nucleus",), {"model": "m"}))
         for i in range(4):
-            gallery.add(look_of(f"{i}.png", cells(5, 32)))
+            gallery.add(thumbnail_of(f"{i}.png", cells(5, 32)))
         gallery.close([], [])
         written.append([(out / file).read_bytes() for file in ("report.html", "sheet.jpg")])
     assert written[0] == written[1]
@@ -172,7 +173,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_model_without_calibration_is_ranked_by_score(tmp_path: Path) -> None:
     page = RunPage(tmp_path, ("nucleus",), {})
-    page.add(look_of("a.png", cells(EXTREMES + 4, 48)))
+    page.add(thumbnail_of("a.png", cells(EXTREMES + 4, 48)))
     shown = Parsed(page.html([], [])).text
     assert "Ranked by score: this model is not calibrated." in shown
     worst = re.findall(r"(0\.\d\d) ", shown.partition("Worst objects")[2])
@@ -182,7 +183,7 @@ def test_a_model_without_calibration_is_ranked_by_score(tmp_path: Path) -> None:
 
 def test_few_objects_are_shown_once(tmp_path: Path) -> None:
     page = RunPage(tmp_path, ("nucleus",), {})
-    page.add(look_of("a.png", cells(3, 48)))
+    page.add(thumbnail_of("a.png", cells(3, 48)))
     shown = Parsed(page.html([], [])).text
     assert "Worst objects" in shown
     assert "Best objects" not in shown
@@ -192,7 +193,7 @@ def test_few_objects_are_shown_once(tmp_path: Path) -> None:
 def test_nothing_found(tmp_path: Path, images: int) -> None:
     page = RunPage(tmp_path, ("nucleus",), {})
     for _ in range(images):
-        page.add(look_of("a.png", np.zeros((9, 7), np.int32)))
+        page.add(thumbnail_of("a.png", np.zeros((9, 7), np.int32)))
     shown = Parsed(page.html(["b.png: broken"], [])).text
     assert f"0 objects in {images} image" in shown
     assert "1 input failed" in shown
@@ -203,10 +204,10 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run_page, "THUMBNAILS", 5)
     monkeypatch.setattr(run_page, "LISTED", 7)
     page = RunPage(tmp_path, ("nucleus",), {})
-    look = look_of("a.png", cells(2, 16))
+    small = thumbnail_of("a.png", cells(2, 16))
     sizes = []
     for i in range(60):
-        page.add(look._replace(image=f"{i:02}.png"))
+        page.add(small._replace(image=f"{i:02}.png"))
         sizes.append(len(page.html([], [])))
     parsed = Parsed(page.html([], []))
     assert "120 objects in 60 images" in parsed.text
@@ -221,11 +222,11 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_many_images_go_on_several_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contact_sheet, "PER_SHEET", 3)
-    look = look_of("a.png", cells(2, 16))
+    small = thumbnail_of("a.png", cells(2, 16))
     for count, pages in ((7, 3), (3, 1)):  # a shorter run leaves none of the longer one
         gallery = Gallery(ContactSheet(tmp_path))
         for _ in range(count):
-            gallery.add(look)
+            gallery.add(small)
         gallery.close([], [])
         names = ["sheet.jpg", *(f"sheet_{i}.jpg" for i in range(2, pages + 1))]
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -234,16 +235,16 @@ def test_many_images_go_on_several_sheets(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_thumbnails_stand_in_their_order(tmp_path: Path) -> None:
     colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)]
-    look, contact = look_of("a.png", cells(2, 16)), ContactSheet(tmp_path)
+    small, contact = thumbnail_of("a.png", cells(2, 16)), ContactSheet(tmp_path)
     for i, colour in enumerate(colours):
-        shape = (THUMB, THUMB // 2) if i % 2 else (THUMB // 2, THUMB)
-        contact.add(look._replace(thumbnail=np.full((*shape, 3), colour, np.uint8)))
+        shape = (SIDE, SIDE // 2) if i % 2 else (SIDE // 2, SIDE)
+        contact.add(small._replace(picture=np.full((*shape, 3), colour, np.uint8)))
     contact.close()
     picture = np.asarray(Image.open(tmp_path / "sheet.jpg").convert("RGB")).astype(int)
     for i, colour in enumerate(colours):
-        y, x = 6 + 26 + i // 3 * (THUMB + 32) + THUMB // 2, 6 + i % 3 * (THUMB + 6) + THUMB // 2
+        y, x = 6 + 26 + i // 3 * (SIDE + 32) + SIDE // 2, 6 + i % 3 * (SIDE + 6) + SIDE // 2
         assert np.abs(picture[y, x] - colour).max() < 8
-        beside = picture[y, x - THUMB * 3 // 8] if i % 2 else picture[y - THUMB * 3 // 8, x]
+        beside = picture[y, x - SIDE * 3 // 8] if i % 2 else picture[y - SIDE * 3 // 8, x]
         assert np.abs(beside - contact_sheet.PAPER).max() < 8
 
 
@@ -255,7 +256,7 @@ def test_short_names_keep_their_end(name: str) -> None:
     shown.encode("utf-8")
 
 
-# --- looks ----------------------------------------------------------------------------------
+# --- thumbnails ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -264,28 +265,28 @@ def test_short_names_keep_their_end(name: str) -> None:
 )
 def test_thumbnails_fit(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     labels = np.ones(shape, np.int32)
-    picture = thumbnail(np.zeros((*shape, 3), np.uint16), labels)
+    picture = small_overlay(np.zeros((*shape, 3), np.uint16), labels)
     assert picture.shape == (*expected, 3)
     assert picture.max() > 0
 
 
 def test_crops_show_the_object_where_it_is() -> None:
     labels = discs(200, [(20, 20), (120, 100), (199, 0)], 15)
-    look = look_of("a.png", labels)
-    assert [crop.number for crop in look.worst] == [3, 2, 1]
-    assert [crop.number for crop in look.best] == [1, 2, 3]
-    for crop in look.worst:
+    small = thumbnail_of("a.png", labels)
+    assert [crop.number for crop in small.worst] == [3, 2, 1]
+    assert [crop.number for crop in small.best] == [1, 2, 3]
+    for crop in small.worst:
         assert crop.picture.shape == (CROP, CROP, 3)
         assert crop.area == (labels == crop.number).sum()
-    ys, xs = np.nonzero((look.worst[1].picture == MARKED[0]).all(axis=2))
+    ys, xs = np.nonzero((small.worst[1].picture == MARKED[0]).all(axis=2))
     assert ys.mean() == pytest.approx(CROP / 2, abs=3)  # a whole disc, in the middle
     assert xs.mean() == pytest.approx(CROP / 2, abs=3)
     assert np.ptp(ys) == pytest.approx(CROP / 1.7, abs=6)
 
 
-def test_a_reduced_picture_has_a_look_without_crops() -> None:
+def test_a_reduced_picture_has_a_thumbnail_without_crops() -> None:
     found = found_in(cells(4, 64))
     image = np.zeros((16, 16), np.uint8)
-    look = glance("a.tif", "a_overlay.png", image, found.labels[::4, ::4], found, found.areas)
-    assert look.worst == look.best == ()
-    assert len(look.scores) == 4
+    small = thumbnail("a.tif", "", image, found.labels[::4, ::4], found, found.areas)
+    assert small.worst == small.best == ()
+    assert len(small.scores) == 4

@@ -122,12 +122,12 @@ def _write(result: Diagnosis, out: Path, name: str) -> None:
     else:
         (out / "recommended.yaml").unlink(missing_ok=True)  # of an earlier look
     page = SurveyPage(
-        name=name,
-        layout=found.layout,
+        title=name,
+        subtitle=found.layout,
         facts=_facts(found),
-        parts=_parts(found),
+        table=_parts(found),
         findings=result.findings,
-        plots=list(plots(found, advice)),
+        charts=list(plots(found, advice)),
         pictures=list(pictures(found)),
         settings=settings,
         command=command,

@@ -1,4 +1,4 @@
-"""What a survey looks like: plots of its measures, and samples with their objects drawn."""
+"""Pictures of a survey: charts of its measures, and samples with their objects drawn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from spatialembed.doctor.objects import Objects
-from spatialembed.doctor.page import Picture, Plot
+from spatialembed.doctor.page import Picture
 from spatialembed.doctor.probe import Pair, read_again
 from spatialembed.doctor.recommend import Advice
 from spatialembed.doctor.survey import Survey
 from spatialembed.method.networks.erfnet import STRIDE
-from spatialembed.pictures.charts import Mark, bars, histogram
+from spatialembed.pictures.charts import Chart, Mark, bars, histogram
 from spatialembed.pictures.drawing import display, overlay, panel, zoom_for
+from spatialembed.pictures.html import counted
 from spatialembed.types import UNIT
 
 SHOWN_PX = 640
@@ -28,44 +29,49 @@ ROWS = 12
 # ---------------------------------------------------------------- plots
 
 
-def plots(survey: Survey, advice: Advice | None) -> Iterator[Plot]:
+def plots(survey: Survey, advice: Advice | None) -> Iterator[Chart]:
     """Distributions of objects and images, the limits of the method marked."""
     if advice is not None:
         yield from _of_objects(survey, advice)
-    if len(survey.counts):
-        svg = histogram(survey.counts, title="Objects an image", unit="objects")
-        yield Plot("Objects an image", svg, _quartiles(survey.counts, "objects"))
-        svg = histogram(100 * covered(survey), title="Area of objects", unit="% of an image")
-        yield Plot("Share of an image that objects cover", svg)
+    if len(counts := survey.counts):
+        yield histogram(
+            counts, title="Objects an image", unit="objects", note=_quartiles(counts, "objects")
+        )
+        title = "Share of an image that objects cover"
+        yield histogram(100 * covered(survey), title=title, unit="% of an image")
     images = [pair.image for pair in survey.pairs if pair.image]
     tops = {"uint8": 255.0, "uint16": 65535.0}
-    levels = [100 * i.high / tops[i.dtype] for i in images if i.dtype in tops]
-    if levels:
-        svg = histogram(np.array(levels), title="Brightest value", unit="% of its type")
-        yield Plot("Brightest value of an image", svg, "Percentiles stretch what is dark.")
-    sizes = Counter(f"{i.size_hw[1]} x {i.size_hw[0]}" for i in images).most_common(ROWS)
+    levels = np.array([100 * i.high / tops[i.dtype] for i in images if i.dtype in tops])
+    if len(levels):
+        note = "Percentiles stretch dark images."
+        yield histogram(
+            levels, title="Brightest value of an image", unit="% of its type", note=note
+        )
+    sizes = Counter(f"{i.size_hw[0]} x {i.size_hw[1]}" for i in images).most_common(ROWS)
     if sizes:
-        yield Plot("Sizes of images", bars(sizes, title="Sizes of images"), "width x height, px")
-    classes = survey.classes_area()
+        yield bars(sizes, title="Sizes of images", note="height x width, px")
+    classes = Counter({name: objects for name, (objects, _) in survey.classes_area().items()})
     if classes:
-        rows = sorted(((n, c) for n, (c, _) in classes.items()), key=lambda row: -row[1])
-        yield Plot("Objects of a class", bars(rows[: 2 * ROWS], title="Objects of a class"))
+        yield bars(classes.most_common(2 * ROWS), title="Objects of a class")
 
 
-def _of_objects(survey: Survey, advice: Advice) -> Iterator[Plot]:
-    areas, extents = survey.all("area"), survey.all("extent")
-    cell = math.pi * (STRIDE / advice.scale / 2) ** 2
+def _of_objects(survey: Survey, advice: Advice) -> Iterator[Chart]:
     at = f"scale {advice.scale:g}"
-    marks = [Mark(max(1, advice.min_pixels), "min_pixels"), Mark(cell, f"a cell, {at}")]
-    svg = histogram(areas, title="Area of an object", unit="px", log=True, marks=marks)
-    note = f"{_quartiles(areas, 'px')} A cell is what the network's coarsest grid tells apart."
-    yield Plot("Area of an object", svg, note)
-    marks = [
+    cell = math.pi * (STRIDE / advice.scale / 2) ** 2
+    reach = 2 * UNIT / advice.scale
+    area_marks = Mark(max(1, advice.min_pixels), "min_pixels"), Mark(cell, f"a cell, {at}")
+    extent_marks = (
         Mark(advice.crop / advice.scale, f"crop, {at}"),
-        Mark(2 * UNIT / advice.scale, f"reach of offsets, {at}"),
-    ]
-    svg = histogram(extents, title="Width of an object", unit="px", log=True, marks=marks)
-    yield Plot("Longer side of an object", svg, _quartiles(extents, "px"))
+        Mark(reach, f"reach of offsets, {at}"),
+    )
+    explained = " A cell is the smallest area that the network's coarsest grid resolves."
+    for title, measure, marks, more in (
+        ("Area of an object", "area", area_marks, explained),
+        ("Longer side of an object", "extent", extent_marks, ""),
+    ):
+        values = survey.all(measure)
+        note = _quartiles(values, "px") + more
+        yield histogram(values, title=title, unit="px", log=True, marks=marks, note=note)
 
 
 def covered(survey: Survey) -> np.ndarray:
@@ -85,46 +91,40 @@ def _quartiles(values: np.ndarray, unit: str) -> str:
 
 def pictures(survey: Survey) -> Iterator[Picture]:
     """Samples: typical, most crowded, smallest, largest, odd, and two images that are alike."""
-    usable = [p for p in survey.measured if p.image and not p.faults and len(p.mask.objects)]  # type: ignore[union-attr]
+    usable = [p for p in survey.measured if p.image and not p.faults and len(_objects(p))]
     if not usable:
         return
+    crowded = max(usable, key=lambda pair: len(_objects(pair)))
+    for title, pair in (("Typical", _typical(usable)), ("Most crowded", crowded)):
+        yield Picture(
+            title, f"{pair.name}, {counted(len(_objects(pair)), 'object')}", _drawn(survey, pair)
+        )
+    for title, sign, measure in (("Smallest object", 1, "area"), ("Largest object", -1, "extent")):
+        pair = min(usable, key=lambda pair: (sign * getattr(_objects(pair), measure)).min())
+        objects = _objects(pair)
+        at = int((sign * getattr(objects, measure)).argmin())
+        size = f"{objects.area[at]} px, {objects.extent[at]} px wide"
+        note = f"{pair.name}, id {objects.ids[at]}: {size}"
+        yield Picture(title, note, _drawn(survey, pair, [at]))
+    for pair in sorted(usable, key=lambda pair: -_oddness(_objects(pair)).sum())[:SUSPICIOUS]:
+        which = np.flatnonzero(_oddness(_objects(pair))).tolist()
+        if which:
+            yield Picture("Look at these", _why(pair, which), _drawn(survey, pair, which))
+    if survey.twins:
+        yield _twins(survey)
 
-    def whole(title: str, pair: Pair) -> Picture:
-        image, ids = read_again(pair, survey.reading)
-        step = math.ceil(max(ids.shape) / SHOWN_PX)
-        image, ids = image[::step, ::step], ids[::step, ::step]
-        note = f"{pair.name}, {_count(pair)}"
-        return Picture(title, note, overlay(image, ids, zoom=zoom_for(*ids.shape)))
 
-    def close(title: str, pair: Pair, which: Sequence[int], note: str) -> Picture:
-        image, ids = read_again(pair, survey.reading)
+def _drawn(survey: Survey, pair: Pair, which: Sequence[int] = ()) -> np.ndarray:
+    """Overlay of an image, or of the surroundings of some of its objects without the others."""
+    image, ids = read_again(pair, survey.reading)
+    if which:
         objects = _objects(pair)
         window = _window(objects.box[which[0]], ids.shape)
         image, ids = image[window], ids[window]
-        shown = np.where(np.isin(ids, objects.ids[list(which)]), ids, 0)
-        step = math.ceil(max(ids.shape) / SHOWN_PX)
-        image, shown = image[::step, ::step], shown[::step, ::step]
-        return Picture(title, note, overlay(image, shown, zoom=zoom_for(*shown.shape)))
-
-    yield whole("Typical", min(usable, key=_distance_to_typical(usable)))
-    yield whole("Most crowded", max(usable, key=lambda pair: len(_objects(pair))))
-    for title, best, measure in (("Smallest", min, "area"), ("Largest", max, "extent")):
-        values = [getattr(_objects(pair), measure) for pair in usable]
-        pair, sizes = best(
-            zip(usable, values, strict=True),
-            key=lambda item: best(item[1]),
-        )
-        at = int(np.argmin(sizes) if best is min else np.argmax(sizes))
-        objects = _objects(pair)
-        note = f"{pair.name}, id {objects.ids[at]}: {objects.area[at]} px, "
-        yield close(f"{title} object", pair, [at], f"{note}{objects.extent[at]} px wide")
-    odd = sorted(usable, key=lambda pair: -_oddness(_objects(pair)).sum())[:SUSPICIOUS]
-    for pair in odd:
-        which = np.flatnonzero(_oddness(_objects(pair)))
-        if len(which):
-            yield close("Look at these", pair, which.tolist(), _why(pair, which))
-    if survey.twins:
-        yield _twins(survey)
+        ids = np.where(np.isin(ids, objects.ids[list(which)]), ids, 0)
+    step = math.ceil(max(ids.shape) / SHOWN_PX)
+    image, ids = image[::step, ::step], ids[::step, ::step]
+    return overlay(image, ids, zoom=zoom_for(*ids.shape))
 
 
 def _objects(pair: Pair) -> Objects:
@@ -132,18 +132,10 @@ def _objects(pair: Pair) -> Objects:
     return pair.mask.objects
 
 
-def _count(pair: Pair) -> str:
-    count = len(_objects(pair))
-    return f"{count} object{'s' * (count != 1)}"
-
-
-def _distance_to_typical(pairs: Sequence[Pair]):  # type: ignore[no-untyped-def]
-    """How far the number of objects and their size are from the medians, as a function."""
-    logs = {
-        id(pair): np.log((len(_objects(pair)), np.median(_objects(pair).area))) for pair in pairs
-    }
-    middle = np.median(list(logs.values()), axis=0)
-    return lambda pair: float(np.abs(logs[id(pair)] - middle).sum())
+def _typical(pairs: Sequence[Pair]) -> Pair:
+    """That whose number of objects and median size are nearest to the medians of all."""
+    logs = np.log([(len(_objects(p)), np.median(_objects(p).area)) for p in pairs])
+    return pairs[int(np.abs(logs - np.median(logs, axis=0)).sum(axis=1).argmin())]
 
 
 def _oddness(objects: Objects) -> np.ndarray:
@@ -151,29 +143,29 @@ def _oddness(objects: Objects) -> np.ndarray:
     return (objects.parts > 1) * 2 + objects.hollow * 1 + objects.concentric * 1
 
 
-def _why(pair: Pair, which: np.ndarray) -> str:
-    objects = _objects(pair)
-    first = which[0]
-    words = []
-    if objects.parts[first] > 1:
-        words.append(f"in {objects.parts[first]} parts")
-    if objects.hollow[first]:
-        words.append("hollow at its centroid")
-    if objects.concentric[first]:
-        words.append("its centroid is that of another one")
+def _why(pair: Pair, which: Sequence[int]) -> str:
+    objects, first = _objects(pair), which[0]
+    signs = (
+        (objects.parts[first] > 1, f"in {objects.parts[first]} parts"),
+        (objects.hollow[first], "hollow at its centroid"),
+        (objects.concentric[first], "its centroid is that of another one"),
+    )
+    words = ", ".join(said for odd, said in signs if odd)
     more = f", and {len(which) - 1} more such" if len(which) > 1 else ""
-    return f"{pair.name}, id {objects.ids[first]}: {', '.join(words)}{more}"
+    return f"{pair.name}, id {objects.ids[first]}: {words}{more}"
 
 
 def _window(box: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
     """Rows and columns around a box, some times as wide as it."""
-    x1, y1, x2, y2 = (int(v) for v in box)
-    side = max(96, int(1.6 * max(x2 - x1, y2 - y1)), min(4 * max(x2 - x1, y2 - y1), 256))
-    slices = []
-    for middle, length in (((y1 + y2) // 2, shape[0]), ((x1 + x2) // 2, shape[1])):
-        start = min(max(0, middle - side // 2), max(0, length - side))
-        slices.append(slice(start, start + side))
-    return slices[0], slices[1]
+    x1, y1, x2, y2 = box.tolist()
+    longest = max(x2 - x1, y2 - y1)
+    side = max(96, int(1.6 * longest), min(4 * longest, 256))
+    starts = (
+        min(max(0, (low + high) // 2 - side // 2), max(0, length - side))
+        for low, high, length in ((y1, y2, shape[0]), (x1, x2, shape[1]))
+    )
+    rows, columns = (slice(start, start + side) for start in starts)
+    return rows, columns
 
 
 def _twins(survey: Survey) -> Picture:
@@ -184,6 +176,5 @@ def _twins(survey: Survey) -> Picture:
         image = display(read_again(pair, survey.reading)[0])
         step = math.ceil(max(image.shape[:2]) / (SHOWN_PX // 2))
         tiles.append((pair.name, image[::step, ::step]))
-    names = " and ".join(name for name, _ in tiles)
-    return Picture("One image or two?", f"{names}: correlation {twin.correlation:.3f}",
-                   panel(tiles, columns=1))  # fmt: skip
+    note = f"{' and '.join(name for name, _ in tiles)}: correlation {twin.correlation:.3f}"
+    return Picture("One image or two?", note, panel(tiles, columns=1))

@@ -65,8 +65,7 @@ class BenchmarkReport:
             },
             "notes": list(self.notes),
         }
-        plain: dict[str, Any] = json_ready(report)
-        return plain
+        return json_ready(report)
 
     def table(self) -> Table:
         """For the screen: a row a class, then means and sums; official figures beside ours."""

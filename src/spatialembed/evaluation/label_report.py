@@ -20,32 +20,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from spatialembed.evaluation.label_metrics import Counts
-from spatialembed.evaluation.reliability import Reliability, reliability_section
+from spatialembed.evaluation.reliability import Reliability
 from spatialembed.files import atomic_write
-from spatialembed.images.write import png_bytes
 from spatialembed.pictures.drawing import overlay
-from spatialembed.pictures.html import data_uri, grid, header, page, text
+from spatialembed.pictures.html import render
 
 Sampling = Literal["seed", "truth"]
 RESAMPLES = 1000
 """Bootstrap resamples behind the standard error."""
-
-
-def _divide(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """total / weight, NaN where the weight is 0."""
-    return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
+NAMED = 12
+"""Missed objects whose ids the page names, as the mask has them."""
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is not NaN; NaN where nothing is (np.nanmean would warn)."""
-    defined = np.isfinite(values)
-    total = np.where(defined, values, 0.0).sum(axis)
-    return _divide(np.asarray(total), np.asarray(defined.sum(axis)))
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    """Standard deviation over the first axis of what is not NaN."""
-    return np.sqrt(mean((values - mean(values, axis=0)) ** 2, axis=0))
+    """Mean of the values that are not NaN; NaN where there is none (np.nanmean would warn)."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
 
 
 @dataclass(frozen=True)
@@ -135,8 +124,10 @@ class Report:
         defined = np.isfinite(self._image_ap)
         total = np.tensordot(drawn, np.where(defined, self._image_ap, 0.0), axes=1)  # (R, C, T)
         weight = np.tensordot(drawn, defined.astype(np.float64), axes=1)
-        ap = mean(_divide(total, weight), axis=1)  # (R, T)
-        return _spread(ap), float(_spread(ap.mean(axis=1)[:, None])[0])
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no image of a class was drawn
+            ap = mean(total / weight, axis=1)  # (R, T)
+        spread = np.ma.filled(np.ma.masked_invalid(ap).std(axis=0), np.nan)
+        return spread, float(np.ma.filled(np.ma.masked_invalid(ap.mean(axis=1)).std(), np.nan))
 
     @property
     def undefined(self) -> int:
@@ -187,8 +178,7 @@ class Report:
             "reliability": None if self.reliability is None else self.reliability.to_dict(),
             "per_image": [_row_dict(row) for row in self.rows],
         }
-        plain: dict[str, Any] = json_ready(report)
-        return plain
+        return json_ready(report)
 
     def table(self) -> Table:
         """For the screen: AP at each threshold and their mean, by class where there are several."""
@@ -294,37 +284,32 @@ def _caption(report: Report) -> str:
 
 def _page(report: Report) -> str:
     """A page of the worst images, worst first: image, truth, found. Needs no other file."""
-    sections = [_section(worst) for worst in report.worst] or ["<p>No image has an AP.</p>"]
-    worst, count = len(report.worst), len(report.rows)
-    head = header(
-        f"The {worst} worst of {count} images",
-        f"Mean AP {number(report.mean_ap)}. {_caption(report)}",
-    )
-    said = "" if report.reliability is None else reliability_section(report.reliability)
-    return page("Worst images", (head, *sections, said))
+    values = {
+        "title": f"The {len(report.worst)} worst of {len(report.rows)} images",
+        "subtitle": f"Mean AP {number(report.mean_ap)}. {_caption(report)}",
+        "sections": [
+            (worst.score.name, number(worst.score.mean_ap), _figures(worst))
+            for worst in report.worst
+        ],
+        "reliability": report.reliability and report.reliability.section(),
+    }
+    return render("worst.html", values)
 
 
-def _section(worst: WorstImage) -> str:
-    total = worst.score.total
-    true, found = total.tp[0] + total.fn[0], total.tp[0] + total.fp[0]
-    panels = (
-        ("image", np.zeros_like(worst.truth)),
-        (f"truth, {true} objects{_missed(worst.score.missed)}", worst.truth),
-        (f"found, {found} objects, {total.tp[0]} of them right at IoU 0.5", worst.found),
-    )
-    figures = [
-        f'<figure><img alt="{caption}" '
-        f'src="{data_uri(png_bytes(overlay(worst.image, labels)))}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-        for caption, labels in panels
+def _figures(worst: WorstImage) -> list[tuple[str, np.ndarray]]:
+    """Captions and pictures of an image, its truth and what was found."""
+    total, missed = worst.score.total, worst.score.missed
+    ids = f", not found: ids {', '.join(map(str, missed[:NAMED]))}" if missed else ""
+    more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+    matched = f"{total.tp[0]} of them right at IoU 0.5"
+    return [
+        ("image", overlay(worst.image, np.zeros_like(worst.truth))),
+        (
+            f"truth, {total.tp[0] + total.fn[0]} objects{ids}{more}",
+            overlay(worst.image, worst.truth),
+        ),
+        (
+            f"found, {total.tp[0] + total.fp[0]} objects, {matched}",
+            overlay(worst.image, worst.found),
+        ),
     ]
-    name, ap = text(worst.score.name), number(worst.score.mean_ap)
-    return f"<section><h2>{name}: AP {ap}</h2>{grid(figures, 'three pixels')}</section>"
-
-
-def _missed(ids: tuple[int, ...]) -> str:
-    """A dozen of the ids of what was not found, as the mask has them."""
-    if not ids:
-        return ""
-    more = f" and {len(ids) - 12} more" if len(ids) > 12 else ""
-    return f", not found: ids {', '.join(map(str, ids[:12]))}{more}"

@@ -47,7 +47,7 @@ from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.kernels.candidates import Candidates, candidates
 from spatialembed.method.normalization import network_input
 from spatialembed.pictures.drawing import overlay
-from spatialembed.pictures.thumbnail import glance
+from spatialembed.pictures.thumbnail import thumbnail
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.folder import ResultFolder
 from spatialembed.results.label_bands import (
@@ -382,10 +382,9 @@ class _Run:
         lines = objects_csv.rows(name, instances, facts, pixel_size(self.source))
         entries = coco.entries(measure.masks(), facts.boxes, facts.areas, instances)
         about = coco.about(name, size_hw, instances.truncated)
-        look = glance(
-            name, results.link(self.place), overview.picture, seen.labels, instances, facts.areas
-        )
-        results.note(lines, coco.Entry(about, entries), look)
+        link = results.link(self.place)
+        small = thumbnail(name, link, overview.picture, seen.labels, instances, facts.areas)
+        results.note(lines, coco.Entry(about, entries), small)
         return path, shown
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from spatialembed.console import printable
 from spatialembed.files import atomic_write
 from spatialembed.images.write import jpeg_bytes
 from spatialembed.pictures.drawing import PAPER, panel
-from spatialembed.pictures.html import plain
-from spatialembed.pictures.thumbnail import THUMB, Look
+from spatialembed.pictures.thumbnail import SIDE, Thumbnail
 
 PER_SHEET, COLUMNS = 48, 6
 """Thumbnails of a page, and in a row of a full one."""
@@ -27,9 +27,10 @@ class ContactSheet:
         self.pages = 0
         self._tiles: list[tuple[str, np.ndarray]] = []
 
-    def add(self, look: Look) -> None:
+    def add(self, image: Thumbnail) -> None:
         """Set an image on the sheet. Raises SpatialEmbedError ``disk_full``."""
-        self._tiles.append((f"{short(look.image)}: {len(look.scores):,}", _squared(look.thumbnail)))
+        caption = f"{short(image.image)}: {len(image.scores):,}"
+        self._tiles.append((caption, _squared(image.picture)))
         if len(self._tiles) == PER_SHEET:
             self.write()
 
@@ -58,14 +59,14 @@ class ContactSheet:
 
 def short(name: str) -> str:
     """A name that fits below a thumbnail; its end says most, so the middle goes."""
-    name = plain(name)
+    name = printable(name)
     return name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[-(NAME - NAME // 3 - 1) :]}"
 
 
-def _squared(thumbnail: np.ndarray) -> np.ndarray:
-    """The thumbnail in the middle of a square of ``THUMB`` px."""
-    height, width = thumbnail.shape[:2]
-    square = np.full((THUMB, THUMB, 3), PAPER, np.uint8)
-    top, left = (THUMB - height) // 2, (THUMB - width) // 2
-    square[top : top + height, left : left + width] = thumbnail
+def _squared(picture: np.ndarray) -> np.ndarray:
+    """The picture in the middle of a square of ``SIDE`` px."""
+    height, width = picture.shape[:2]
+    square = np.full((SIDE, SIDE, 3), PAPER, np.uint8)
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    square[top : top + height, left : left + width] = picture
     return square

@@ -1,7 +1,7 @@
-"""One image at a glance, made where its files are written: a thumbnail and its telling objects.
+"""Small pictures of an image, made where its files are written: the whole, and its telling objects.
 
-What is kept of an image is small, whatever its size: a folder of thousands has its looks in memory
-one after the other.
+What is kept of an image is small, whatever its size: a folder of thousands has its thumbnails in
+memory one after the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from spatialembed.pictures.drawing import PAPER, display, nearest, outlines, overlay, resized
 from spatialembed.types import Instances
 
-THUMB = 240
+SIDE = 240
 """Longer side of a thumbnail, px."""
 CROP = 144
 """Side of the picture of an object, px."""
@@ -38,23 +38,23 @@ class Crop(NamedTuple):
     picture: np.ndarray  # (CROP, CROP, 3) uint8
 
 
-class Look(NamedTuple):
+class Thumbnail(NamedTuple):
     """One image and its N objects."""
 
     image: str  # as the shared files name it
     link: str  # of its overlay, relative to the folder of the results, "" where there is none
-    thumbnail: np.ndarray  # (h, w, 3) uint8, THUMB px at most
+    picture: np.ndarray  # (h, w, 3) uint8, SIDE px at most
     scores: np.ndarray  # (N,) float32
-    expected: np.ndarray | None  # (N,) float32, None of a model that is not calibrated
+    expected_iou: np.ndarray | None  # (N,) float32, None of a model that is not calibrated
     classes: np.ndarray  # (N,) int64
     areas: np.ndarray  # (N,) int64 px
-    worst: tuple[Crop, ...]  # objects, the worst first
-    best: tuple[Crop, ...]  # objects, the best first
+    worst: tuple[Crop, ...] = ()  # objects, the worst first
+    best: tuple[Crop, ...] = ()  # objects, the best first
 
     @property
     def quality(self) -> np.ndarray:
-        """(N,) what its objects are ranked by: the expected IoU if there is one, or the score."""
-        return self.scores if self.expected is None else self.expected
+        """(N,) by which its objects are ranked: the expected IoU if there is one, or the score."""
+        return self.scores if self.expected_iou is None else self.expected_iou
 
     @property
     def mean_quality(self) -> float:
@@ -62,49 +62,37 @@ class Look(NamedTuple):
         return float(self.quality.mean()) if len(self.scores) else float("nan")
 
 
-def look_at(image: str, link: str, pixels: Any, found: Instances, boxes: np.ndarray,
-            areas: np.ndarray) -> Look:  # fmt: skip
-    """The look of an image as it was read, and of what was found in it.
-
-    pixels: (H, W) or (H, W, 3), any dtype. found: numpy, labels (H, W). boxes: (N, 4) x1 y1 x2 y2
-    px. areas: (N,) px.
-    """
-    labels = found.labels
-    look = glance(image, link, pixels, labels, found, areas)
-    order = np.argsort(look.quality, kind="stable")
-    worst, best = order[:EXTREMES], order[::-1][:EXTREMES]
-
-    def crops(which: np.ndarray) -> tuple[Crop, ...]:
-        return tuple(
-            Crop(
-                image, link, int(i) + 1, int(found.classes[i]), float(look.quality[i]),
-                int(areas[i]), _crop(np.asarray(pixels), labels, int(i) + 1, boxes[i]),
-            )
-            for i in which
-        )  # fmt: skip
-
-    return look._replace(worst=crops(worst), best=crops(best))
-
-
-def glance(
+def thumbnail(
     image: str,
     link: str,
     pixels: Any,
     labels: np.ndarray,
     found: Instances,
     areas: np.ndarray,
-) -> Look:
-    """The look of an image of which only a reduced picture and reduced labels are there.
+    boxes: np.ndarray | None = None,
+) -> Thumbnail:
+    """Thumbnail of an image as it was read or of a reduced one, with the objects found in it.
 
-    found: its own labels are not looked at.
+    image, link: as ``Thumbnail`` has them. pixels: (h, w) or (h, w, 3), any dtype. labels: (h, w).
+    found: numpy; its own labels are not looked at. areas: (N,) px. boxes: (N, 4) x1 y1 x2 y2 px of
+    the objects in ``labels``; None of a reduced image, from which no objects are cut out.
     """
-    return Look(
-        image, link, thumbnail(pixels, labels),
-        found.scores, found.expected_iou, found.classes, np.asarray(areas), (), (),
-    )  # fmt: skip
+    facts = found.scores, found.expected_iou, found.classes, np.asarray(areas)
+    small = Thumbnail(image, link, small_overlay(pixels, labels), *facts)
+    if boxes is None:
+        return small
+    order = np.argsort(small.quality, kind="stable")
+
+    def crop(i: int) -> Crop:
+        picture = _crop(np.asarray(pixels), labels, i + 1, boxes[i])
+        quality = float(small.quality[i])
+        return Crop(image, link, i + 1, int(found.classes[i]), quality, int(areas[i]), picture)
+
+    worst, best = (tuple(map(crop, some[:EXTREMES].tolist())) for some in (order, order[::-1]))
+    return small._replace(worst=worst, best=best)
 
 
-def thumbnail(pixels: Any, labels: np.ndarray, side: int = THUMB) -> np.ndarray:
+def small_overlay(pixels: Any, labels: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Overlay (h, w, 3) uint8 of an image at no more than ``side`` px, its outlines drawn there."""
     pixels = np.asarray(pixels)
     height, width = labels.shape
@@ -112,8 +100,8 @@ def thumbnail(pixels: Any, labels: np.ndarray, side: int = THUMB) -> np.ndarray:
     scale = side / max(height, width)
     scale = scale if scale < 1 else min(8, int(scale))  # small images by a whole factor
     small_hw = max(1, round(height * scale)), max(1, round(width * scale))
-    picture = overlay(pixels[::every, ::every], np.zeros(pixels[::every, ::every].shape[:2], int))
-    return overlay(resized(picture, *small_hw), nearest(labels, *small_hw))
+    picture = resized(display(pixels[::every, ::every]), *small_hw)
+    return overlay(picture, nearest(labels, *small_hw))
 
 
 def _crop(pixels: np.ndarray, labels: np.ndarray, label: int, box: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.listing import mark_results
 from spatialembed.images.pixel_size import pixel_size
 from spatialembed.pictures.run_page import Gallery
-from spatialembed.pictures.thumbnail import Look, look_at
+from spatialembed.pictures.thumbnail import Thumbnail, thumbnail
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
@@ -62,7 +62,7 @@ class _Page(NamedTuple):
 
     rows: str
     entry: coco.Entry | None
-    look: Look | None = None  # for the gallery
+    thumbnail: Thumbnail | None = None  # for the gallery
     upload: Path | None = None  # the text file for Cityscapes
 
 
@@ -84,7 +84,7 @@ class ResultFolder:
     ) -> None:
         """Names of ``formats.FORMATS``; simplify: of outlines, px, see ``polygons``.
 
-        gallery: is handed the look of each image; who made it closes it.
+        gallery: is handed the thumbnail of each image; who made it closes it.
 
         Raises SpatialEmbedError of ``formats.check`` (exit 2).
         """
@@ -143,29 +143,30 @@ class ResultFolder:
             upload = write_result(self.out / CITYSCAPES, place.name, found)
         if image.ambiguity is not None:
             write_ambiguity(place, image.ambiguity)
-        rows, entry, look = "", None, None
+        rows, entry, small = "", None, None
         if self._table or self._coco or self.gallery:
             facts = measure(found.labels, len(found), image.pixels)
             rows = objects_csv.rows(image.name, found, facts, image.pixel_um) if self._table else ""
             entry = coco.describe(image.name, found, facts) if self._coco else None
             if self.gallery:
                 link = self.link(place) if "overlay" in formats else ""
-                look = look_at(image.name, link, image.pixels, found, facts.boxes, facts.areas)
-        return _Page(rows, entry, look, upload)
+                what = image.pixels, found.labels, found, facts.areas, facts.boxes
+                small = thumbnail(image.name, link, *what)
+        return _Page(rows, entry, small, upload)
 
     def link(self, place: Path) -> str:
         """The overlay of an image as a page in the folder names it; place: as ``overlay_path``."""
         return overlay_path(place).relative_to(self.out).as_posix()
 
-    def note(self, rows: str, entry: coco.Entry, look: Look | None = None) -> None:
+    def note(self, rows: str, entry: coco.Entry, small: Thumbnail | None = None) -> None:
         """Add an image, whose own files are written already, to the shared files.
 
-        rows, entry, look: as ``table.rows``, ``coco.Entry`` and ``look.glance`` say them. Waits for
+        rows, entry, small: of ``objects_csv.rows``, ``coco.entries`` and ``thumbnail``. Waits for
         those added before.
         Raises SpatialEmbedError ``disk_full``.
         """
         self.wait()
-        self._append(_Page(rows, entry, look))
+        self._append(_Page(rows, entry, small))
         self.write()
 
     def _append(self, page: _Page) -> None:
@@ -173,10 +174,15 @@ class ResultFolder:
             self._table.append(page.rows)
         if self._coco is not None and page.entry is not None:
             self._coco.append(page.entry)
+<<<<<<< HEAD
         if page.look is not None:
             self.gallery.add(page.look)
         if page.upload is not None:
             self._uploads.append(page.upload)
+=======
+        if page.thumbnail is not None:
+            self.gallery.add(page.thumbnail)
+>>>>>>> 27b7a15 (Make the HTML pages from jinja2 templates, and plots in one chart module)
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""
