@@ -174,15 +174,10 @@ class ResultFolder:
             self._table.append(page.rows)
         if self._coco is not None and page.entry is not None:
             self._coco.append(page.entry)
-<<<<<<< HEAD
-        if page.look is not None:
-            self.gallery.add(page.look)
-        if page.upload is not None:
-            self._uploads.append(page.upload)
-=======
         if page.thumbnail is not None:
             self.gallery.add(page.thumbnail)
->>>>>>> 27b7a15 (Make the HTML pages from jinja2 templates, and plots in one chart module)
+        if page.upload is not None:
+            self._uploads.append(page.upload)
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""
