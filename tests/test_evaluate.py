@@ -91,7 +91,7 @@ class FakePredictor:
     settings = ClusterOptions()
 
     def __init__(self, answers: Sequence[Instances], class_names: tuple[str, ...] = ONE) -> None:
-        self.info = SimpleNamespace(class_names=class_names)
+        self.info = SimpleNamespace(class_names=class_names, split=None)
         self.answers = answers
 
     def __call__(self, image: np.ndarray) -> Instances:

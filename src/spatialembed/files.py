@@ -35,6 +35,17 @@ def check_writable(folder: Path, remedy: str = "choose another folder by --out")
         raise SpatialEmbedError("not_writable", what, remedy, USAGE) from error
 
 
+def free_name(parent: Path, stem: str) -> str:
+    """``stem``, or with the first number that makes it new: no run lands in another's folder."""
+    taken = set(os.listdir(parent)) if parent.is_dir() else set()
+    number = 1
+    name = stem
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
 @contextmanager
 def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -> Iterator[None]:
     """Hold a folder; a second holder is refused. The lock dies with its process, killed or not.

@@ -31,21 +31,23 @@ class EvaluateOptions:
     data: str
     """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
     .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
-    split: Literal["train", "val", "test"] | None = None
-    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
-    val_fraction: float = 0.2
-    """Share that training held out of a flat folder."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Part of the folder. Of a flat one, train or val by the images that the model was trained on,
+    or by the next three; null: all but those that it was trained on; all: those too."""
+    val_fraction: float | None = None
+    """Share that training held out of a flat folder; null: as the model says, or 0.2."""
     group_by: str | None = None
     """Column of index.csv whose groups training held out whole; alone it means --split val."""
-    seed: int = 0
-    """Of that split."""
+    seed: int | None = None
+    """Of that split; null: as the model says, or 0."""
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
     """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
     its official tools too; coco: of masks as COCO counts it, for any data."""
     sampling: Literal["seed", "truth"] = "seed"
     """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
-    out: str = "runs/evaluate"
-    """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes)."""
+    out: str | None = None
+    """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes); null:
+    runs/evaluate/ and the name of the data, numbered."""
     allow_missing: bool = False
     """Leave out images without mask and masks without image."""
     split_components: bool = False
@@ -71,18 +73,20 @@ class TuneOptions:
     data: str
     """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
     .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
-    split: Literal["train", "val", "test"] | None = None
-    """Part of the folder. Of a flat one, train or val as training parts it by the next three."""
-    val_fraction: float = 0.2
-    """Share that training held out of a flat folder."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Part of the folder. Of a flat one, train or val by the images that the model was trained on,
+    or by the next three; null: all but those that it was trained on; all: those too."""
+    val_fraction: float | None = None
+    """Share that training held out of a flat folder; null: as the model says, or 0.2."""
     group_by: str | None = None
     """Column of index.csv whose groups training held out whole; alone it means --split val."""
-    seed: int = 0
-    """Of that split."""
+    seed: int | None = None
+    """Of that split; null: as the model says, or 0."""
     out: str | None = None
     """Model folder to write; null: the model's own, which a bundled model has not."""
-    report: str = "runs/tune"
-    """Folder of tuning.png, tuning.csv and tuning.json."""
+    report: str | None = None
+    """Folder of tuning.png, tuning.csv and tuning.json; null: runs/tune/ and the name of the data,
+    numbered."""
     allow_missing: bool = False
     """Leave out images without mask and masks without image."""
     split_components: bool = False

@@ -42,7 +42,7 @@ def demo(options: DemoOptions) -> int:
     """Show what it does, on a generated field of nuclei and a photograph of coins."""
     from spatialembed.command.demo import demo as run
     from spatialembed.command.demo import train_demo
-    from spatialembed.training.run_folder import free_name
+    from spatialembed.files import free_name
 
     out = Path(options.out)
     if options.train:
@@ -79,7 +79,8 @@ def doctor(options: DoctorOptions) -> int:
 def train(options: TrainOptions) -> int:
     """Train a model on images with label masks or COCO annotations."""
     from spatialembed.data.open import data_name
-    from spatialembed.training.run_folder import free_name, rank
+    from spatialembed.files import free_name
+    from spatialembed.training.run_folder import rank
 
     if not options.resume and options.name is None:  # named here, to be told to who interrupts
         name = free_name(Path(options.out), data_name(options.data))
@@ -129,10 +130,11 @@ def evaluate(options: EvaluateOptions) -> int:
         pixels=_pixels(dataset),
     )
     dataset = with_classes_of(predictor.info.class_names, dataset)
-    report = run(predictor, dataset, options.metric, sampling=options.sampling, out=options.out)
-    report.write(options.out)
+    out = _new_folder(options.out, "evaluate", options.data)
+    report = run(predictor, dataset, options.metric, sampling=options.sampling, out=out)
+    report.write(out)
     Console().print(report.table())
-    print(f"{options.out}: {', '.join(FILES[options.metric])}")
+    print(f"{out}: {', '.join(FILES[options.metric])}")
     return 0
 
 
@@ -153,20 +155,23 @@ def tune(options: TuneOptions) -> int:
         pixels=_pixels(dataset),
     )
     dataset = with_classes_of(predictor.info.class_names, dataset)
-    result = tuning.tune(predictor, dataset, groups=tuning.groups(dataset, options.group_by))
-    tuning.write_report(result, options.report)
+    groups = tuning.groups(dataset, options.group_by)
+    report = _new_folder(options.report, "tune", options.data)
+    result = tuning.tune(predictor, dataset, groups=groups)
+    tuning.write_report(result, report)
     tuning.save(result, options.model, folder, data_name(options.data))
     Console().print(tuning.table(result))
     new = [("thresholds", result.pays), ("calibration", result.fitted is not None)]
     said = " and ".join(what for what, written in new if written)
     print(f"{folder}: {said or 'only the record of the tuning'} written")
-    print(f"{options.report}: tuning.png, tuning.csv, tuning.json")
+    print(f"{report}: tuning.png, tuning.csv, tuning.json")
     return 0
 
 
 def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
     from spatialembed.data.open import described, select
+    from spatialembed.inference.model_file import load
 
     dataset = select(
         options.data,
@@ -174,6 +179,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
         val_fraction=options.val_fraction,
         group_by=options.group_by,
         seed=options.seed,
+        record=load(options.model)[1].split,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
         plain_ids=options.plain_ids,
@@ -181,6 +187,17 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     )
     print(described(options.data, dataset))
     return dataset
+
+
+def _new_folder(given: str | None, verb: str, data: str) -> Path:
+    """The folder that is given, or a new one of runs/, so that no report takes another's place."""
+    from spatialembed.data.open import data_name
+    from spatialembed.files import check_writable, free_name
+
+    runs = Path("runs", verb)
+    folder = Path(given) if given else runs / free_name(runs, data_name(data))
+    check_writable(folder)
+    return folder
 
 
 def _pixels(dataset: FileDataset) -> float:

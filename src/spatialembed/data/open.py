@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from spatialembed.console import printable
 from spatialembed.data import cityscapes, folder
 from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
 from spatialembed.data.coco import open_coco
 from spatialembed.data.dataset import Dataset, FileDataset, Split
 from spatialembed.data.folder import open_folder
+from spatialembed.data.split_record import SplitRecord
 from spatialembed.data.splitting import split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.read import MAX_PIXELS
+
+logger = logging.getLogger("spatialembed")
 
 Layout = Literal["folder", "coco", "cityscapes"]
 
@@ -137,13 +142,18 @@ def open_data(
     )
 
 
+Part = Literal["train", "val", "test", "all"]
+"""What may be scored on: a part of the data set, or of a flat one all."""
+
+
 def select(
     path: str | Path,
     *,
-    split: Split | None = None,
-    val_fraction: float = 0.2,
+    split: Part | None = None,
+    val_fraction: float | None = None,
     group_by: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    record: SplitRecord | None = None,
     allow_missing: bool = False,
     split_components: bool = False,
     plain_ids: bool = False,
@@ -152,15 +162,18 @@ def select(
 ) -> FileDataset:
     """Images with truth, to score or tune on; ``path`` is as ``open_data`` takes it.
 
-    split: a subfolder where there is one of that name, otherwise the side that a training with this
-    val_fraction, group_by and seed learned from ("train") or held out ("val"). group_by alone means
-    "val"; without either all images are taken. A data set in parts is not taken as a whole.
+    split: a subfolder where there is one of that name, otherwise the side that training learned
+    from ("train") or held out ("val"): by the ``record`` of the model, or as a training with this
+    val_fraction (0.2), group_by and seed (0) parts them, where one of the three is given or no
+    image is in the record. group_by alone means "val". Without any of these, or with "all", all
+    images of a flat data set are taken, without "all" those in the record left out; a logged line
+    says which. A data set in parts is not taken as a whole.
 
     Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do, and: no_truth.
     """
     there = splits(path)
-    named = split if split in there else None
-    if split is None and len(there) > 1:
+    named = split if split in there and split != "all" else None
+    if split in (None, "all") and len(there) > 1:
         raise SpatialEmbedError(
             "no_split",
             f"{path}: no part of it is named",
@@ -178,10 +191,45 @@ def select(
     )
     if split == "test":
         _refuse_hidden_truth(path, dataset)
-    if named or (split is None and group_by is None):
+    if named or split == "all":
         return dataset
-    parts = split_dataset(dataset, fraction=val_fraction, group_by=group_by, seed=seed)
+    by_flags = group_by is not None or (split and (val_fraction, seed) != (None, None))
+    if not by_flags:
+        if split is None and record is None:
+            logger.info(
+                "all %d images are taken, whether trained on or not, of which the model has no "
+                "record; --split val takes those that training held out",
+                len(dataset),
+            )
+            return dataset
+        parted = None if record is None else _by_record(dataset, split, record)
+        if parted is not None:
+            return parted
+    fraction = 0.2 if val_fraction is None else val_fraction
+    parts = split_dataset(dataset, fraction=fraction, group_by=group_by, seed=seed or 0)
     return parts[0] if split == "train" else parts[1]
+
+
+def _by_record(dataset: FileDataset, split: Part | None, record: SplitRecord) -> FileDataset | None:
+    """The side of a flat data set by the record; None where the record does not part it."""
+    saw = record.saw(dataset)
+    count = sum(saw)
+    if split == "train" and count:
+        return dataset.subset(i for i, seen in enumerate(saw) if seen)
+    held_out = record.held_out(dataset) if count else dataset
+    if not count or not len(held_out):
+        return dataset if split is None else None  # how many were seen, the evaluation says
+    if split is None:
+        grouped = f" with their groups of {printable(record.group_by)}" if record.group_by else ""
+        logger.info(
+            "%d of %d images were trained on and are left out%s: %d are taken; --split all takes "
+            "all",
+            count,
+            len(dataset),
+            grouped,
+            len(held_out),
+        )
+    return held_out
 
 
 def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:

@@ -13,6 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from spatialembed.data.split_record import sentence
 from spatialembed.evaluation.label_report import Sampling, json_ready, mean, number
 from spatialembed.files import atomic_write
 
@@ -33,6 +34,7 @@ class BenchmarkReport:
     truncated: int = 0  # images whose prediction stopped at max_instances
     notes: tuple[str, ...] = ()  # sentences below the table
     official: Mapping[str, np.ndarray] = field(default_factory=dict)  # as figures, where compared
+    trained_on: int | None = None  # so many of the images; None: not known
 
     def mean(self, name: str) -> float:
         """A figure's mean over the classes where it is defined; NaN if it is nowhere."""
@@ -51,6 +53,7 @@ class BenchmarkReport:
             "sampling": self.sampling,
             "class_names": list(self.class_names),
             "images": len(self.seconds),
+            "trained_on_images": self.trained_on,
             "truncated_images": self.truncated,
             "seconds": sum(self.seconds),
             "median_seconds": self.median_seconds,
@@ -71,7 +74,7 @@ class BenchmarkReport:
         """For the screen: a row a class, then means and sums; official figures beside ours."""
         table = Table(
             title=self._title(),
-            caption=escape(" ".join((*self.notes, self._timing()))),
+            caption=escape(" ".join((*self.notes, self._timing(), self._seen())).rstrip()),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
@@ -96,6 +99,9 @@ class BenchmarkReport:
     def _timing(self) -> str:
         stopped = f" Stopped at the limit of instances: {self.truncated} images."
         return f"{self.median_seconds:.3f} s an image (median)." + stopped * bool(self.truncated)
+
+    def _seen(self) -> str:
+        return sentence(self.trained_on, len(self.seconds))
 
     def write(self, folder: str | Path) -> None:
         """Write ``report.json`` into a folder."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
@@ -16,6 +17,7 @@ from spatialembed.console import console
 from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.data.dataset import Dataset
 from spatialembed.data.open import check_classes
+from spatialembed.data.split_record import trained_on
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore
@@ -102,6 +104,7 @@ def evaluate(
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))
     check_classes(predictor.info.class_names, dataset)
+    seen = trained_on(predictor.info.split, dataset)
     folder = None if out is None else Path(out)
     score = _score(metric, dataset, sampling, folder, progress)
     with _progress(enabled=progress) as bar:
@@ -110,7 +113,7 @@ def evaluate(
             sample = dataset[i]
             score.add(i, sample, *_predict(predictor, sample, sampling))
             bar.update(task, advance=1, ap=score.running)
-    return score.report()
+    return replace(score.report(), trained_on=seen)
 
 
 def check_metric(metric: str, dataset: Dataset) -> None:

@@ -19,6 +19,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from spatialembed.data.split_record import sentence
 from spatialembed.evaluation.label_metrics import Counts
 from spatialembed.evaluation.reliability import Reliability
 from spatialembed.files import atomic_write
@@ -83,6 +84,7 @@ class Report:
     thresholds: tuple[float, ...]  # (T,)
     worst: tuple[WorstImage, ...] = field(default=(), repr=False, compare=False)
     reliability: Reliability | None = field(default=None, repr=False, compare=False)
+    trained_on: int | None = None  # so many of the images; None: not known
 
     @cached_property
     def _image_ap(self) -> np.ndarray:
@@ -152,6 +154,7 @@ class Report:
             "class_names": list(self.class_names),
             "thresholds": list(self.thresholds),
             "images": len(self.rows),
+            "trained_on_images": self.trained_on,
             "undefined_images": self.undefined,
             "truncated_images": sum(row.truncated for row in self.rows),
             "seconds": sum(row.seconds for row in self.rows),
@@ -279,7 +282,8 @@ def _caption(report: Report) -> str:
         words.append(f"Without any object, so without AP and left out: {report.undefined} images.")
     if truncated := sum(row.truncated for row in report.rows):
         words.append(f"Stopped at the limit of instances: {truncated} images.")
-    return " ".join(words)
+    words.append(sentence(report.trained_on, len(report.rows)))
+    return " ".join(words).rstrip()
 
 
 def _page(report: Report) -> str:

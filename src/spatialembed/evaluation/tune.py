@@ -28,6 +28,7 @@ from rich.table import Table
 from spatialembed.console import console
 from spatialembed.data.dataset import Dataset, FileDataset
 from spatialembed.data.open import check_classes
+from spatialembed.data.split_record import sentence, trained_on
 from spatialembed.data.splitting import group_keys
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.evaluation.threshold_sweep import Surface, mean_over_images, sweep
@@ -49,6 +50,7 @@ class Tuning:
 
     surface: Surface
     groups: np.ndarray  # (I,) int64, images of one group stand or fall together
+    trained_on: int | None = None  # so many of the images; None: not known
 
     @cached_property
     def best(self) -> tuple[int, ...]:
@@ -140,6 +142,7 @@ class Tuning:
         gain, error = self.gain
         return {
             "images": len(self.surface.ap),
+            "trained_on_images": self.trained_on,
             "groups": len(np.unique(self.groups)),
             "cells": int(np.isfinite(self.surface.mean()).sum()),
             "before": {"thresholds": asdict(base), "ap": _mean(self.at(self.before))},
@@ -191,6 +194,7 @@ def tune(
             predicting an image.
     """
     check_classes(predictor.info.class_names, dataset)
+    seen = trained_on(predictor.info.split, dataset)
     names = [str(i) for i in range(len(dataset))] if groups is None else list(groups)
     number = np.unique(names, return_inverse=True)[1]
     with _bar(progress) as bar:
@@ -204,7 +208,7 @@ def tune(
             groups=number.tolist(),
             progress=lambda: bar.advance(task),
         )
-    return Tuning(surface, number)
+    return Tuning(surface, number, seen)
 
 
 def _bar(shown: bool) -> Progress:
@@ -303,8 +307,9 @@ def _caption(said: dict[str, Any]) -> str:
     verdict = "taken" if said["taken"] else "within noise, so the thresholds before stay"
     return (
         f"On images that the choice has not seen: {_figure(best)}, gain {gain}, standard error "
-        f"{error}: {verdict}. As good: lower by less than the standard error of the difference."
-    )
+        f"{error}: {verdict}. As good: lower by less than the standard error of the difference. "
+        f"{sentence(said['trained_on_images'], said['images'])}"
+    ).rstrip()
 
 
 def write_report(tuning: Tuning, folder: str | Path) -> None:

@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from spatialembed.data.split_record import SplitRecord
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.inference.model_json import bad_model, check_keys, parse_fields, parse_json, typed
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
 WEIGHTS, FACTS, PENDING = "model.safetensors", "model.json", "model.pending.json"
 FORMAT_VERSION = 1
 _MAX_WEIGHTS = 1 << 30
-_MAX_FACTS = 1 << 20
+_MAX_FACTS = 1 << 24  # 8 bytes for each image of the training, see SplitRecord
 _KEYS = {
     "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
     "weights_sha256",
 }  # fmt: skip
-_OPTIONAL_KEYS = {"calibration"}
+_OPTIONAL_KEYS = {"calibration", "split"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class ModelInfo:
     training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
     calibration: Calibration | None = None  # how good objects are expected to be
     weights_sha256: str = field(default="", compare=False)  # of the file it was read from
+    split: SplitRecord | None = None  # which images it was trained on
 
 
 def save(
@@ -187,6 +189,8 @@ def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
     }
     if info.calibration is not None:
         facts["calibration"] = asdict(info.calibration)
+    if info.split is not None:
+        facts["split"] = info.split.to_json()
     return _plain(facts)
 
 
@@ -310,8 +314,21 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     calibration = facts.get("calibration")
     if calibration is not None:
         calibration = parse_fields(Calibration, calibration, f"{where}: calibration")
+    split = facts.get("split")
+    if split is not None:
+        try:
+            split = SplitRecord.from_json(split)
+        except ValueError as error:
+            raise bad_model(where, f"split: {error}") from error
     return ModelInfo(
-        tuple(names), elliptical, normalization, thresholds, scale, training, calibration
+        tuple(names),
+        elliptical,
+        normalization,
+        thresholds,
+        scale,
+        training,
+        calibration,
+        split=split,
     )
 
 

@@ -29,7 +29,7 @@ import yaml
 
 from spatialembed import files
 from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, free_name
 
 logger = logging.getLogger("spatialembed")
 
@@ -185,17 +185,6 @@ class History:
         if points:
             marker = marker or ("o" if len(points) == 1 else "")  # a line of one point is none
             axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3)
-
-
-def free_name(parent: Path, stem: str) -> str:
-    """``stem``, or with the first number that makes it new: no run lands in another's folder."""
-    taken = set(os.listdir(parent)) if parent.is_dir() else set()
-    number = 1
-    name = stem
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    return name
 
 
 def new_run(out: Path, name: str | None, stem: str) -> Path:

@@ -12,6 +12,7 @@ import torch
 
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.open import data_name
+from spatialembed.data.split_record import SplitRecord
 from spatialembed.inference.engine import Precision, TorchEngine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.cluster import ClusterOptions
@@ -36,6 +37,7 @@ class Setup:
     start: Path | None  # checkpoint to go on from
     index: InstanceIndex | None  # of the training images, where it is needed
     foreground_weight: float | list[float]  # of the seed term, as measured where it is
+    split: SplitRecord | None = None  # for the model file, in the process that writes it
 
     @property
     def normalization(self) -> Normalization:
@@ -71,6 +73,7 @@ class Setup:
             thresholds=thresholds,
             scale=self.options.scale,
             training=facts,
+            split=self.split,
         )
 
     def facts(self, ap: float | None, done: int, seconds: float) -> dict[str, Any]:

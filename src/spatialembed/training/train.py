@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from spatialembed.console import Stages
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.open import data_name, described, for_scoring, open_data, splits
+from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
 from spatialembed.evaluation.threshold_sweep import usual_min_pixels
@@ -125,7 +126,7 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
         plain_ids=options.plain_ids,
         max_pixels=options.max_pixels,
     )
-    if {"train", "val"} <= set(splits(options.data)):
+    if _in_parts(options):
         train_set, val_set = opened(split="train"), opened(split="val")
     else:
         train_set, val_set = split_dataset(
@@ -218,7 +219,39 @@ def _set_up(
         start,
         index,
         _foreground_weight(options, train_set, index),
+        _split(options, run, train_set, val_set) if rank() == 0 else None,
     )
+
+
+def _split(
+    options: TrainOptions, run: Path, train_set: FileDataset, val_set: FileDataset
+) -> SplitRecord | None:
+    """For the model file: the images that it has seen, those of the model it started from too."""
+    in_parts = _in_parts(options)
+    with Stages(True, "images") as stages:
+        stages.begin("hashing", len(train_set) + len(val_set))
+        record = split_record(
+            train_set,
+            val_set,
+            val_fraction=None if in_parts else options.val_fraction,
+            group_by=None if in_parts else options.group_by,
+            seed=options.seed,
+            progress=lambda: stages.advance(1),
+        )
+    for earlier in (run / "model", options.init):  # the first, where this run is resumed
+        with suppress(SpatialEmbedError):  # told of by whoever needs the model
+            before = model_file.load(earlier)[1].split if earlier else None
+            if before is not None:
+                record = replace(record, trained=record.trained | before.trained)
+    if len(record.trained) > MOST_IMAGES:
+        logger.warning("more than %d images: the model keeps no record of them", MOST_IMAGES)
+        return None
+    return record
+
+
+def _in_parts(options: TrainOptions) -> bool:
+    """Whether the data set comes in train/ and val/, or is to be split."""
+    return {"train", "val"} <= set(splits(options.data))
 
 
 def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
