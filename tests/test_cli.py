@@ -187,7 +187,7 @@ def test_evaluate_on_a_named_part(scenes: Path, tmp_path: Path) -> None:
         for folder in ("images", "masks"):
             (tmp_path / part / folder).symlink_to(scenes / folder)
     assert len(evaluated(tmp_path, split="test")) == 6
-    with pytest.raises(SpatialEmbedError, match=r"no part of it is named .*train, test"):
+    with pytest.raises(SpatialEmbedError, match=r"in parts, and none is named .*train, test"):
         evaluated(tmp_path)
     with pytest.raises(SpatialEmbedError, match="no_split"):
         evaluated(scenes, split="test")

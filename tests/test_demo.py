@@ -123,7 +123,7 @@ def test_demo_says_what_was_found(
     assert f"{field.max()} objects" in said
     assert "mean AP (IoU .50 to .90) 1.000, AP50 1.000" in said
     assert "23 of the 24 coins" in said
-    assert "1 finds are no coin" in said
+    assert "1 other detections: no coin" in said
     assert str(tmp_path / "nuclei_overlay.png") in said
     assert str(tmp_path / "coins_overlay.png") in said
     for name, labels in (("nuclei", field), ("coins", coins)):

@@ -145,7 +145,7 @@ def test_outlines_of_tiled_images_are_said_to_be_missing(
     predict_folder(
         predictor, [inputs], out, formats=["csv", "geojson"], tiles=small, progress=False
     )
-    assert "no geojson of the 2 images that go by tiles" in caplog.text
+    assert "no geojson for the 2 tiled images" in caplog.text
     assert (out / "objects.csv").exists()
     assert not (out / "instances.json").exists()
     assert not [*out.rglob("*.geojson")]

@@ -355,7 +355,7 @@ def test_anything_else_begins_anew(
         engine.precision = "bfloat16"
     with caplog.at_level(logging.WARNING, "spatialembed"):
         result = run(engine, path, tmp_path / "out", tiles)
-    assert f"begun anew, another {change} than before" in caplog.text
+    assert f"starting over, the {change} has changed" in caplog.text
     assert result.resumed == 0
     check(result, whole(NearCentres(), pixels), tmp_path / "out", "a.tif")
 

@@ -73,7 +73,7 @@ def _show_coins(predictor: Predictor, results: ResultFolder) -> None:
     right = int(counts(overlaps(found.labels, coins_truth(photograph)), (0.5,)).tp[0])
     print("A photograph of 24 Greek coins, by a model that has seen generated shapes only:")
     print(f"  {right} of the {COINS} coins found (IoU >= 0.5) in {seconds:.1f} s")
-    print(f"  {len(found) - right} finds are no coin, or not the whole of one")
+    print(f"  {len(found) - right} other detections: no coin, or only part of one")
     print(f"  {results.add('coins', photograph, found)}")
 
 
@@ -145,7 +145,7 @@ def train_demo(out: Path, name: str, *, seed: int = 0, scenes: int = 480) -> flo
     print(
         f"AP50 {ap50:.3f}, mean over {len(scores)} fresh scenes of at least {CROWD} touching shapes"
     )
-    print(f"  {out}/fresh_00_overlay.png and on: what was found in them")
+    print(f"  {out}/fresh_00_overlay.png and so on: the detections in them")
     print(f"  {run}/samples: validation scenes with truth and maps; {run}/curves.png")
     return ap50
 

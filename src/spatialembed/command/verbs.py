@@ -107,7 +107,7 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        print(f"interrupted; go on with: spatialembed train --resume {folder}", file=sys.stderr)
+        print(f"interrupted; continue with: spatialembed train --resume {folder}", file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
 
 

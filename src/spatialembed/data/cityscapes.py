@@ -71,7 +71,7 @@ class _Meaning:
         if len(strange):
             raise SpatialEmbedError(
                 "label_scheme",
-                f"{where}: the id {strange[0]} is none of Cityscapes",
+                f"{where}: the id {strange[0]} is not one of Cityscapes",
                 "give its gtFine_instanceIds files, neither train ids nor plain numbers",
             )
         present = present[self.instance[present]].astype(np.int64)
@@ -180,7 +180,7 @@ class CityscapesDataset:
             if ids.shape == (height, width):
                 return self._sample(frame, np.ascontiguousarray(image), ids)
         what = f"{frame.image}: {width}x{height} px at ({left}, {top}) reach beyond it"
-        raise SpatialEmbedError("bad_window", what, "ask for a part inside of the image")
+        raise SpatialEmbedError("bad_window", what, "give a window inside the image")
 
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""

@@ -311,11 +311,11 @@ def open_coco(
     if missing and not allow_missing:
         raise SpatialEmbedError(
             "missing_pairs",
-            f"{path}: {len(missing)} images are not there: {'; '.join(missing)}",
+            f"{path}: {len(missing)} images are missing: {'; '.join(missing)}",
             "add them, or leave them out with --allow-missing",
         )
     if not found:
-        raise SpatialEmbedError("no_images", f"{path}: none of its images is there", "add them")
+        raise SpatialEmbedError("no_images", f"{path}: none of its images exists", "add them")
     return CocoDataset(found, tuple(categories.values()), max_pixels=max_pixels)
 
 
@@ -326,7 +326,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise SpatialEmbedError("not_found", f"{path}: no such file", "check the path") from None
     except (OSError, ValueError, RecursionError) as error:  # of UTF-8 as well as of JSON
         raise SpatialEmbedError(
-            "bad_json", f"{path}: no JSON: {error}", "copy or export it again"
+            "bad_json", f"{path}: not JSON: {error}", "copy or export it again"
         ) from error
     parts = ("images", "annotations", "categories")
     if not isinstance(data, dict) or not all(isinstance(data.get(p), list) for p in parts):

@@ -118,7 +118,7 @@ def open_data(
     if classes is not None or groups != "ignore":
         raise SpatialEmbedError(
             "bad_setting",
-            f"{path}: classes and groups are of Cityscapes, and this is none",
+            f"{path}: classes and groups apply to Cityscapes only",
             "leave them out",
             USAGE,
         )
@@ -176,7 +176,7 @@ def select(
     if split in (None, "all") and len(there) > 1:
         raise SpatialEmbedError(
             "no_split",
-            f"{path}: no part of it is named",
+            f"{path}: it comes in parts, and none is named",
             f"add --split with one of {', '.join(there)}",
             USAGE,
         )
@@ -240,8 +240,8 @@ def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
         return
     raise SpatialEmbedError(
         "no_truth",
-        f"{path}: no instance in any image of its test part, whose truth is kept by the benchmark",
-        "add --split val; or predict with --format cityscapes, and hand in upload.zip",
+        f"{path}: no instance in any image of its test part, whose truth the benchmark withholds",
+        "add --split val; or predict with --format cityscapes, and submit upload.zip",
     )
 
 

@@ -150,6 +150,5 @@ def _compare(
             "evaluators_differ",
             f"{name}: AP {mean(ours[c], axis=0):.12f} by the built-in evaluator, "
             f"{mean(theirs[c], axis=0):.12f} by cityscapesScripts",
-            "files of results or truth that were changed in between do this; if none was, report "
-            "it as a defect",
+            "was a file of results or truth changed in between? if not, please report it",
         )

@@ -236,8 +236,8 @@ def prepare(model: str, out: str | None) -> Path:
     if out is None and model in bundled_models():
         raise SpatialEmbedError(
             "bundled_model",
-            f"{model}: a model of the package is not written over",
-            "give a new model folder by --out",
+            f"{model}: a bundled model is never overwritten",
+            "name a new model folder with --out",
             USAGE,
         )
     folder = Path(out or model)

@@ -372,7 +372,7 @@ def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> 
         if objects > np.iinfo(np.uint16).max:
             raise SpatialEmbedError(
                 "too_many_objects",
-                f"{sample.name}: {objects} objects, 16-bit ids tell 65535",
+                f"{sample.name}: {objects} objects, 16-bit ids end at 65535",
                 "make smaller pictures",
             )
         write_png(out / "images" / f"{sample.name}.png", sample.image)

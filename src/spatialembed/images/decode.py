@@ -82,7 +82,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise SpatialEmbedError("not_a_file", f"{path}: no regular file", "name an image file")
+            raise SpatialEmbedError("not_a_file", f"{path}: not a plain file", "name an image file")
         file = open(path, "rb")  # noqa: SIM115  faults of opening only are caught here
     except FileNotFoundError:
         raise SpatialEmbedError("not_found", f"{path}: no such file", "check the path") from None
@@ -122,7 +122,7 @@ def _check_suffix(path: Path, form: str) -> None:
     family |= {".png": "PNG", ".bmp": "BMP", ".gif": "GIF"}
     named = family.get(path.suffix.lower(), form)
     if named != form:
-        warn(f"{path}: named like {named}, read as {form}, which it is")
+        warn(f"{path}: named like {named}, read as {form}, its actual format")
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -186,7 +186,7 @@ def each_page(path: Path, name: str) -> list[tuple[Path | Page, str]]:
 def _check_array(array: np.ndarray) -> None:
     if array.ndim not in (2, 3):
         shape = f"an array of shape {array.shape}"
-        raise SpatialEmbedError("bad_image", shape, "give (H, W) or (H, W, 3), one image a call")
+        raise SpatialEmbedError("bad_image", shape, "give (H, W) or (H, W, 3), one image per call")
     if array.ndim == 3 and array.shape[2] != 3:
         raise SpatialEmbedError(
             "bad_channels",
@@ -213,7 +213,7 @@ def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
         pixels = pixels.astype(np.float32)
     if bad := int(np.count_nonzero(~np.isfinite(pixels))):
         raise SpatialEmbedError(
-            "non_finite", f"{where}: {bad} pixels are NaN or Inf", "replace them before"
+            "non_finite", f"{where}: {bad} pixels are NaN or Inf", "replace them first"
         )
     return pixels
 

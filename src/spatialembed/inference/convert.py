@@ -39,9 +39,7 @@ def convert(file: str | Path, out: str | Path) -> Path:
     """
     file = Path(file)
     if not file.is_file():
-        raise SpatialEmbedError(
-            "not_found", f"{file}: there is no such file", "check the path", INPUT
-        )
+        raise SpatialEmbedError("not_found", f"{file}: no such file", "check the path", INPUT)
     state = _released_state(_load_weights_only(file), file)
     net = _fitting_net(state, file)
     net.load_state_dict(state)

@@ -38,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
         if present and not fault:
             return torch.device(kind)
         if fault:
-            logger.warning("device %s is there but fails: %s; falling back", kind, fault)
+            logger.warning("device %s exists but fails: %s; falling back", kind, fault)
     logger.info("no GPU that torch can use: running on the CPU")
     return torch.device("cpu")
 

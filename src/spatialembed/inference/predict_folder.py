@@ -142,9 +142,9 @@ def predict_folder(
         without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
         if without and large:
             left_out = ", ".join(without)
-            logger.warning("no %s of the %d images that go by tiles", left_out, len(large))
+            logger.warning("no %s for the %d tiled images", left_out, len(large))
         for path, name in large:
-            logger.info("%s: goes through the network tile by tile", path)
+            logger.info("%s: predicted tile by tile", path)
             how = _Tiled(options or predictor.settings, tiles, augment, progress)
             _predict_large(predictor, path, name, results, how, result)
     return result
@@ -249,7 +249,7 @@ def _count(result: FolderResult, path: Path | Page, objects: int, truncated: boo
     result.objects += objects
     if truncated:
         result.truncated.append(path)
-        logger.warning("%s: stopped at max_instances, more may be there", printable(str(path)))
+        logger.warning("%s: stopped at max_instances, there may be more", printable(str(path)))
 
 
 def _short(name: str) -> str:

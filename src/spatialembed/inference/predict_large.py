@@ -205,7 +205,7 @@ class _Run:
     def work(self, results: ResultFolder, name: str, stages: Stages) -> LargeResult:
         differs = self.folder.open()
         if differs:
-            logger.warning("%s: begun anew, another %s than before", self.source, differs)
+            logger.warning("%s: starting over, the %s has changed", self.source, differs)
         with closing(open_large(self.source, self.folder.path)) as source:
             image = rescaled(source, self.tiles.scale)
             plan = self.plan(image.shape_hw)

@@ -203,7 +203,7 @@ def check_room(folder: Path, pixels: int, share: float, itemsize: int) -> None:
     if need > free:
         raise SpatialEmbedError(
             "disk_full",
-            f"{folder}: {need / 1e9:.1f} GB needed for the work on a large image, "
+            f"{folder}: {need / 1e9:.1f} GB of working space needed for a large image, "
             f"{free / 1e9:.1f} GB are free",
             "free some space, or choose another output folder",
             RESOURCE,

@@ -34,7 +34,7 @@ def check_class_names(class_names: Sequence[str]) -> None:
     if unknown:
         raise SpatialEmbedError(
             "unknown_class",
-            f"{', '.join(unknown)}: no class of Cityscapes",
+            f"{', '.join(unknown)}: not a class of Cityscapes",
             f"its classes with instances are {', '.join(IDS)}; choose another format or metric",
             USAGE,
         )

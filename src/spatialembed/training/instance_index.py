@@ -189,7 +189,7 @@ def _read(path: Path) -> InstanceIndex | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        logger.warning("%s: damaged (%s), made anew", path, error)
+        logger.warning("%s: damaged (%s), rebuilt", path, error)
         return None
 
 
@@ -199,4 +199,4 @@ def _write(index: InstanceIndex, path: Path) -> None:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **{f.name: getattr(index, f.name) for f in fields(index)})
     except (OSError, SpatialEmbedError) as error:
-        logger.warning("the index of instances is not kept: %s", error)
+        logger.warning("the index of instances cannot be saved: %s", error)

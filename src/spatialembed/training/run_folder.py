@@ -199,8 +199,8 @@ def new_run(out: Path, name: str | None, stem: str) -> Path:
     if (run / "config.yaml").exists():
         raise SpatialEmbedError(
             "run_exists",
-            f"{run}: a run of this name is there",
-            f"go on with --resume {run}, or choose another --name",
+            f"{run}: a run of this name exists",
+            f"continue it with --resume {run}, or choose another --name",
             USAGE,
         )
     return run
@@ -308,8 +308,8 @@ def memory_fault(error: BaseException) -> SpatialEmbedError | None:
     if "DataLoader worker" in text:
         return SpatialEmbedError(
             "worker_killed",
-            "a loader process was killed, most often for want of memory",
-            "set --workers 0 or a smaller crop and go on by --resume",
+            "a loader process was killed, most often for lack of memory",
+            "set --workers 0 or a smaller crop and continue with --resume",
             RESOURCE,
         )
     return None

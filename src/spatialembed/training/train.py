@@ -182,7 +182,7 @@ def _stored_settings(run: Path) -> TrainOptions:
         raise SpatialEmbedError(
             "bad_config",
             f"{run / 'config.yaml'}: {' '.join(str(error).split())}",
-            "take back what was changed in it",
+            "undo the changes in it",
             MODEL,
         ) from error
     return stored
@@ -305,7 +305,7 @@ def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
     if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
         raise SpatialEmbedError(
             "bad_setting",
-            f"val_metric cityscapes, and the data has the class {other[0]!r}",
+            f"val_metric is cityscapes, but the data has the class {other[0]!r}",
             f"set val_metric label; the benchmark knows {', '.join(IDS)}",
             USAGE,
         )
@@ -331,14 +331,14 @@ def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
                 "model_mismatch",
                 f"{options.init}: {source.num_classes} classes, elliptical {source.elliptical}; "
                 f"this training: {net.num_classes} classes, elliptical {net.elliptical}",
-                "start from a model of the same network, or set elliptical as it has it",
+                "start from a model of the same network, or set elliptical to match",
                 MODEL,
             )
         for name in ("normalization", "scale"):
             theirs, ours = getattr(info, name), getattr(options, name)
             if theirs != ours:
                 logger.warning(
-                    "%s of %s is %s, of this training %s (set %s as it has it, unless meant)",
+                    "%s of %s is %s, of this training %s (set %s to match, unless intended)",
                     name,
                     options.init,
                     theirs,

@@ -91,7 +91,7 @@ def cityscapes_ids(target: Target, class_names: Sequence[str]) -> np.ndarray:
         if len(mine) > NUMBERED:
             raise SpatialEmbedError(
                 "too_many_objects",
-                f"{len(mine)} instances of {name} in one image; Cityscapes ids tell {NUMBERED}",
+                f"{len(mine)} instances of {name} in one image; Cityscapes ids end at {NUMBERED}",
                 "set val_metric label",
             )
         ids[mine + 1] = IDS[name] * NUMBERED + np.arange(len(mine))
