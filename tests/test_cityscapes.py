@@ -364,7 +364,6 @@ FAULTS = [
     ("LBL-03", "size_mismatch", replace_ids(np.full((20, 31), 7, np.uint16))),
     ("LBL-03-rows", "size_mismatch", replace_ids(np.full((21, 30), 7, np.uint16))),
     ("LBL-04-rgb", "colour_labels", replace_ids(np.full((20, 30, 3), 7, np.uint8))),
-    ("LBL-04-palette", "colour_labels", replace_ids(Image.new("P", (30, 20)))),
     ("LBL-05-train-ids", "label_scheme", replace_ids(np.full((20, 30), 255, np.uint8))),
     ("LBL-05-plain", "label_scheme", replace_ids(np.arange(600, dtype=np.uint16).reshape(20, 30))),
     ("LBL-15-region", "label_scheme", replace_ids(np.full((20, 30), 11001, np.uint16))),

@@ -460,3 +460,18 @@ def test_nuclei(data_root: Path) -> None:
     for i in range(0, len(dataset), 23):
         sample = dataset[i]
         assert len(sample.target.classes) == int(dataset.index_row(i)["instances"])
+
+
+@pytest.mark.parametrize("prefix", ["", "images/", "./images/", "train/images/", "images\\"])
+def test_tables_may_name_the_folder_of_the_images(prefix: str, root: Path) -> None:
+    write(root, "index.csv", f"image,group\n{prefix}a.png,g1\n{prefix}deep/b.png,g2\n")
+    table(root, *(f"{prefix}{name}.png,{i},cell" for name in ("a", "deep/b") for i in (7, 12, 300)))
+    dataset = open_folder(root)
+    assert [dataset.index_row(i)["group"] for i in range(2)] == ["g1", "g2"]
+    assert dataset[1].target.classes.tolist() == [0, 0, 0]
+
+
+def test_a_table_of_other_images_is_told_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(root, "index.csv", "image,group\nx,g1\n")
+    open_folder(root)
+    assert "none of its names, such as 'x', is the name of an image, such as 'a'" in caplog.text

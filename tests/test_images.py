@@ -543,7 +543,12 @@ def test_fax_masks(tmp_path: Path) -> None:
 LABELS_REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("LBL-04-rgb", "colour_labels", lambda d: saved(d / "a.png", RGB)),
     ("LBL-04-tif", "colour_labels", lambda d: saved(d / "a.tif", RGB)),
-    ("LBL-04-palette", "colour_labels", lambda d: as_palette(d / "a.png", 16)),
+    ("pages", "several_masks", lambda d: tiff(d / "a.tif", np.stack([GREY, GREY]))),
+    (
+        "pages-imagej",
+        "several_masks",
+        lambda d: tiff(d / "a.tif", np.stack([GREY] * 3), imagej=True, photometric=None),
+    ),
     ("LBL-06", "label_format", lambda d: saved(d / "a.jpg", GREY)),
     ("LBL-06-named-png", "label_format", lambda d: saved(d / "a.png", GREY, format="JPEG")),
     ("LBL-07-fraction", "label_values", lambda d: tiff(d / "a.tif", GREY / np.float32(2))),
@@ -567,7 +572,37 @@ def test_labels_refused(code: str, make: Callable[[Path], Path], tmp_path: Path)
     assert str(path) in caught.value.message
 
 
+@pytest.mark.parametrize("colours", [2, 4, 16, 256])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_masks_with_a_colour_table_keep_their_ids(
+    colours: int, suffix: str, tmp_path: Path
+) -> None:
+    """LBL-04: the number that is stored is the id, whatever colour a viewer gives it."""
+    ids = (np.arange(12 * 9) % colours).astype(np.uint8).reshape(12, 9)
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette(RNG.integers(0, 256, 3 * colours, np.uint8).tobytes())
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, **({"bits": colours.bit_length() - 1} if suffix == "png" else {}))
+    assert np.array_equal(read_labels(path), ids)
+    table = RNG.integers(0, 1 << 16, (3, 256), np.uint16)
+    tifffile.imwrite(path, ids, photometric="palette", colormap=table, compression="zlib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # of the name
+        assert np.array_equal(read_labels(path), ids)
+
+
 # ---------------------------------------------------------------- what is no path
+
+
+@pytest.mark.parametrize("dtype", ["u2", "f4", "f8"])
+def test_arrays_of_either_byte_order_are_the_same(dtype: str, tmp_path: Path) -> None:
+    pixels = (RAMP / (1 if dtype == "u2" else 65_535)).astype(dtype)
+    found = read_pixels(pixels.astype(f">{dtype}"))
+    assert found.dtype == read_pixels(pixels).dtype
+    assert found.dtype.isnative
+    assert np.array_equal(found, read_pixels(pixels))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, byteorder=">")
+    assert np.array_equal(read_pixels(tifffile.memmap(tmp_path / "a.tif")), read_pixels(pixels))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])

@@ -309,7 +309,7 @@ def test_refused(make: Callable[[Path], None], code: str, tmp_path: Path) -> Non
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("make", ["no image", "no axes", "complex", "two channels"])
+@pytest.mark.parametrize("make", ["no image", "no axes", "complex", "chunks", "two channels"])
 def test_zarr_refused(make: str, tmp_path: Path) -> None:
     import zarr
 
@@ -322,7 +322,11 @@ def test_zarr_refused(make: str, tmp_path: Path) -> None:
         zarr.create_array(path, shape=(9, 9), dtype="complex64")
     else:
         zarr.create_array(path, shape=(9, 9, 2), dtype="uint8")
-    wanted = {"complex": "unsupported_codec", "two channels": "bad_channels"}
+    elif make == "chunks":
+        zarr.create_array(path, shape=(9, 9), chunks=(1 << 20, 1 << 20), dtype="uint8")
+    wanted = {
+        "complex": "unsupported_codec", "two channels": "bad_channels", "chunks": "too_large",
+    }  # fmt: skip
     with pytest.raises(SpatialEmbedError) as caught:
         open_large(path, tmp_path)
     assert caught.value.code == wanted.get(make, "bad_zarr")

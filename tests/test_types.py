@@ -192,9 +192,12 @@ def test_save_writes_the_files_of_predict(kind: str, tmp_path: Path) -> None:
     found(kind).save(tmp_path / "out", image=tmp_path / "cells.png")
     found(kind).save(tmp_path / "bare", "labels,csv", name="b")
     assert sorted(os.listdir(tmp_path / "out")) == [
-        "cells_labels.png", "cells_overlay.png", "instances.json", "objects.csv",
+        ".spatialembed-results", "cells_labels.png", "cells_overlay.png", "instances.json",
+        "objects.csv",
     ]  # fmt: skip
-    assert sorted(os.listdir(tmp_path / "bare")) == ["b_labels.png", "objects.csv"]
+    assert sorted(os.listdir(tmp_path / "bare")) == [
+        ".spatialembed-results", "b_labels.png", "objects.csv",
+    ]  # fmt: skip
     assert np.array_equal(np.asarray(Image.open(tmp_path / "bare" / "b_labels.png")), LABELS)
     with (tmp_path / "out" / "objects.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -205,7 +208,7 @@ def test_save_writes_the_files_of_predict(kind: str, tmp_path: Path) -> None:
 def test_save_without_an_image_needs_none(tmp_path: Path) -> None:
     found().save(tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == [
-        "image_labels.png", "instances.json", "objects.csv",
+        ".spatialembed-results", "image_labels.png", "instances.json", "objects.csv",
     ]  # fmt: skip
     with pytest.raises(SpatialEmbedError, match="overlay without an image"):
         found().save(tmp_path / "none", ["overlay"])

@@ -246,7 +246,10 @@ def open_folder(
             "missing_pairs", f"{root}: no image has a mask of its name", "give pairs one name"
         )
     classes = read_classes(find_table(top, root, "classes.csv"))
-    rows = read_index(find_table(top, root, "index.csv"))
+    rows = read_index(index := find_table(top, root, "index.csv"))
+    if rows and not any(name in rows for name in names):
+        what = "%s: none of its names, such as %r, is the name of an image, such as %r"
+        logger.warning(what, index, next(iter(rows)), names[0])
     pairs = [
         _Pair(
             name,

@@ -62,7 +62,9 @@ def group_keys(dataset: FileDataset, column: str) -> list[str]:
         known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns)}"
         raise SpatialEmbedError(
             "no_column",
-            f"index.csv has no column {column!r}" if columns else "no index.csv to group by",
+            f"index.csv has no column {column!r}"
+            if columns
+            else "no index.csv that names an image",
             known if columns else "put it beside images/ and masks/",
             USAGE,
         )

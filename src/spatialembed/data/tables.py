@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[d
 
 
 def _key(name: str) -> str:
-    """Name of an image as written in a table, with or without its suffix."""
+    """Name of an image as written in a table: with or without suffix and the folder images/."""
+    name = re.sub(r"^(\./)?((train|val|test)/)?images/", "", name.replace("\\", "/"))
     return os.path.splitext(name)[0] if name.lower().endswith(SUFFIXES) else name
 
 

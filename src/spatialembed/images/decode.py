@@ -150,7 +150,14 @@ _DEEP = ("RGB;16B", "RGBA;16B", "LA;16B")
 
 
 def _read_pillow(
-    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int = 0, bits: int = 8
+    path: Path,
+    file: BinaryIO,
+    form: str,
+    max_pixels: int,
+    page: int = 0,
+    bits: int = 8,
+    *,
+    as_ids: bool = False,
 ) -> Decoded:
     """Read with the one plugin of this format; page and bits are those of a TIFF.
 
@@ -172,7 +179,7 @@ def _read_pillow(
     try:
         image.load()
         orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))  # none in a TIFF
-        pixels = _deep_png(file, raw) if deep else _plain_array(image)
+        pixels = _deep_png(file, raw) if deep else _plain_array(image, as_ids)
         if form == "JPEG":
             _refuse_grey_end(path, file, image)
     except Image.DecompressionBombError as error:  # a GIF frame larger than its header says
@@ -208,9 +215,14 @@ def _undivided(tile: ImageFile._Tile) -> ImageFile._Tile:
     return tile
 
 
-def _plain_array(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W) or (H, W, 3) of an image of any mode, by the rules of ``images.read``."""
+def _plain_array(image: Image.Image, as_ids: bool = False) -> np.ndarray:
+    """Pixels (H, W) or (H, W, 3) of an image of any mode, by the rules of ``images.read``.
+
+    as_ids: of a palette the numbers, not the colours.
+    """
     mode = image.mode
+    if as_ids and mode == "P":
+        return np.asarray(image)
     if mode in ("L", "RGB", "F") or mode.startswith("I"):
         return np.asarray(image)
     if mode in ("LA", "La"):
@@ -265,22 +277,30 @@ def _refuse_grey_end(path: Path, file: BinaryIO, image: Image.Image) -> None:
 
 
 def decode(
-    path: Path, file: BinaryIO, form: str, max_pixels: int, page: int | None = None
+    path: Path,
+    file: BinaryIO,
+    form: str,
+    max_pixels: int,
+    page: int | None = None,
+    *,
+    as_ids: bool = False,
 ) -> Decoded:
     """Pixels of what ``opened(path)`` gave, upright; of a TIFF the page of that index.
 
+    as_ids: of a mask: the numbers of a palette are wanted, and several pages are refused.
+
     Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec,
-    bad_channels.
+    bad_channels, several_masks.
     """
     if form != "TIFF":
-        return _read_pillow(path, file, form, max_pixels)
-    found = read_tiff(path, file, max_pixels, page)
+        return _read_pillow(path, file, form, max_pixels, as_ids=as_ids)
+    found = read_tiff(path, file, max_pixels, page, as_ids=as_ids)
     if found.pixels is not None:
         pixels = upright(found.pixels, found.orientation)
         return Decoded(pixels, found.orientation, bits=found.bits, inverted=found.inverted)
     file.seek(0)
     # Pillow turns TIFF upright by itself, and forgets that it did.
-    read = _read_pillow(path, file, form, max_pixels, found.place, found.bits)
+    read = _read_pillow(path, file, form, max_pixels, found.place, found.bits, as_ids=as_ids)
     return read._replace(orientation=found.orientation, inverted=found.inverted)
 
 

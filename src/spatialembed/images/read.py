@@ -195,7 +195,7 @@ def _check_array(array: np.ndarray) -> None:
         )
     if array.size == 0:
         raise SpatialEmbedError("empty_image", f"an array of shape {array.shape}", "give pixels")
-    if array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.kind != "f" and array.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise SpatialEmbedError(
             "bad_dtype",
             f"an array of {array.dtype}, which has no stated range",
@@ -205,8 +205,9 @@ def _check_array(array: np.ndarray) -> None:
 
 def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
     """The same values as uint8, uint16, or else float32."""
-    if pixels.dtype in (np.uint8, np.uint16):
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    native = pixels.dtype.newbyteorder("=")
+    if native in (np.uint8, np.uint16):
+        return pixels.astype(native, copy=False)
     if pixels.dtype.kind not in "uif":
         raise SpatialEmbedError("value_range", f"{where}: {pixels.dtype} pixels", "save as float32")
     with np.errstate(over="ignore"):
@@ -221,8 +222,8 @@ def plain_type(where: object, pixels: np.ndarray) -> np.ndarray:
 def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a label mask, a PNG or TIFF of one channel.
 
-    The ids are as stored, whatever a TIFF says of its white. 1-bit masks have the id 255. Whole
-    numbers stored as float are taken.
+    The ids are as stored, whatever a TIFF says of its white or a colour table of its numbers. 1-bit
+    masks have the id 255. Whole numbers stored as float are taken.
 
     Args:
         path: The file.
@@ -233,8 +234,8 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
 
     Raises:
         SpatialEmbedError: As ``read_image``, and ``label_format`` (JPEG and other lossy or foreign
-            formats), ``colour_labels`` (RGB or palette), ``label_values`` (negative, fractions,
-            NaN), ``oriented_image``.
+            formats), ``colour_labels`` (RGB), ``label_values`` (negative, fractions, NaN),
+            ``several_masks`` (pages), ``oriented_image``.
     """
     path = Path(path)
     with opened(path) as (file, form):
@@ -244,7 +245,9 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
                 f"{path}: a mask as {form}, which does not keep ids",
                 "save masks as 16-bit PNG or TIFF",
             )
-        pixels, orientation, mode, bits, inverted = decode(path, file, form, max_pixels)
+        pixels, orientation, mode, bits, inverted = decode(
+            path, file, form, max_pixels, as_ids=True
+        )
     if orientation != 1:
         raise oriented(path, orientation, "image may")
     if pixels.ndim != 2:

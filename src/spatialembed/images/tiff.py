@@ -58,10 +58,15 @@ def valid_orientation(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
 
-def read_tiff(path: Path, file: BinaryIO, max_pixels: int, index: int | None) -> Read:
+def read_tiff(
+    path: Path, file: BinaryIO, max_pixels: int, index: int | None, *, as_ids: bool = False
+) -> Read:
     """Read the page ``index`` of all in the file, or the first whole one, with a warning of others.
 
-    Raises SpatialEmbedError: truncated, empty_image, too_large, bad_channels, unsupported_codec.
+    as_ids: of a mask: the numbers of a palette are wanted, and several pages are refused.
+
+    Raises SpatialEmbedError: truncated, empty_image, too_large, bad_channels, unsupported_codec,
+    several_masks.
     """
     try:
         with tifffile.TiffFile(file) as tiff:
@@ -71,9 +76,14 @@ def read_tiff(path: Path, file: BinaryIO, max_pixels: int, index: int | None) ->
             check_colours(path, page)
             check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
             if index is None and (count := _images(tiff)) > 1:
+                if as_ids:
+                    what = f"{path}: a mask of {count} pages: the first alone is not the truth"
+                    remedy = "save one page in which each object has its own id"
+                    raise SpatialEmbedError("several_masks", what, remedy)
                 warn(f"{path}: the first of {count} pages was read (predict takes --pages all)")
             orientation = valid_orientation(page.tags.valueof(_ORIENTATION_TAG))
-            pixels = _page_pixels(path, page) if page.photometric in (0, 1, 2) else None
+            numbers = (0, 1, 2, 3) if as_ids else (0, 1, 2)  # 3: a palette
+            pixels = _page_pixels(path, page) if page.photometric in numbers else None
             inverted = page.photometric == WHITE_IS_ZERO
             return Read(pixels, place, orientation, page.bitspersample, inverted)
     except DAMAGED as error:

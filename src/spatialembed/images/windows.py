@@ -13,6 +13,7 @@ is wrong with the pixels themselves is found when they are read.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -24,8 +25,14 @@ import numpy as np
 import tifffile
 
 from spatialembed.errors import SpatialEmbedError, missing_extra
-from spatialembed.files import mapped_array
-from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, warn
+from spatialembed.files import atomic_write, mapped_array
+from spatialembed.images.checks import (
+    check_size,
+    refuse_codec,
+    refuse_damaged,
+    refuse_size,
+    warn,
+)
 from spatialembed.images.decode import header_of, opened, upright
 from spatialembed.images.listing import is_zarr
 from spatialembed.images.png import stream_png
@@ -307,6 +314,8 @@ def _plane_of(path: Path, array: Any, axes: Sequence[str]) -> LargeImage:
         )
     if array.dtype.kind not in "uifb":
         refuse_codec(path, f"an array of {array.dtype}", "save it as uint8, uint16 or float32")
+    if (chunk := math.prod(array.chunks) * array.dtype.itemsize) > WHOLE_BYTES:
+        refuse_size(path, f"chunks of {chunk} bytes", WHOLE_BYTES // 3)
     if any(size > 1 for name, size in sizes.items() if name not in "yxc"):
         warn(f"{path}: the first of {sizes} was read")
     check_size(path, sizes["x"], sizes["y"], 1, ANY_SIZE)
@@ -339,7 +348,8 @@ def _whole(path: Path, scratch: Path) -> LargeImage:
             streamed = mapped_array(store, pixels.dtype, pixels.shape)
             streamed[:] = pixels
         mapped = streamed
-        facts.write_text(json.dumps([mapped.dtype.name, *mapped.shape]))
+        with atomic_write(facts) as temporary:
+            temporary.write_text(json.dumps([mapped.dtype.name, *mapped.shape]))
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return np.array(mapped[y0:y1, x0:x1])
