@@ -1,4 +1,4 @@
-"""Train on a folder of images/ and masks/, then find the objects of one of its images.
+"""Train on a folder of images/ and masks/, then detect the objects of one of its images.
 
     python examples/train_and_predict.py [FOLDER]
 
@@ -12,12 +12,8 @@ import sys
 from pathlib import Path
 
 import spatialembed
-from spatialembed.data.folder import open_folder
-from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
-from spatialembed.results.overlay import write_overlay
-from spatialembed.training.options import StageOptions, TrainOptions
-from spatialembed.training.train import train
+from spatialembed.training.options import StageOptions
 
 if __name__ == "__main__":  # loader processes import this file again
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/example_nuclei")
@@ -26,14 +22,13 @@ if __name__ == "__main__":  # loader processes import this file again
         write_folder(SyntheticDataset("nuclei", 128, 100), folder)
 
     stage = StageOptions(crop=128, epochs=epochs, crops=160, lr=1e-3)
-    run = train(TrainOptions(data=str(folder), stage1=stage))
+    run = spatialembed.train(spatialembed.TrainOptions(data=str(folder), stage1=stage))
 
     predictor = spatialembed.load(run / "model")
-    image = open_folder(folder)[0].image  # (H, W) or (H, W, 3)
+    image = spatialembed.open_data(folder)[0].image  # (H, W) or (H, W, 3)
     found = predictor(image)
     print(f"{len(found)} objects, areas {found.areas.tolist()}")
-    print(write_overlay(run / "example", image, found))
-    print(
-        f"mean AP on all images, those of the training too: "
-        f"{evaluate(predictor, open_folder(folder)).mean_ap:.3f}"
-    )
+    found.save(run / "example", image=image)
+    print(run / "example")
+    report = spatialembed.evaluate(predictor, spatialembed.open_data(folder))
+    print(f"mean AP on all images, those of the training too: {report.mean_ap:.3f}")
