@@ -320,10 +320,10 @@ def test_zarr_refused(make: str, tmp_path: Path) -> None:
         zarr.create_array(path, shape=(9,), dtype="uint8")
     elif make == "complex":
         zarr.create_array(path, shape=(9, 9), dtype="complex64")
-    else:
-        zarr.create_array(path, shape=(9, 9, 2), dtype="uint8")
     elif make == "chunks":
         zarr.create_array(path, shape=(9, 9), chunks=(1 << 20, 1 << 20), dtype="uint8")
+    else:
+        zarr.create_array(path, shape=(9, 9, 2), dtype="uint8")
     wanted = {
         "complex": "unsupported_codec", "two channels": "bad_channels", "chunks": "too_large",
     }  # fmt: skip
