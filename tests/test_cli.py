@@ -288,7 +288,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("trian --data d", "nearest is spatialembed train", id="verb"),
         pytest.param("pedict a/images", "nearest is spatialembed predict", id="verb and path"),
         pytest.param("foo", "see spatialembed --help", id="no verb like it"),
-        pytest.param("bench --image a.png", "--help tells which", id="no setting like it"),
+        pytest.param("bench --image a.png", "--help lists all", id="no setting like it"),
         pytest.param("data scene --out o", "nearest is spatialembed data scenes", id="two words"),
         pytest.param("train --data d --stage1.epochs few", "few", id="type"),
         pytest.param("train --data d --center middle", "learnable", id="choice"),
@@ -306,7 +306,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param(
             "train --stage1.epochs many", "stage1.epochs: many is not of type int", id="type"
         ),
-        pytest.param("train --center middle", "middle is none of centroid", id="choice"),
+        pytest.param("train --center middle", "middle is not one of centroid", id="choice"),
         pytest.param("data scenes --out o --size big", "size is big", id="size"),
         pytest.param("data scenes --out o --size 0x9", "size is 0x9", id="no size"),
         pytest.param("train --data d --config nowhere", "nowhere", id="no config"),

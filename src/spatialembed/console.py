@@ -30,7 +30,7 @@ def console(*, stderr: bool = True) -> Console:
 
 @contextmanager
 def noted_warnings(said: list[str]) -> Iterator[None]:
-    """Add the package's warnings to a list, logged ones and others; they are told as ever too."""
+    """Add the package's warnings to a list, logged ones and others; they are shown all the same."""
 
     class Note(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

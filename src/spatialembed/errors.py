@@ -1,4 +1,4 @@
-"""One exception for every foreseen fault: a stable code, a line of what is wrong and the remedy."""
+"""One exception for every foreseen fault: a stable code, a line on the fault, and the remedy."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
 def mapped_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
     """A new array in a file of its own, mapped: it costs no memory that is not backed by the file.
 
-    Its room is taken from the disk at once: a write into a hole that finds none kills the process.
+    Its room is taken from the disk at once: a write into a hole on a full disk kills the process.
     Raises SpatialEmbedError ``disk_full`` (exit 5).
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -155,7 +155,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Force a file or folder entry to disk (fsync); file systems that cannot say so are let be."""
+    """Force a file or folder entry to disk (fsync); file systems without fsync are left alone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

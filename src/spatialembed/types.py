@@ -29,7 +29,7 @@ UNIT = 1024
 
 
 class Embeddings(NamedTuple):
-    """What the network says of each pixel, float32."""
+    """The network's prediction for each pixel, float32."""
 
     offset: Tensor  # (B, 2, H, W) (x, y) in units, in (-1, 1)
     log_precision: (
@@ -94,7 +94,7 @@ class Instances:
         return f"Instances({len(self)} objects, {height} x {width} px{more})"
 
     def __getitem__(self, which: Any) -> Instances:
-        """Some of the instances, numbered 1, 2, ... in the order in which they are asked for.
+        """Some of the instances, numbered 1, 2, ... in the order of the index.
 
         ``found[found.areas > 50]``, ``found[np.argsort(-found.areas)]``, ``found[:10]``.
 
@@ -129,7 +129,7 @@ class Instances:
         if chosen.ndim != 1:
             raise IndexError(f"an index of {chosen.ndim} axes for {len(self)} instances")
         if len(chosen) > len(np.unique(chosen)):
-            raise IndexError("an instance is asked for twice: a pixel has one owner")
+            raise IndexError("an instance is indexed twice: a pixel has one owner")
         return chosen
 
     def mask(self, i: int) -> Any:

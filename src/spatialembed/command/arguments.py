@@ -48,12 +48,12 @@ def parse(
 
 
 def _in_words(message: str, types: Mapping[str, Any], positional: Sequence[str]) -> str:
-    """What the parser says against the words, without its own terms where it can be."""
+    """The parser's objection to the words, without its own terms where possible."""
     wrong = re.search(r'Parser key "([^"]+)": .*(?:Got value|Given value): (.*)', message)
     if wrong and wrong[1] in types:
         kind = types[wrong[1]]
         if get_origin(kind) is Literal:
-            return f"{wrong[1]}: {wrong[2]} is none of {', '.join(map(str, get_args(kind)))}"
+            return f"{wrong[1]}: {wrong[2]} is not one of {', '.join(map(str, get_args(kind)))}"
         name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
         return f"{wrong[1]}: {wrong[2]} is not of type {name}"
     missing = re.search(r"arguments are required: (.*)", message)
@@ -156,7 +156,7 @@ def _check_known(name: str, types: Mapping[str, Any], where: str) -> None:
     known = [*types, "config"]
     if name not in known:
         best = nearest(name, known)
-        remedy = f"the nearest is {best}" if best else "--help tells which there are"
+        remedy = f"the nearest is {best}" if best else "--help lists all"
         raise SpatialEmbedError("unknown_setting", f"{where}: no such setting", remedy, USAGE)
 
 

@@ -114,7 +114,7 @@ def training_options(data: Path, runs: Path, name: str, seed: int = 0) -> TrainO
         seed=seed,
         val_fraction=0.1,
         stage1=StageOptions(crop=128, epochs=24, batch=8, lr=1e-3),
-        # The scenes differ enough among themselves; what is left are turns and mirrors.
+        # The scenes differ enough among themselves; only turns and mirrors remain.
         augment=AugmentOptions(
             object_centred=0, zoom=(1, 1), brightness=0, contrast=0, noise=0, blur=0
         ),

@@ -1,4 +1,4 @@
-"""How a command speaks and stops: messages of one line, warnings, signals, faults of the system."""
+"""How a command reports and stops: messages of one line, warnings, signals, system faults."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
     """A hook that sends a signal once more if it was lost.
 
     Python drops what is raised in a finaliser or the callback of a weak reference, of which
-    compiling runs many: the command would go on as if nobody had pressed Ctrl-C.
+    compiling runs many: the command would continue as if nobody had pressed Ctrl-C.
     """
     numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
 
@@ -96,7 +96,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Log records and warnings of the package as one line each; those of others as ever."""
+    """Log records and warnings of the package as one line each; those of others as usual."""
     shown_before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -106,7 +106,7 @@ def plain_messages() -> Iterator[None]:
             shown_before(message, category, *where)
 
     logger = logging.getLogger("spatialembed")
-    # What tifffile tells of a broken header is told again, with the file's name, by our refusal.
+    # tifffile's complaints about a broken header: our refusal repeats them with the file's name.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     handler, level = _Lines(), logger.level
     logger.addHandler(handler)

@@ -2,11 +2,11 @@
 
 What an id of the file becomes:
 
-    26003   car number 3       an instance, if car is among the classes that are asked for
-    26      a group of cars    ignored if cars are asked for; background if ``groups`` says so
+    26003   car number 3       an instance, if car is among the chosen classes
+    26      a group of cars    ignored if cars are chosen; background by the setting ``groups``
     0..33   a region           ignored if the benchmark does not evaluate it (void)
     29001   caravan, trailer   background: to the benchmark only their groups, 29 and 30, are void
-    others  at most 33999      background if a region or a class that is not asked for
+    others  at most 33999      background if a region or a class that is not chosen
     else                       refused: no id of Cityscapes
 
 A licence plate, -1, is never drawn into these files. The file of ids alone is read, not the
@@ -95,7 +95,7 @@ class _Frame:
 
 
 class CityscapesDataset:
-    """Street scenes with their instances, read when asked for; made by ``open_cityscapes``."""
+    """Street scenes with their instances, read when indexed; made by ``open_cityscapes``."""
 
     def __init__(
         self,

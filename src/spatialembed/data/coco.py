@@ -34,7 +34,7 @@ DRAWN_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Annotation:
-    """One object, or a crowd, as the file says it."""
+    """One object, or a crowd, as in the file."""
 
     id: int
     class_index: int
@@ -76,7 +76,7 @@ class _Drawn(dict[int, tuple[bytes, bytes, np.ndarray, np.ndarray]]):
 
 
 class CocoDataset:
-    """Images with the objects of a COCO file, read when asked for; made by ``open_coco``."""
+    """Images with the objects of a COCO file, read when indexed; made by ``open_coco``."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ def _numbers(values: object) -> np.ndarray:
 
 
 def _coco_mask() -> Any:
-    """The mask functions of COCO: how a polygon becomes pixels is theirs to say."""
+    """The mask functions of COCO, which define how a polygon becomes pixels."""
     try:
         from faster_coco_eval.core import mask
     except ModuleNotFoundError as error:
@@ -279,7 +279,7 @@ def open_coco(
         images: Folder of the image files; None: ``images`` beside the file.
         allow_missing: Leave out images whose file does not exist, instead of refusing.
         crowd_as_objects: Take annotations with iscrowd 1, which are ignored otherwise, as objects:
-            some tools mark so what was drawn by a brush.
+            some tools mark brush strokes so.
         max_pixels: Limit of ``read_image``.
 
     Returns:
@@ -393,7 +393,7 @@ def _annotations(
     class_of: Mapping[int, int],
     crowd_as_objects: bool,
 ) -> dict[int, list[Annotation]]:
-    """Annotations by image id; all that are broken are told of at once."""
+    """Annotations by image id; all broken ones are reported at once."""
     found: dict[int, list[Annotation]] = {number: [] for number in sizes}
     taken: set[int] = set()
     faults: list[str] = []

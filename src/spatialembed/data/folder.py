@@ -33,7 +33,7 @@ logger = logging.getLogger("spatialembed")
 
 @dataclass(frozen=True)
 class _Pair:
-    """One image with its mask and what the tables say of it."""
+    """One image with its mask and its rows of the tables."""
 
     name: str
     image: Path
@@ -43,7 +43,7 @@ class _Pair:
 
 
 class FolderDataset:
-    """Images with label masks, read when asked for; made by ``open_folder``."""
+    """Images with label masks, read when indexed; made by ``open_folder``."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ void, soft edges, a background with an id, ids that wrapped at 255.
     for fault in label_faults(facts):               # over the whole set, or a part of it
         warn(f"{fault.message} -> {fault.remedy}")
 
-One mask tells little (two cells may share an id once), so that most faults need half of the set.
+One mask proves little (two cells may share an id once), so that most faults need half of the set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a benchmark's evaluator says of a model: figures by class, as JSON and as a table."""
+"""The report of a benchmark's evaluator: figures by class, as JSON and as a table."""
 
 from __future__ import annotations
 

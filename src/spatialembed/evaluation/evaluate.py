@@ -117,7 +117,7 @@ def evaluate(
 
 
 def check_metric(metric: str, dataset: Dataset) -> None:
-    """Refuse a metric that is none, or that this data set cannot be scored by.
+    """Refuse an unknown metric, or one that this data set cannot be scored by.
 
     Raises SpatialEmbedError ``unknown_metric`` (exit 2), ``not_cityscapes``.
     """

@@ -43,7 +43,7 @@ class Overlaps:
     iou: np.ndarray  # (P,) float64 in (0, 1]
 
     def select(self, found: np.ndarray, truth: np.ndarray) -> Overlaps:
-        """Only the instances where the masks ``found`` (N,) and ``truth`` (K,) bool say so."""
+        """Only the instances that the masks ``found`` (N,) and ``truth`` (K,) bool select."""
         pairs = found[self.found] & truth[self.truth]
         return Overlaps(
             self.found_ids[found],

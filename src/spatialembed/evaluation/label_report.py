@@ -1,4 +1,4 @@
-"""What an evaluation says: a row an image, figures over all, as JSON, a table and a page.
+"""The report of an evaluation: a row per image, figures over all, as JSON, a table and a page.
 
 Mean over images: the AP of each image, averaged; an image with few objects weighs as much as one
 with many. Pooled: TP, FP, FN of all images added up first. Both are taken class by class, then
@@ -301,7 +301,7 @@ def _page(report: Report) -> str:
 
 
 def _figures(worst: WorstImage) -> list[tuple[str, np.ndarray]]:
-    """Captions and pictures of an image, its truth and what was found."""
+    """Captions and pictures of an image, its truth and the detections."""
     total, missed = worst.score.total, worst.score.missed
     ids = f", not found: ids {', '.join(map(str, missed[:NAMED]))}" if missed else ""
     more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""

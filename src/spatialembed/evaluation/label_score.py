@@ -67,7 +67,7 @@ def _overlaps(sample: Sample, found: Instances) -> Overlaps:
 
 
 def _reliability(sample: Sample, found: Instances, pairs: Overlaps) -> Reliability:
-    """What was said of the objects that count, and their true IoU."""
+    """Predicted IoU of the objects that count, and their actual IoU."""
     i = pairs.found_ids - 1
     expected = None if found.expected_iou is None else found.expected_iou[i]
     truth = sample.target.classes.numpy()

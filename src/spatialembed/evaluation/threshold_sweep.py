@@ -31,7 +31,7 @@ MIN_PIXEL_FACTORS = (0.5, 1.0, 1.5, 2.0)
 
 
 class Found(NamedTuple):
-    """One validation image with its maps and what was found in it."""
+    """One validation image with its maps and its detections."""
 
     sample: Sample
     maps: Embeddings  # B = 1
@@ -169,7 +169,7 @@ def _ap(pairs: Overlaps, found: np.ndarray, truth: np.ndarray, num_classes: int)
 
 
 def usual_min_pixels(truths: Iterable[Target]) -> int:
-    """Half the area that 99 % of the objects exceed: smaller finds are specks."""
+    """Half the area that 99 % of the objects exceed: smaller detections are specks."""
     areas = [np.bincount(truth.labels.numpy().ravel())[1:] for truth in truths]
     present = np.concatenate([a[a > 0] for a in areas] or [np.zeros(0, np.int64)])
     return int(np.percentile(present, 1) / 2) if len(present) else 0

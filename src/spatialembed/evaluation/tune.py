@@ -46,7 +46,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What a sweep says of a model's thresholds."""
+    """The outcome of a sweep over a model's thresholds."""
 
     surface: Surface
     groups: np.ndarray  # (I,) int64, images of one group stand or fall together

@@ -44,7 +44,7 @@ class OnnxFile:
     """An exported file in onnxruntime on the CPU, an engine of ``Predictor``.
 
     What the graph does itself, the normalisation (but for percentiles) and the scale, is not to be
-    done before it: ``outside(info.normalization)`` is what is left to do. model: the file or its
+    done before it: ``outside(info.normalization)`` is the remaining part. model: the file or its
     contents. threads: None leaves them to onnxruntime.
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2), ``bad_model`` (exit 4).

@@ -88,9 +88,9 @@ def export_onnx(
 
 
 def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
-    """What the file says of itself beside the graph; each value is written as JSON."""
+    """The file's description of itself beside the graph; each value is written as JSON."""
     percentile = info.normalization.kind == "percentile"
-    range_ = "normalised as told by normalization" if percentile else "in [0, 1]"
+    range_ = "normalised as in normalization" if percentile else "in [0, 1]"
     return {
         "format_version": FORMAT_VERSION,
         "class_names": list(info.class_names),  # one a seed map, in order
@@ -194,7 +194,7 @@ class ExportReport:
     precision: str
     licence: str  # of the weights
     accuracy: Accuracy | None = None  # of an 8-bit export, where the images have masks
-    comparisons: tuple[Comparison, ...] = ()  # against torch, where that was asked for
+    comparisons: tuple[Comparison, ...] = ()  # against torch, on request
 
     @property
     def checked(self) -> Path:
@@ -208,7 +208,7 @@ class ExportReport:
         return limits is None or all(row.within(limits) for row in self.comparisons)
 
     def lines(self) -> list[str]:
-        """What there is to say, for the terminal."""
+        """The report, for the terminal."""
         size = self.path.stat().st_size / 1e6
         lines = [f"{self.path}: {self.precision}, {size:.1f} MB; {self.licence}"]
         if self.accuracy is not None:
@@ -268,7 +268,7 @@ def export(
     check: bool = False,
     progress: bool = True,
 ) -> ExportReport:
-    """``export_onnx``, then what is to be known of the file.
+    """``export_onnx``, then a report on the file.
 
     int8: folder of images to calibrate 8-bit convolutions on; where it has images/ and masks/, the
     AP of both files on the images that were not used is in the report. check: compare maps and

@@ -55,7 +55,7 @@ def framed(network: onnx.ModelProto, normalization: Normalization, scale: float)
 
 
 def outside(normalization: Normalization) -> Normalization:
-    """The part of a normalisation that is left to whoever runs the exported file."""
+    """The part of a normalisation that the caller of the exported file must do."""
     return normalization if normalization.kind == "percentile" else Normalization("none")
 
 

@@ -92,7 +92,7 @@ def quantized(
     """The graph of a network with 8-bit convolutions (QDQ form, opset as it was).
 
     network: one input (B, 3, H, W) float32, normalised. images: as read, at least one, each of
-    which is normalised and scaled as the model wants it. progress: called after each image.
+    which is normalised and scaled for the model. progress: called after each image.
     """
     try:
         import onnx

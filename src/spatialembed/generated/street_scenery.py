@@ -215,7 +215,7 @@ def _front_end(canvas: Canvas, rng: np.random.Generator, x: Point, height: float
 
 
 def tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """A tree: a heap of leaves on a trunk."""
+    """A tree: a cluster of leaves on a trunk."""
     green = shade((74, 98, 52), rng.uniform(0.6, 1.15))
     trunk = rng.uniform(2.2, 3.2)
     canvas.panel((x - 0.16, x + 0.16), (0, trunk + 1), z, (74, 60, 48), VEGETATION)

@@ -152,7 +152,7 @@ def whole_webp(path: Path, file: BinaryIO, size: int, max_pixels: int) -> Binary
 def stretched_jpeg(data: bytes) -> bytes | None:
     """The JPEG with bytes without sense before its end; None where it has no end.
 
-    libjpeg makes grey of what is missing before the end marker and says nothing that can be heard.
+    libjpeg fills missing data before the end marker with grey, and gives no sign of it.
     In a whole JPEG the added bytes stand behind the last block and change nothing.
     """
     at = 2

@@ -117,7 +117,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _check_suffix(path: Path, form: str) -> None:
-    """Warn where the name says another format than the content: the content wins."""
+    """Warn where the name suggests another format than the content: the content wins."""
     family = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP"}
     family |= {".png": "PNG", ".bmp": "BMP", ".gif": "GIF"}
     named = family.get(path.suffix.lower(), form)
@@ -182,7 +182,7 @@ def _read_pillow(
         pixels = _deep_png(file, raw) if deep else _plain_array(image, as_ids)
         if form == "JPEG":
             _refuse_grey_end(path, file, image)
-    except Image.DecompressionBombError as error:  # a GIF frame larger than its header says
+    except Image.DecompressionBombError as error:  # a GIF frame larger than in its header
         refuse_size(path, str(error), max_pixels)
     except DAMAGED as error:
         refuse_damaged(path, form, error)
@@ -251,7 +251,7 @@ def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
 
 
 def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageFile:
-    """Decode the PNG once more, its rows unpacked as ``raw`` says."""
+    """Decode the PNG once more, its rows unpacked by the mode ``raw``."""
     file.seek(0)
     image = PngImagePlugin.PngImageFile(file)
     image._mode = mode
@@ -327,7 +327,7 @@ def from_pillow(image: Image.Image, max_pixels: int) -> Decoded:
         orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
         _load(image)
         pixels = _plain_array(image)
-        # A TIFF turns itself when it is read, and then says so no more.
+        # A TIFF turns itself when it is read, and then no longer has the tag.
         left = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
     except DAMAGED as error:
         refuse_damaged(where, str(image.format), error)

@@ -17,7 +17,7 @@ logger = logging.getLogger("spatialembed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 """Names that a folder is searched for; the content alone decides how a file is read."""
 RESULTS_MARKER = ".spatialembed-results"
-"""A file of this name says that a folder, with all below it, holds results."""
+"""A file of this name marks a folder, with all below it, as results."""
 RESULT_ENDS = ("_labels.png", "_labels.tif", "_labels.zarr", "_overlay.png", "_ambiguity.png")
 """Names of results that are images; other images in a marked folder are the user's own."""
 _FOLDING = sys.platform in ("win32", "darwin")
@@ -168,7 +168,7 @@ def _name(path: Path, base: Path) -> str:
 
 
 def refuse_collisions(found: Sequence[tuple[object, str]]) -> None:
-    """Two inputs of one name would overwrite each other's outputs: said before anything runs.
+    """Two inputs of one name would overwrite each other's outputs: refused before anything runs.
 
     Raises SpatialEmbedError: name_collision.
     """

@@ -32,7 +32,7 @@ class Overview(NamedTuple):
     """What one look at a whole image gives."""
 
     picture: np.ndarray  # (h, w) or (h, w, 3), its dtype: the image reduced by a whole factor
-    levels: Levels | None  # None where the normalisation does not ask for them
+    levels: Levels | None  # None where the normalisation does not need them
 
     def save(self, path: Path) -> None:
         """Write it as an ``.npz``."""
@@ -74,7 +74,7 @@ def look_over(
 ) -> Overview:
     """Read an image once, band by band; a float image that needs percentiles twice.
 
-    side: longest side of the picture, px. advance: told after each band which share it was.
+    side: longest side of the picture, px. advance: called after each band with its share.
 
     Raises SpatialEmbedError: those of ``LargeImage.read``; value_range as ``network_input`` does.
     """
@@ -101,7 +101,7 @@ def look_over(
 
 
 def _bands(image: LargeImage, step: int) -> Iterator[tuple[int, int]]:
-    """Rows y0:y1 of one band after the other, begun at multiples of ``step``."""
+    """Rows y0:y1 of one band after the other, from multiples of ``step`` on."""
     height, width = image.shape_hw
     rows = step * max(1, BAND_PIXELS // (width * step))
     for y0 in range(0, height, rows):

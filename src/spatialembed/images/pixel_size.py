@@ -1,4 +1,4 @@
-"""How large a pixel is in the world, where the file says so: OME-XML, ImageJ, TIFF tags, OME-Zarr.
+"""The physical size of a pixel, where the file states it: OME-XML, ImageJ, TIFF tags, OME-Zarr.
 
 file says                                            taken as
 OME-XML PhysicalSizeX, PhysicalSizeXUnit             that; without a unit um
@@ -6,7 +6,7 @@ ImageJ unit and XResolution                          pixels per unit; of inches 
 XResolution in centimetres or inches                 that, for pixels up to COARSEST_UM
 OME-Zarr axes of kind space with unit and scale      that
 
-Coarser tags are what programs write for printing (72, 96, 300 dpi), and say nothing of the object.
+Programs write coarser tags for printing (72, 96, 300 dpi), whatever the object.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Size = tuple[float, float]
 
 
 def pixel_size(source: Path | Page) -> Size | None:
-    """Width and height of a pixel in um as its image is read, upright; None where nothing says it.
+    """Width and height of a pixel in um as its image is read, upright; None where it is unknown.
 
-    What is wrong with the file, whoever reads its pixels will say.
+    Faults of the file are left to the reader of its pixels.
     """
     path, index = (source.path, source.index) if isinstance(source, Page) else (source, None)
     try:

@@ -1,4 +1,4 @@
-"""PNG row by row: from the top as far as is needed, or into a file what is too large at once."""
+"""PNG row by row: from the top as far as is needed, or into a file where the whole is too large."""
 
 from __future__ import annotations
 

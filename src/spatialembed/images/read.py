@@ -1,6 +1,6 @@
 """The one image reader: training, prediction and label masks all come through here.
 
-What a file holds becomes an array by these rules, whatever its name says:
+The content of a file becomes an array by these rules, whatever its name:
 
     1, 2, 4-bit grey       (H, W) uint8, stretched to 0..255
     grey 8, 16 bits        (H, W) uint8, uint16, every level kept
@@ -168,12 +168,12 @@ def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def each_page(path: Path, name: str) -> list[tuple[Path | Page, str]]:
     """The pages of a TIFF of several with names ``<name>_p0001`` on, or the file as it is.
 
-    What is no TIFF, or cannot be read, stays as it is: reading it says what is wrong. Reduced
+    Other files, and unreadable ones, stay as they are: reading them reports the fault. Reduced
     copies and masks are no pages of their own.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImageWarning)  # said again when it is read
+            warnings.simplefilter("ignore", ImageWarning)  # repeated when it is read
             with opened(path) as (file, form):
                 indices = page_numbers(path, file) if form == "TIFF" else [0]
     except SpatialEmbedError:

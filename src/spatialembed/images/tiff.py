@@ -54,7 +54,7 @@ class Read(NamedTuple):
 
 
 def valid_orientation(orientation: object) -> int:
-    """An EXIF orientation as 1 to 8; 1 for what is none."""
+    """An EXIF orientation as 1 to 8; 1 for any other value."""
     return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
 
@@ -166,7 +166,7 @@ def check_colours(path: Path, page: tifffile.TiffPage) -> None:
     if page.photometric == WHITE_IS_ZERO and page.sampleformat not in (1, 4):
         refuse_codec(path, "TIFF whose white is 0, with signs", "save it with black as 0")
     samples = page.samplesperpixel
-    # Alpha is what is declared so (1, 2), or a fourth sample beside RGB that nothing is said of.
+    # Alpha is a sample declared so (1, 2), or an undeclared fourth one beside RGB.
     alpha = page.extrasamples[0] in (1, 2) if page.extrasamples else page.photometric == 2
     if samples != colours and not (samples == colours + 1 and alpha):
         raise SpatialEmbedError(

@@ -86,7 +86,7 @@ class LargeImage:
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image file by its header, not upright; None where it tells none."""
+    """Height and width of an image file by its header, not upright; None where it has none."""
     try:
         if is_zarr(path):
             return _zarr_plane(path).shape_hw
@@ -97,7 +97,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
                     return page.imagelength, page.imagewidth
             return header_of(path, file, form)[:2]
     except (SpatialEmbedError, *DAMAGED):
-        return None  # whoever reads it will say what is wrong
+        return None  # reading it reports the fault
 
 
 def open_large(path: str | os.PathLike[str], scratch: Path) -> LargeImage:
@@ -256,7 +256,7 @@ def _as_colours(read: Read, photometric: int, bits: int, colours: int) -> Read:
 
 
 def _upright(image: LargeImage, orientation: int) -> LargeImage:
-    """The same image turned as its EXIF orientation says."""
+    """The same image turned by its EXIF orientation."""
     if orientation == 1:
         return image
     warn(f"{image.name}: turned upright (EXIF orientation {orientation})")

@@ -52,7 +52,7 @@ _OPTIONAL_KEYS = {"calibration", "split"}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says beside the weights."""
+    """A model's description, beside its weights."""
 
     class_names: tuple[str, ...]  # one a seed map, in order
     elliptical: bool  # S = 2 bandwidths a pixel
@@ -277,7 +277,7 @@ def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:
         raise bad_model(str(folder), f"{FACTS} is missing")
     raise bad_model(
         f"{folder}/{WEIGHTS}",
-        f"damaged, or of another save: its SHA-256 is {sha256[:12]}..., not what {found[0]} says",
+        f"damaged, or of another save: its SHA-256 is {sha256[:12]}..., not that of {found[0]}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders of images into a folder of results; a failed input is told of, and the rest goes on.
+"""Folders of images into a folder of results; a failed input is reported, and the others continue.
 
 Reading, the network, clustering and writing overlap: ``Predictor.outcomes`` and ``ResultFolder``
 hold a bounded number of images each, and both keep the order.
@@ -153,7 +153,7 @@ def predict_folder(
 def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
     """Pixels of all images of a ``predict_folder`` together, estimated by a few headers.
 
-    What cannot be read counts nothing: ``predict_folder`` says what is wrong.
+    Unreadable files count nothing: ``predict_folder`` reports them.
     """
     try:
         files = list_images(sources, exclude=out, quiet=True)
@@ -186,7 +186,7 @@ def _inputs(
 def _add(
     results: ResultFolder, result: FolderResult, path: Path | Page, name: str, outcome: Outcome
 ) -> None:
-    """One image that went through the network whole; what it comes to is noted in ``result``."""
+    """One image that went through the network whole; its outcome is noted in ``result``."""
     found = outcome.instances
     if found is None or outcome.pixels is None:
         assert outcome.error is not None
@@ -220,7 +220,7 @@ def _predict_large(
     how: _Tiled,
     result: FolderResult,
 ) -> None:
-    """One image by tiles; what it comes to is noted in ``result``."""
+    """One image by tiles; its outcome is noted in ``result``."""
     try:
         found = predict_large(
             predictor.engine,
@@ -269,7 +269,7 @@ def _named(path: Path | Page, error: SpatialEmbedError) -> str:
 
 @contextmanager
 def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
-    """Hear the warnings of a run, and tell of them and of its failures on its page."""
+    """Collect the warnings of a run, and show them and its failures on its page."""
     said: list[str] = []
     try:
         with noted_warnings(said):

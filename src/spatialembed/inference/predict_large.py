@@ -5,7 +5,7 @@
 
 An object across a seam is one object, since only the maps are made in tiles. With a context of
 ``tiling.EXACT_CONTEXT`` px the answer is that of the whole image; less is an approximation, whose
-effect docs/huge.md gives. A run that was stopped goes on with the tiles it has.
+effect docs/huge.md gives. An interrupted run resumes with the tiles it has.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ WIDEST = 4096
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, px."""
 USUAL_SHARE = 0.25
-"""Share of candidates among the pixels that room is asked for on the disk."""
+"""Share of candidates among the pixels for which disk space is required beforehand."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def goes_by_tiles(
         return True
     size = image_size(path)
     if size is None:
-        return False  # the usual reader says what is wrong
+        return False  # the usual reader reports the fault
     if tiles.tile is not None and max(size) * tiles.scale > tiles.tile:
         return True
     pixels = size[0] * size[1]
@@ -331,7 +331,7 @@ class _Run:
     def warn_of_size(
         self, boxes: np.ndarray, plan: Sequence[Tile], shape_hw: tuple[int, int]
     ) -> None:
-        """Say it where the context was too small for what was found; boxes in px of the plan."""
+        """Warn where the context was too small for the detections; boxes in px of the plan."""
         if self.tiles.context >= EXACT_CONTEXT:
             return
         cut = cut_off(boxes, plan, shape_hw)

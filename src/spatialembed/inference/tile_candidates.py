@@ -1,7 +1,7 @@
 """The candidates of a large image: saved tile by tile, then brought together in the image's order.
 
 Everything lies in mapped files of a work folder, so that memory does not grow with the image. The
-file of a tile is there whole or not at all: a run that was stopped goes on with those it has.
+file of a tile is there whole or not at all: an interrupted run resumes with those it has.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ mean seed   over the pixels that the object owns. A seed has learned phi of its 
             best one: it orders objects better (docs/uncertainty.md)
 map         equal-count bins of validation objects by mean seed -> mean quality, made to rise
             by isotonic regression; linear between the bins, constant outside
-error       expected calibration error: mean over equal-count bins of |mean said - mean true|
+error       expected calibration error: mean over equal-count bins of |mean predicted - mean actual|
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def objects_of(
 def fit(objects: Objects, start: float) -> Calibration | None:
     """The map of these objects; None where fewer than ``LEAST_OBJECTS`` score ``start`` or more.
 
-    Give it the objects below ``start`` too: they tell what a user finds who lowers it. The errors
-    are those of the objects from ``start`` on, in ``FOLDS`` turns on groups held out of the fit.
+    Give it the objects below ``start`` too: a user who lowers it gets those. The errors are of
+    the objects from ``start`` on, in ``FOLDS`` turns on groups held out of the fit.
     """
     seen = objects.scoring(start)
     if seen.sum() < LEAST_OBJECTS or len(np.unique(objects.groups)) < FOLDS:
@@ -137,11 +137,11 @@ def cross_validated(objects: Objects) -> np.ndarray:
     """Expected IoU (N,) of each object by the map of the other folds; a group is in one fold."""
     _, group = np.unique(objects.groups, return_inverse=True)
     fold = folds(group.max(initial=-1) + 1)[group]
-    said = np.zeros(len(group))
+    predicted = np.zeros(len(group))
     for part in np.unique(fold):
         seeds, ious = _knots(objects.where(fold != part))
-        said[fold == part] = np.interp(objects.mean_seeds[fold == part], seeds, ious)
-    return said
+        predicted[fold == part] = np.interp(objects.mean_seeds[fold == part], seeds, ious)
+    return predicted
 
 
 def folds(count: int) -> np.ndarray:
@@ -167,27 +167,27 @@ def equal_count_bins(values: np.ndarray, count: int) -> list[np.ndarray]:
     return [b for b in np.array_split(order, count) if len(b)]
 
 
-def calibration_error(said: np.ndarray, true: np.ndarray) -> float:
-    """Expected calibration error: mean |mean said - mean true| over ``BINS`` equal-count bins.
+def calibration_error(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Expected calibration error: mean of |predicted - actual| over ``BINS`` equal-count bins.
 
-    said (N,): an IoU foretold; true (N,): the IoU. NaN without objects.
+    predicted (N,): predicted IoU; actual (N,): the true one. NaN without objects.
     """
-    bins = equal_count_bins(said, BINS)
-    gaps = [abs(float(np.mean(said[b], dtype=np.float64) - np.mean(true[b]))) for b in bins]
+    bins = equal_count_bins(predicted, BINS)
+    gaps = [abs(float(np.mean(predicted[b], dtype=np.float64) - np.mean(actual[b]))) for b in bins]
     return float(np.average(gaps, weights=[len(b) for b in bins])) if bins else float("nan")
 
 
-def rank_correlation(said: np.ndarray, true: np.ndarray) -> float:
+def rank_correlation(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Spearman's rank correlation; NaN where either is constant or there are fewer than two."""
     from scipy.stats import rankdata  # half a second
 
-    ranks = np.stack([rankdata(said), rankdata(true)])
+    ranks = np.stack([rankdata(predicted), rankdata(actual)])
     ranks -= ranks.mean(axis=1, keepdims=True) if ranks.size else 0
     length = np.sqrt((ranks**2).sum(axis=1))
     return float(ranks[0] @ ranks[1] / length.prod()) if length.all() else float("nan")
 
 
-def auc(said: np.ndarray, right: np.ndarray) -> float:
+def auc(predicted: np.ndarray, right: np.ndarray) -> float:
     """Chance that a right object is placed above a wrong one (area under the ROC curve).
 
     right (N,) bool. Equal values count one half; NaN where there are none of either.
@@ -197,4 +197,4 @@ def auc(said: np.ndarray, right: np.ndarray) -> float:
     good, bad = int(right.sum()), int((~right).sum())
     if not good or not bad:
         return float("nan")
-    return float((rankdata(said)[right].sum() - good * (good + 1) / 2) / (good * bad))
+    return float((rankdata(predicted)[right].sum() - good * (good + 1) / 2) / (good * bad))

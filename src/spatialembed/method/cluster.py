@@ -136,7 +136,7 @@ def cluster(
 def _cluster_on_gpu(
     prediction: Embeddings, options: ClusterOptions, names: tuple[str, ...]
 ) -> list[Instances] | None:
-    """``cluster`` where the maps lie; None for what is left to the processor.
+    """``cluster`` where the maps lie; None for batches that are left to the processor.
 
     That is: no Triton, values that are not finite, and candidates that would take the GPU far more
     than linear time.

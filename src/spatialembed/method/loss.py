@@ -269,7 +269,7 @@ class _InstanceTerm(torch.autograd.Function):
         """embedding (2, P), centers (2, K), precisions (S, K) -> scalar, phi (M,)."""
         inputs = (embedding, centers, precisions)
         if not all(bool(t.isfinite().all()) for t in inputs):
-            # A diverged network is told by its loss; NaN has no bin to fall into.
+            # A NaN loss reveals a diverged network; NaN has no bin to fall into.
             gradients = [torch.full_like(t, math.nan) for t in inputs]
             value, phi = embedding.new_tensor(math.nan), embedding[0, truth.pixels] * math.nan
         elif embedding.device.type == "cpu" and embedding.dtype == torch.float32:

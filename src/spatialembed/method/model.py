@@ -26,7 +26,7 @@ class SpatialEmbeddingNet(nn.Module):
     def __init__(self, num_classes: int, elliptical: bool = True) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; a network tells at least one class")
+            raise ValueError(f"num_classes is {num_classes}; a network has at least one class")
         self.num_classes = num_classes
         self.elliptical = elliptical
         self.encoder = Encoder()

@@ -37,7 +37,7 @@ class Levels(NamedTuple):
 
 
 def normalize(image: Tensor, how: Normalization, levels: Levels | None = None) -> Tensor:
-    """Normalise one whole image (3, H, W) float32 as the model wants it; same shape.
+    """Normalise one whole image (3, H, W) float32 for the model; same shape.
 
     levels: of the whole image, where ``image`` is a part of it.
 

@@ -35,7 +35,7 @@ class ContactSheet:
             self.write()
 
     def write(self) -> None:
-        """Write the page that is begun, if any. Raises SpatialEmbedError ``disk_full``."""
+        """Write the unfinished page, if any. Raises SpatialEmbedError ``disk_full``."""
         if not self._tiles:
             return
         self.pages += 1
@@ -58,7 +58,7 @@ class ContactSheet:
 
 
 def short(name: str) -> str:
-    """A name that fits below a thumbnail; its end says most, so the middle goes."""
+    """A name that fits below a thumbnail; its end matters most, so the middle goes."""
     name = printable(name)
     return name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[-(NAME - NAME // 3 - 1) :]}"
 

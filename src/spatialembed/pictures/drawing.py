@@ -300,12 +300,12 @@ def maps_panel(
     *,
     columns: int = 3,
 ) -> np.ndarray:
-    """One image with what the network says of it and what was found, as a panel (h, w, 3) uint8.
+    """One image with the network's maps and the detections, as a panel (h, w, 3) uint8.
 
     image: (H, W) or (H, W, 3), any dtype. offset: (2, H, W) (x, y) in units. log_precision:
     (S, H, W) raw. seed: (C, H, W) in [0, 1], the highest class is shown. found_labels,
-    truth_labels: (H, W) integer. Offset and bandwidth are shown where an object is said or known
-    to be. Large images are shrunk.
+    truth_labels: (H, W) integer. Offset and bandwidth are shown on predicted and actual objects.
+    Large images are shrunk.
     """
     found = np.asarray(found_labels)
     scale = min(zoom_for(*found.shape), LARGEST_TILE_PX / max(found.shape))

@@ -69,7 +69,7 @@ class RunPage:
     def write(self, failed: Sequence[str] = (), warnings: Sequence[str] = ()) -> Path:
         """Write ``report.html``; returns its path. Raises SpatialEmbedError ``disk_full``.
 
-        failed: of each input without results, its name and why. warnings: whatever else was said.
+        failed: of each input without results, its name and why. warnings: of the run.
         """
         path = self.out / "report.html"
         with atomic_write(path) as temporary:

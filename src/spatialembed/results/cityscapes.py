@@ -1,6 +1,6 @@
 """Results in the format of the Cityscapes benchmark, for its evaluator and its test server.
 
-    lindenberg_000003_000019_leftImg8bit.txt         a line an object: mask, id of the class, score
+    lindenberg_000003_000019_leftImg8bit.txt         a line per object: mask, id of the class, score
     masks/lindenberg_000003_000019_leftImg8bit_0001.png        1 bit: what is not 0 is the object
 
 A line's path counts from the folder of the text file. All text files lie at the top, so that it
@@ -41,12 +41,12 @@ def check_class_names(class_names: Sequence[str]) -> None:
 
 
 def write_result(folder: str | Path, name: str, instances: Instances) -> Path:
-    """Write what was found in one image: a text file and a mask for each object.
+    """Write the detections of one image: a text file, and a mask for each object.
 
     name: of the image; what stands before its last "/" is left out, since the benchmark tells
     images by their file names. instances: with names of Cityscapes classes; scores are written to
-    their last bit. Nothing found gives an empty text file, which the benchmark asks for too.
-    Returns the path of the text file, which is written last.
+    their last bit. An image without detections gets an empty text file, which the benchmark
+    requires. Returns the path of the text file, which is written last.
 
     Raises SpatialEmbedError ``unknown_class``, ``bad_name`` for white space in a name, which the
     format cannot hold, and ``disk_full``.

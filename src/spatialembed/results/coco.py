@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 def describe(image: str, instances: Instances, facts: Facts | None = None) -> Entry:
     """One image with its objects; ``image`` becomes its ``file_name``.
 
-    facts: what was measured of them already.
+    facts: measurements of them, where there are any already.
     """
     found = instances.numpy()
     masks = encode_instances(found.labels, len(found))
@@ -41,7 +41,7 @@ def describe(image: str, instances: Instances, facts: Facts | None = None) -> En
 
 
 def about(image: str, size_hw: tuple[int, int], truncated: bool) -> dict[str, Any]:
-    """What the file says of an image."""
+    """The file's entry of an image."""
     height, width = size_hw
     return {"file_name": image, "width": width, "height": height, "truncated": bool(truncated)}
 
@@ -49,7 +49,7 @@ def about(image: str, size_hw: tuple[int, int], truncated: bool) -> dict[str, An
 def entries(
     masks: Iterable[Rle], boxes: np.ndarray, areas: np.ndarray, found: Instances
 ) -> Iterator[dict[str, Any]]:
-    """What the file says of objects 1..N, one by one, by their masks, boxes (N, 4), areas (N,).
+    """The file's entries of objects 1..N, one by one, by their masks, boxes (N, 4), areas (N,).
 
     found: numpy; its labels are not looked at.
     """
@@ -95,7 +95,7 @@ class CocoFile:
         self.append(describe(image, instances))
 
     def append(self, entry: Entry) -> None:
-        """Append what ``describe`` says of an image."""
+        """Append the entry that ``describe`` makes of an image."""
         image_id = len(self._images) + 1
         self._images.append(_line({"id": image_id} | entry.image))
         for found in entry.objects:

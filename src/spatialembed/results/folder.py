@@ -1,7 +1,7 @@
 """The results of many images in one folder: files of each, and the two files that all share.
 
 ``add`` hands an image to writing threads and returns at once, so that the network does not wait
-for pictures; what the threads say of each image goes into the shared files in the order of adding.
+for pictures; the threads' entries go into the shared files in the order of adding.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class ResultFolder:
         ambiguity: np.ndarray | None = None,
         pixel_um: tuple[float, float] | None = None,
     ) -> Path:
-        """Have written what was found in one image; returns the path that its overlay will have.
+        """Queue one image's results for writing; returns the path that its overlay will have.
 
         image: its name in the shared files. pixels: (H, W) or (H, W, 3), any dtype. stem: path of
         its own files below the folder, without suffix; by default ``image``. ambiguity: (H, W) in
@@ -185,7 +185,7 @@ class ResultFolder:
             self._note_first()
 
     def _note_written(self, most: int, most_pixels: int) -> None:
-        """Note the images that are written, and wait till few enough are left."""
+        """Note the images that are written, and wait until few enough are left."""
         while self._pending and (
             self._pending[0][0].done()
             or len(self._pending) >= most

@@ -86,7 +86,7 @@ class Measure:
 
     def facts(self) -> Facts:
         """Of the whole image, once, when all bands have passed."""
-        self._add_borders(self._last[1][:0])  # whoever takes the bands may not ask for an end
+        self._add_borders(self._last[1][:0])  # the consumer of the bands may stop before their end
         return self._sums.facts()
 
     def masks(self) -> Iterator[Rle]:

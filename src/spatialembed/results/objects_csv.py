@@ -59,7 +59,7 @@ def describe(
 def rows(
     image: str, found: Instances, facts: Facts, pixel_um: tuple[float, float] | None = None
 ) -> str:
-    """The lines of objects by what was measured of them.
+    """The lines of objects from their measurements.
 
     found: numpy; its labels are not looked at.
     """

@@ -44,7 +44,7 @@ def polygons(labels: np.ndarray, number: int, simplify: float = 0.0) -> list[lis
 
 
 def check_simplify(simplify: float) -> None:
-    """Refuse a setting of no sense, or one that needs what is not installed, before the work.
+    """Refuse a meaningless setting, or one that needs a missing package, before the work.
 
     Raises SpatialEmbedError ``bad_setting``, ``missing_extra`` (both exit 2).
     """

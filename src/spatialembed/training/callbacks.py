@@ -128,14 +128,14 @@ class EpochEnd(Callback):
             self.history.draw()
             for logger_ in trainer.loggers:
                 logger_.log_metrics({k: v for k, v in row.items() if k != "epoch"}, done)
-        if trainer.is_last_batch:  # an epoch that was cut short is not one to go on from
+        if trainer.is_last_batch:  # an epoch that was cut short cannot be resumed from
             trainer.save_checkpoint(checkpoint_path(setup.run, done))
 
     def _validate(self, module: TrainingModule, done: int) -> dict[str, float]:
         """The figures of the validation images; the model is kept if its ``val_ap`` is the best.
 
         Of equal ones the later is, which has learned more where AP is still 0; so is the last where
-        there is no AP to tell by.
+        there is no AP to compare.
         """
         setup = self.setup_of_run
         figures = validate(setup, module.net, done, self.bar.note)

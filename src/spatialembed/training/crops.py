@@ -48,7 +48,7 @@ class AugmentOptions:
 
 
 class CropDraw(NamedTuple):
-    """What chance says of where a crop lies, before the image is known."""
+    """The random part of a crop's place, before the image is known."""
 
     side: int  # of the window that becomes the crop, px of the image
     around: bool  # a random object, rather than anywhere
@@ -125,7 +125,7 @@ def cut_crop(
     """The window of ``side`` px at ``corner`` (top, left) as a crop: see ``training_crop``.
 
     sample: the image, or a part of it that holds all of the window which is in the image; the
-    corner is told in its own pixels. Percentiles must be those of a whole image.
+    corner is given in its own pixels. Percentiles must be those of a whole image.
     """
     image = network_input(sample.image, how)  # (3, H, W)
     if sample.image.ndim == 2 and how.kind != "fixed":

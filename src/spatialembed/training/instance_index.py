@@ -182,7 +182,7 @@ def _joined(parts: Sequence[_Part], num_classes: int) -> InstanceIndex:
 
 
 def _read(path: Path) -> InstanceIndex | None:
-    """A stored index; None where there is none, or a damaged one, which is made anew."""
+    """A stored index; None where there is none, or a damaged one, which is rebuilt."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return InstanceIndex(**{f.name: file[f.name] for f in fields(InstanceIndex)})
@@ -194,7 +194,7 @@ def _read(path: Path) -> InstanceIndex | None:
 
 
 def _write(index: InstanceIndex, path: Path) -> None:
-    """Only a help for later runs: where it cannot be written, it is said and left."""
+    """Only a help for later runs: where it cannot be written, a warning is enough."""
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **{f.name: getattr(index, f.name) for f in fields(index)})

@@ -56,8 +56,8 @@ Crop = tuple[Tensor, Target, str]
 class Crops(TorchDataset[Crop]):
     """The crops of one epoch. Crop i depends on (seed, epoch, i) alone.
 
-    image       every image once before any comes twice; ``object_centred`` says how many crops lie
-                around a random object of theirs
+    image       every image once before any comes twice; ``object_centred`` is the share
+                of crops that lie around a random object of theirs
     natural     every crop around an object, every object once before any comes twice
     balanced    the same, but every class as often as any other
 
@@ -157,7 +157,7 @@ class Share:
 class CropModule(pl.LightningDataModule):
     """Crops for training.
 
-    ``plan_of(epoch)`` says what the crops of an epoch are; loaders are made anew each epoch, so the
+    ``plan_of(epoch)`` gives the crops of an epoch; loaders are made anew each epoch, so the
     stages of a training are nothing but different plans.
     """
 
@@ -199,7 +199,7 @@ class CropModule(pl.LightningDataModule):
 
 
 def _leave_ctrl_c(_: int) -> None:
-    """Ctrl-C reaches loaders too, but the training process alone says when to stop."""
+    """Ctrl-C reaches loaders too, but the training process alone decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

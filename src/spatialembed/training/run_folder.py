@@ -38,7 +38,7 @@ KEPT_CHECKPOINTS = 2
 RUN_VARIABLE = "SPATIALEMBED_RUN"
 """Tells the further processes of a training which folder the first one has opened."""
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What Lightning tells them by."""
+"""The variables by which Lightning recognises the processes that it started."""
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:

@@ -77,7 +77,7 @@ class Setup:
         )
 
     def facts(self, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
-        """What the model file says of its training; no path, no name of a person or machine."""
+        """The model file's facts about its training; no path, no name of a person or machine."""
         return {
             "data": data_name(self.options.data),
             "images": len(self.train),

@@ -43,7 +43,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, what was before a resume included."""
+        """Time spent on this run, including the part before a resume."""
         return time.monotonic() - self.started
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:

@@ -35,7 +35,8 @@ def validate(
     """Figures of the validation images: ``val_ap`` chooses the best model; none if not defined.
 
     One image is in memory at a time; what stays of it is a number or a small table. Pictures of the
-    first few are written. done: epochs that were trained. note: told what lasts, image by image.
+    first few are written. done: epochs that were trained. note: called with
+    a line of progress for each image.
     """
     names = tuple(setup.val.class_names)
     scores: list[float] = []
@@ -82,7 +83,7 @@ def _ids(images: FileDataset, i: int, sample: Sample) -> np.ndarray:
 def cityscapes_ids(target: Target, class_names: Sequence[str]) -> np.ndarray:
     """Truth whose classes are named as in Cityscapes -> ids (H, W) int64; ignored becomes void.
 
-    Raises SpatialEmbedError ``too_many_objects``: an image can tell 1000 instances of a class.
+    Raises SpatialEmbedError ``too_many_objects``: ids number at most 1000 instances of a class.
     """
     classes = target.classes.numpy()
     ids = np.full(len(classes) + 1, ROAD_ID, np.int64)

@@ -161,7 +161,7 @@ def _copy(
 ) -> _Convolution:
     """A convolution with weights of its own, followed by gain and shift (outputs,) if given.
 
-    Then it is float64, so that whoever rounds it does so once.
+    Then it is float64, so that it is rounded only once.
     """
     copy = deepcopy(conv)
     if gain is None or shift is None:

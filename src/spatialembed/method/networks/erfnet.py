@@ -43,7 +43,7 @@ class Residual(nn.Module):
         self.conv3x1_2 = nn.Conv2d(channels, channels, (3, 1), padding=(d, 0), dilation=(d, 1))
         self.conv1x3_2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, d), dilation=(1, d))
         self.bn2 = nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
-        # Whole channels: neighbouring pixels say nearly the same, single ones carry no news.
+        # Whole channels: neighbouring pixels are nearly equal, so dropping single ones does little.
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
