@@ -2,10 +2,8 @@
 
     python benchmarks/loader.py
 
-"whole" reads the image, makes the target of all of it, and cuts; "window" decodes the rows that the
-crop needs and makes a target of the crop alone. Both give the same crop. A step is the network
-forward and backward, without the loss. Loading is timed in one process, so that two loader
-processes keep up where the network takes at least half as long a crop as loading.
+A step is the network forward and backward, without the loss. Loading is timed in one process, so
+that two loader processes keep up where the network takes at least half as long a crop as loading.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from pathlib import Path
 import torch
 from report import Table, finish
 
-from spatialembed.command.bench import in_turns, ratio
+from spatialembed.command.bench import in_turns
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
 from spatialembed.generated.streets import write_streets
 from spatialembed.inference.engine import resolve_device, resolve_precision
@@ -27,7 +25,7 @@ from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.crops import AugmentOptions
 from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import Batch, CropPlan, Crops, collate
-from spatialembed.types import Normalization, Sample
+from spatialembed.types import Normalization
 
 CASES = ((512, 4), (1024, 2))
 """Side of the crops and crops a step, as the two published stages have them, fitted to a CPU."""
@@ -35,20 +33,6 @@ AUGMENT = AugmentOptions(
     object_centred=0.0, zoom=(1, 1), rotate=False, brightness=0, contrast=0, noise=0, blur=0
 )
 """As the config cityscapes."""
-
-
-class Whole:
-    """The same data set without windows."""
-
-    def __init__(self, dataset: CityscapesDataset) -> None:
-        self.dataset, self.names = dataset, dataset.names
-        self.class_names = dataset.class_names
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self.dataset[i]
 
 
 def main() -> None:
@@ -69,7 +53,7 @@ def main() -> None:
         [
             Table(
                 f"Loading crops of streets, {device.type}, {'bfloat16' if half else 'float32'}",
-                ["crops", "whole : window", "step : window, one process"],
+                ["crops", "step : loading, one process"],
                 rows,
             )
         ],
@@ -85,13 +69,10 @@ def jobs(
     device: torch.device,
     half: bool,
 ) -> dict[str, Callable[[], object]]:
-    """A batch, in each way; every round takes the same crops."""
+    """Loading of a batch and a step; every round takes the same crops."""
     plan = CropPlan(size, 1.0, batch, batch, seed=0, epoch=0, sampling="natural")
-    windows, wholes = (
-        Crops(images, Normalization("none"), AUGMENT, plan, index)
-        for images in (streets, Whole(streets))
-    )
-    crops = collate(windows.__getitems__(range(batch)))
+    loader = Crops(streets, Normalization("none"), AUGMENT, plan, index)
+    crops = collate(loader.__getitems__(range(batch)))
     assert isinstance(crops, Batch)
     images = crops.to(device).images.contiguous(memory_format=torch.channels_last)
     net = SpatialEmbeddingNet(8).to(device, memory_format=torch.channels_last)
@@ -101,17 +82,12 @@ def jobs(
             maps = net(images)
         torch.autograd.backward([m.float().square().mean() for m in maps])
 
-    return {
-        "whole": lambda: wholes.__getitems__(range(batch)),
-        "window": lambda: windows.__getitems__(range(batch)),
-        "step": step,
-    }
+    return {"loading": lambda: loader.__getitems__(range(batch)), "step": step}
 
 
 def row(size: int, batch: int, seconds: dict[str, list[float]]) -> list[str]:
-    loading = ratio(seconds["whole"], seconds["window"])
-    step = statistics.median(seconds["step"]) / statistics.median(seconds["window"])
-    return [f"{batch} of {size} x {size}", str(loading), f"{step:.1f}"]
+    step = statistics.median(seconds["step"]) / statistics.median(seconds["loading"])
+    return [f"{batch} of {size} x {size}", f"{step:.1f}"]
 
 
 def parsed() -> argparse.Namespace:

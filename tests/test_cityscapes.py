@@ -1,4 +1,4 @@
-"""Cityscapes: what each id becomes, which files belong together, and windows of the whole."""
+"""Cityscapes: what each id becomes, which files belong together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from spatialembed.command import main
 from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
@@ -161,71 +159,13 @@ def test_no_instance(tmp_path: Path) -> None:
     assert sample.ids.shape == (0,)
 
 
-# ---------------------------------------------------------------- windows
-
-
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_a_window_is_cut_from_the_whole(streets: Path, data: st.DataObject) -> None:
-    dataset = open_cityscapes(streets, split="train")
-    i = data.draw(st.integers(0, 4))
-    height, width = data.draw(st.integers(1, 96)), data.draw(st.integers(1, 192))
-    top, left = data.draw(st.integers(0, 96 - height)), data.draw(st.integers(0, 192 - width))
-    whole, part = dataset[i], dataset.window(i, top, left, height, width)
-    cut = np.s_[top : top + height, left : left + width]
-    assert np.array_equal(part.image, whole.image[cut])
-    assert part.name == whole.name
-    assert torch.equal(part.target.ignore, whole.target.ignore[cut])
-    assert whole.ids is not None
-    assert part.ids is not None
-    ids = np.append(0, whole.ids)[whole.target.labels.numpy()][cut]
-    assert np.array_equal(np.append(0, part.ids)[part.target.labels.numpy()], ids)
-    assert part.ids.tolist() == [n for n in np.unique(ids).tolist() if n]  # LBL-17: none is left
-    assert torch.equal(part.target.classes, torch.tensor([CLASSES_OF[n // 1000] for n in part.ids]))
-
-
-CLASSES_OF = dict(zip((24, 25, 26, 27, 28, 31, 32, 33), range(8), strict=True))
-
-
-def test_a_window_in_full_is_the_sample(streets: Path) -> None:
+def test_a_sample_holds_the_stored_pixels(streets: Path) -> None:
     dataset = open_cityscapes(streets, split="val")
-    whole, part = dataset[0], dataset.window(0, 0, 0, 96, 192)
-    assert np.array_equal(whole.image, part.image)
-    assert np.array_equal(np.asarray(Image.open(dataset.image_path(0))), whole.image)
-    for a, b, c in zip(
-        vars(whole.target).values(),
-        vars(part.target).values(),
-        vars(dataset.truth(0)).values(),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
-
-
-@pytest.mark.parametrize(
-    "box", [(-1, 0, 5, 5), (0, -1, 5, 5), (5, 0, 4, 5), (0, 5, 5, 5), (0, 0, 0, 5), (0, 0, 5, -1)]
-)
-def test_a_window_beyond_the_image(box: tuple[int, int, int, int], tmp_path: Path) -> None:
-    with pytest.raises(SpatialEmbedError, match="bad_window"):
-        one(tmp_path, np.full((8, 9), 7)).window(0, *box)
-
-
-def told(path: Path) -> None:
-    """The same PNG with a text that may hold an orientation: it is not read by rows."""
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
-    Image.open(path).save(path, pnginfo=info)
-
-
-def test_a_window_of_what_is_not_read_by_rows(tmp_path: Path) -> None:
-    image, truth = add(tmp_path, RNG.integers(0, 34, (16, 20)))
-    dataset = open_cityscapes(tmp_path, split="train")
-    plain = dataset.window(0, 2, 3, 7, 9)
-    told(image)
-    told(truth)
-    again = dataset.window(0, 2, 3, 7, 9)
-    assert np.array_equal(plain.image, again.image)
-    assert torch.equal(plain.target.ignore, again.target.ignore)
+    sample = dataset[0]
+    assert np.array_equal(np.asarray(Image.open(dataset.image_path(0))), sample.image)
+    truth = dataset.truth(0)
+    for name in ("labels", "classes", "ignore"):
+        assert torch.equal(getattr(sample.target, name), getattr(truth, name))
 
 
 # ---------------------------------------------------------------- which files belong together
@@ -382,12 +322,11 @@ FAULTS = [
 def test_faults(code: str, change: Callable[[Path], None], tmp_path: Path) -> None:
     dataset = one(tmp_path, np.full((20, 30), 26001))
     change(tmp_path)
-    for read in (lambda: dataset[0], lambda: dataset.window(0, 2, 3, 10, 20)):
-        with pytest.raises(SpatialEmbedError) as caught:
-            read()
-        assert caught.value.code == code
-        assert "aachen_0_0" in caught.value.message
-        assert caught.value.remedy
+    with pytest.raises(SpatialEmbedError) as caught:
+        dataset[0]
+    assert caught.value.code == code
+    assert "aachen_0_0" in caught.value.message
+    assert caught.value.remedy
 
 
 def test_a_street_as_plain_labels(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from spatialembed.images.read import (
     read_image,
     read_labels,
     read_pixels,
-    read_rows,
 )
 from spatialembed.images.tiff import whole_pages
 from spatialembed.method.normalization import network_input
@@ -379,10 +378,6 @@ def test_modes(pixels: np.ndarray, make: Callable[[Path], Path], tmp_path: Path)
     found = read_image(make(tmp_path))
     assert found.dtype == np.uint8
     assert np.array_equal(found, pixels)
-    for top, bottom in ((0, 7), (11, 30), (30, 99)):
-        rows = read_rows(make(tmp_path), top, bottom)
-        assert np.array_equal(rows.pixels, pixels[top:bottom])
-        assert (rows.height, rows.orientation) == (len(pixels), 1)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"], ids=["IMG-22-jpg", "IMG-22-tif"])

@@ -1,4 +1,4 @@
-"""The index of instances: against loops over pixels, its cache, its draws, its windows."""
+"""The index of instances: against loops over pixels, its cache, its draws."""
 
 from __future__ import annotations
 
@@ -303,19 +303,6 @@ def test_rounds_bring_each_once_before_any_twice() -> None:
 # ---------------------------------------------------------------- crops
 
 
-class Whole:
-    """A Cityscapes data set without windows."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset, self.class_names, self.names = dataset, dataset.class_names, dataset.names
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.dataset[i]
-
-
 def same_crops(a: Crops, b: Crops) -> bool:
     for i in range(len(a)):
         (image, target, name), (image_b, target_b, name_b) = a[i], b[i]
@@ -327,35 +314,15 @@ def same_crops(a: Crops, b: Crops) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["none", "fixed"])
-@pytest.mark.parametrize(
-    ("size", "sampling"),
-    [(48, "image"), (48, "natural"), (100, "balanced"), (200, "image"), (300, "natural")],
-)
-def test_windows_give_the_crops_of_whole_images(
-    kind: Any, size: int, sampling: Any, streets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", ["none", "percentile"])
+@pytest.mark.parametrize("size", [48, 200, 300])
+def test_an_index_changes_no_crop(kind: Any, size: int, streets: Path) -> None:
     """With zoom and turns, within images and beyond them."""
     dataset = open_cityscapes(streets)
     index = instance_index(dataset, progress=False)
     how, augment = Normalization(kind=kind), AugmentOptions(zoom=(0.6, 1.5))
-    plan = CropPlan(size, 1.2, 8, 2, 3, 1, sampling)
-    whole: Any = Whole(dataset)
-    of_whole = [Crops(whole, how, augment, plan, index)]
-    if sampling == "image":
-        of_whole.append(Crops(whole, how, augment, plan))
-    assert all(same_crops(Crops(dataset, how, augment, plan, index), crops) for crops in of_whole)
-    monkeypatch.setattr(type(dataset), "__getitem__", lambda *_: pytest.fail("a whole image"))
-    Crops(dataset, how, augment, plan, index)[0]
-
-
-def test_percentiles_are_of_whole_images(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = open_cityscapes(streets)
-    index = instance_index(dataset, progress=False)
-    monkeypatch.setattr(type(dataset), "window", lambda *_: pytest.fail("a window"))
-    plan = CropPlan(48, 1.0, 2, 2, 0, 0)
-    one = Crops(dataset, Normalization(), AugmentOptions(), plan, index)
-    assert same_crops(one, Crops(dataset, Normalization(), AugmentOptions(), plan))
+    plan = CropPlan(size, 1.2, 8, 2, 3, 1)
+    assert same_crops(Crops(dataset, how, augment, plan, index), Crops(dataset, how, augment, plan))
 
 
 def test_crops_lie_around_the_objects_that_were_drawn(streets: Path) -> None:

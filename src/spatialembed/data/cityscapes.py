@@ -30,7 +30,7 @@ from spatialembed.data.dataset import SPLITS, Split
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.decode import read_bytes
 from spatialembed.images.listing import image_files
-from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_rows
+from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.types import Sample, Target
 
 Groups = Literal["ignore", "background"]
@@ -40,8 +40,6 @@ IMAGE_END, IDS_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 HIGHEST = 33
 """The last class. 24 to 33 have numbered instances, caravan and trailer (29, 30) too."""
 LIMIT = (HIGHEST + 1) * NUMBERED
-_ALL = 1 << 31
-"""Rows that no PNG exceeds."""
 
 
 class _Meaning:
@@ -156,8 +154,19 @@ class CityscapesDataset:
         size_mismatch, label_scheme.
         """
         frame = self._frames[i]
-        image, ids = self._rows(frame, 0, _ALL)
-        return self._sample(frame, image, ids)
+        image, orientation = read_oriented(frame.image, max_pixels=self._max_pixels)
+        if orientation != 1:
+            raise oriented(frame.image, orientation, "file of ids does")
+        ids = self.instance_ids(i)
+        if image.shape[:2] != ids.shape:
+            what = "{}: {}x{} px, its ids {} {}x{} px"
+            raise SpatialEmbedError(
+                "size_mismatch",
+                what.format(frame.image, *image.shape[1::-1], frame.ids, *ids.shape[::-1]),
+                "use both as they were downloaded, or resize both",
+            )
+        target, present = self._meaning.target(ids, frame.ids)
+        return Sample(image, target, frame.name, present)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
@@ -168,44 +177,9 @@ class CityscapesDataset:
         told = (self.class_names, self._groups)
         return hashlib.sha256(read_bytes(self._frames[i].ids) + repr(told).encode()).digest()
 
-    def window(self, i: int, top: int, left: int, height: int, width: int) -> Sample:
-        """A part of image ``i`` in px, inside it, as cut from the whole sample; but quicker.
-
-        What it cuts away of an instance is gone, and an instance that it does not show too.
-        Raises SpatialEmbedError as ``[i]`` does, and: bad_window.
-        """
-        frame, columns = self._frames[i], slice(left, left + width)
-        if min(top, left) >= 0 and min(height, width) > 0:
-            image, ids = (part[:, columns] for part in self._rows(frame, top, top + height))
-            if ids.shape == (height, width):
-                return self._sample(frame, np.ascontiguousarray(image), ids)
-        what = f"{frame.image}: {width}x{height} px at ({left}, {top}) reach beyond it"
-        raise SpatialEmbedError("bad_window", what, "give a window inside the image")
-
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""
         return read_labels(self._frames[i].ids, max_pixels=self._max_pixels)
-
-    def _rows(self, frame: _Frame, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of an image, (n, W, 3) uint8 as a rule, and its ids (n, W)."""
-        limit = self._max_pixels
-        image = read_rows(frame.image, top, bottom, max_pixels=limit)
-        if image.orientation != 1:
-            raise oriented(frame.image, image.orientation, "file of ids does")
-        ids = read_rows(frame.ids, top, bottom, labels=True, max_pixels=limit)
-        image_wh, ids_wh = ((r.pixels.shape[1], r.height) for r in (image, ids))
-        if image_wh != ids_wh:
-            what = "{}: {}x{} px, its ids {} {}x{} px"
-            raise SpatialEmbedError(
-                "size_mismatch",
-                what.format(frame.image, *image_wh, frame.ids, *ids_wh),
-                "use both as they were downloaded, or resize both",
-            )
-        return image.pixels, ids.pixels
-
-    def _sample(self, frame: _Frame, image: np.ndarray, ids: np.ndarray) -> Sample:
-        target, present = self._meaning.target(ids, frame.ids)
-        return Sample(image, target, frame.name, present)
 
 
 # ---------------------------------------------------------------- opening

@@ -1,4 +1,4 @@
-"""PNG row by row: from the top as far as is needed, or into a file where the whole is too large."""
+"""PNG row by row, into a file: for images that are too large to be decoded at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,46 +30,6 @@ def stream_png(path: Path, file: BinaryIO, store: Path) -> np.ndarray | None:
 
     Raises SpatialEmbedError: truncated; disk_full (exit 5).
     """
-    if (head := _plain_header(path, file)) is None:
-        return None
-    pixels = mapped_array(store, head.dtype, head.shape(head.height))
-    _fill(pixels, path, file, head)
-    return pixels
-
-
-def top_rows(path: Path, file: BinaryIO, count: int) -> tuple[np.ndarray, int] | None:
-    """The first ``count`` rows of a PNG, (n, W) or (n, W, 3), alpha dropped, and its height.
-
-    As ``stream_png`` reads it, None for what that does not read. All chunks are held to their
-    checksums, but what comes after these rows is not unpacked.
-
-    Raises SpatialEmbedError: truncated.
-    """
-    if (head := _plain_header(path, file)) is None:
-        return None
-    pixels = np.empty(head.shape(min(count, head.height)), head.dtype)
-    _fill(pixels, path, file, head)
-    return pixels, head.height
-
-
-class _Header(NamedTuple):
-    width: int
-    height: int
-    dtype: np.dtype
-    samples: int  # of a pixel, as stored
-
-    @property
-    def kept(self) -> int:
-        """Samples without alpha."""
-        return self.samples if self.samples % 2 else self.samples - 1
-
-    def shape(self, rows: int) -> tuple[int, ...]:
-        """Of the array of so many rows."""
-        return (rows, self.width) if self.kept == 1 else (rows, self.width, self.kept)
-
-
-def _plain_header(path: Path, file: BinaryIO) -> _Header | None:
-    """None for a PNG that is left to the usual reader."""
     file.seek(8)
     head = file.read(25)  # length, IHDR, 13 bytes, checksum
     if len(head) < 25 or head[4:8] != b"IHDR":
@@ -78,21 +38,17 @@ def _plain_header(path: Path, file: BinaryIO) -> _Header | None:
     plain = bits in (8, 16) and colour in CHANNELS and not interlaced and width * height > 0
     if not plain or any(kind in SPECIAL for kind, _ in _chunks(file)):
         return None
-    return _Header(width, height, np.dtype(f"u{bits // 8}"), CHANNELS[colour])
-
-
-def _fill(pixels: np.ndarray, path: Path, file: BinaryIO, head: _Header) -> None:
-    """The first rows of a PNG into (n, W) or (n, W, C)."""
-    step = head.samples * head.dtype.itemsize
-    done = 0
-    for rows in _rows(path, file, len(pixels), step * head.width, step):
-        block = rows.reshape(len(rows), head.width, -1).view(head.dtype.newbyteorder(">"))
-        pixels[done : done + len(rows)] = (
-            block[..., 0] if head.kept == 1 else block[..., : head.kept]
-        )
+    samples, dtype = CHANNELS[colour], np.dtype(f"u{bits // 8}")
+    kept = samples if samples % 2 else samples - 1  # without alpha
+    pixels = mapped_array(store, dtype, (height, width, kept))
+    done, step = 0, samples * dtype.itemsize
+    for rows in _rows(path, file, height, step * width, step):
+        block = rows.reshape(len(rows), width, -1).view(dtype.newbyteorder(">"))
+        pixels[done : done + len(rows)] = block[..., :kept]
         done += len(rows)
-    if done < len(pixels):
-        refuse_damaged(path, "PNG", f"{done} of {head.height} rows")
+    if done < height:
+        refuse_damaged(path, "PNG", f"{done} of {height} rows")
+    return pixels[..., 0] if kept == 1 else pixels
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:

@@ -20,20 +20,19 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.checks import ImageWarning, plain_png
+from spatialembed.images.checks import ImageWarning
 from spatialembed.images.decode import decode, from_pillow, opened
-from spatialembed.images.png import top_rows
 from spatialembed.images.tiff import invert, page_numbers
 
 __all__ = [
-    "MAX_PIXELS", "ImageWarning", "Page", "Rows", "each_page", "oriented", "read_image",
-    "read_labels", "read_oriented", "read_pixels", "read_rows",
+    "MAX_PIXELS", "ImageWarning", "Page", "each_page", "oriented", "read_image",
+    "read_labels", "read_oriented", "read_pixels",
 ]  # fmt: skip
 
 MAX_PIXELS = 2**28
@@ -92,35 +91,6 @@ def read_oriented(
     with opened(where) as (file, form):
         found = decode(where, file, form, max_pixels, index)
     return np.ascontiguousarray(plain_type(path, found.pixels)), found.orientation
-
-
-class Rows(NamedTuple):
-    """Some rows of an image."""
-
-    pixels: np.ndarray  # (n, W) or (n, W, 3)
-    height: int  # of the whole image
-    orientation: int  # EXIF, 1 to 8, that was undone
-
-
-def read_rows(
-    path: Path, top: int, bottom: int, *, labels: bool = False, max_pixels: int = MAX_PIXELS
-) -> Rows:
-    """Rows top..bottom of an image as ``read_oriented`` gives it, or of a mask as ``read_labels``.
-
-    Of most PNG, what lies below them is not unpacked, and ids come in the type that they are stored
-    in; twice as quick, or more. Raises SpatialEmbedError as these do.
-    """
-    with opened(path) as (file, form):
-        if form == "PNG":
-            plain, moves = plain_png(path, file, max_pixels)
-            found = None if moves else top_rows(path, plain, bottom)
-            if found is not None and (found[0].ndim == 2 or not labels):
-                return Rows(found[0][top:], found[1], 1)
-    if labels:
-        pixels, orientation = read_labels(path, max_pixels=max_pixels), 1
-    else:
-        pixels, orientation = read_oriented(path, max_pixels=max_pixels)
-    return Rows(pixels[top:bottom], len(pixels), orientation)
 
 
 def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:

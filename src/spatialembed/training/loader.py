@@ -18,7 +18,7 @@ from spatialembed.data.dataset import Dataset
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.training.crops import AugmentOptions, CropDraw, cut_crop, draw_crop, training_crop
 from spatialembed.training.instance_index import InstanceIndex, Sampling, in_rounds
-from spatialembed.types import Normalization, Sample, Target
+from spatialembed.types import Normalization, Target
 
 
 class Batch(NamedTuple):
@@ -61,9 +61,7 @@ class Crops(TorchDataset[Crop]):
     natural     every crop around an object, every object once before any comes twice
     balanced    the same, but every class as often as any other
 
-    With an index of the instances a crop is placed before its image is read. A data set that has
-    windows then decodes that part of it alone; not under percentiles, which are of whole images.
-    The crop is the same either way.
+    With an index of the instances a crop is placed before its image is read.
     """
 
     def __init__(
@@ -99,7 +97,7 @@ class Crops(TorchDataset[Crop]):
         row = self._row_in(image, draw) if self.rows is None else int(self.rows[i])
         middle = None if row is None else self.index.middle[row].tolist()
         corner = draw.corner(self.index.size_hw[image].tolist(), middle)
-        sample, corner = self._shown(image, corner, draw.side)
+        sample = self.images[image]
         crop = cut_crop(sample, self.how, plan.size, draw.side, corner, self.augment, rng)
         return *crop, sample.name
 
@@ -108,19 +106,6 @@ class Crops(TorchDataset[Crop]):
         assert self.index is not None
         first, last = np.searchsorted(self.index.image, (image, image + 1)).tolist()
         return first + draw.instance(last - first) if draw.around and last > first else None
-
-    def _shown(
-        self, image: int, corner: tuple[int, int], side: int
-    ) -> tuple[Sample, tuple[int, int]]:
-        """What of an image a crop shows, or all of it; and the corner of the crop in that."""
-        window = getattr(self.images, "window", None)
-        if window is None or self.how.kind == "percentile":
-            return self.images[image], corner
-        assert self.index is not None
-        top, left = max(corner[0], 0), max(corner[1], 0)
-        bottom, right = np.minimum(np.add(corner, side), self.index.size_hw[image]).tolist()
-        sample = window(image, top, left, bottom - top, right - left)
-        return sample, (corner[0] - top, corner[1] - left)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Crop] | SpatialEmbedError:
         """The crops of a batch. A fault is handed over: raised in a loader it arrives as text."""
