@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -416,3 +417,67 @@ def test_engines_on_cuda(reference: TorchEngine, name: str, precision: str) -> N
         first = Embeddings(*(m.cpu() for m in run(x)))
         assert_near(first, reference(x), precision)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(first, run(x), strict=True))
+
+
+# What a native library leaves in the threads that use it
+
+
+STACKS = """
+import ctypes, faulthandler, gc, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from spatialembed.inference.engines.onnxruntime_engine import onnxruntime_run
+from spatialembed.inference.engines.openvino_engine import openvino_run
+
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def stack_is_there():
+    now = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now))
+    spans = (line.split()[0].split("-") for line in open("/proc/self/maps"))
+    return now.sp is None or any(int(a, 16) <= now.sp < int(b, 16) for a, b in spans)
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return x[:, :2] * 2, x + 1, x * 3
+
+class Main:
+    def submit(self, work):
+        work()
+        return self
+    def result(self): pass
+
+runs = []
+start = {
+    "openvino": lambda: runs.append(openvino_run(Net(), 1, bfloat16=False)),
+    "onnxruntime": lambda: runs.append(onnxruntime_run(Net(), 1)),
+}[sys.argv[1]]
+use = lambda: runs[-1](torch.rand(1, 3, 16, 16))
+let_go = lambda: (runs.clear(), gc.collect())
+heard = []
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+for first, second in ((Main(), threads[0]), (threads[0], threads[1]), (threads[1], Main())):
+    for thread, work in ((first, start), (first, use), (second, use), (second, let_go)):
+        thread.submit(work).result()
+    assert stack_is_there(), "of the main thread"
+    assert all(thread.submit(stack_is_there).result() for thread in threads)
+idents = [thread.submit(threading.get_ident).result() for thread in threads]
+for ident in (threading.get_ident(), *idents):
+    signal.pthread_kill(ident, signal.SIGUSR1)
+    while not heard: pass
+    heard.clear()
+print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_an_engine_let_go_anywhere_leaves_signal_stacks_whole(name: str) -> None:
+    """A thread whose alternate signal stack was unmapped dies of the next signal, silently."""
+    pytest.importorskip(name)
+    command = [sys.executable, "-c", STACKS, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

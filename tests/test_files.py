@@ -134,14 +134,31 @@ def test_a_lock_on_a_file_that_was_removed_holds_nobody_off(
     """Between opening and locking, the holder before may have removed the file."""
     real, removed = files._lock, []
 
-    def late(descriptor: int) -> bool:
+    def late(descriptor: int, folder: Path) -> bool:
         if not removed:
             (tmp_path / ".lock").unlink()
             removed.append(True)
-        return real(descriptor)
+        return real(descriptor, folder)
 
     monkeypatch.setattr(files, "_lock", late)
     with locked(tmp_path):
         monkeypatch.setattr(files, "_lock", real)
         with pytest.raises(SpatialEmbedError, match="run_locked"), locked(tmp_path):
             pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lustre, and NFS as it is mounted now and then."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        (tmp_path / "result").touch()
+    assert os.listdir(tmp_path) == ["result"]
+    assert f"{tmp_path}: the file system has no locks ({os.strerror(number)})" in caplog.text

@@ -338,9 +338,9 @@ def test_a_damaged_tile_is_done_again(tmp_path: Path) -> None:
     check(result, whole(NearCentres(), pixels), tmp_path / "out", "a.tif")
 
 
-@pytest.mark.parametrize("change", ["image", "tiles", "engine"])
+@pytest.mark.parametrize("change", ["image", "tiles", "engine", "version"])
 def test_anything_else_begins_anew(
-    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, field(200, 220))
@@ -351,6 +351,8 @@ def test_anything_else_begins_anew(
         tifffile.imwrite(path, pixels)
     elif change == "tiles":
         tiles = TileOptions(tile=48, context=16)
+    elif change == "version":
+        monkeypatch.setattr("spatialembed.inference.predict_large.__version__", "99.0")
     else:
         engine.precision = "bfloat16"
     with caplog.at_level(logging.WARNING, "spatialembed"):
@@ -358,6 +360,25 @@ def test_anything_else_begins_anew(
     assert f"starting over, the {change} has changed" in caplog.text
     assert result.resumed == 0
     check(result, whole(NearCentres(), pixels), tmp_path / "out", "a.tif")
+
+
+def test_clustering_takes_the_threads_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+    for kernel in ("candidates", "cpu"):
+        monkeypatch.setattr(
+            f"spatialembed.method.kernels.{kernel}.usable", lambda n: asked.append(n) or 1
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        tifffile.imwrite(tmp_path / "a.tif", field(100, 100))
+        run(NearCentres(), tmp_path / "a.tif", tmp_path / "out")
+    finally:
+        torch.set_num_threads(before)
+    assert len(asked) > 1
+    assert set(asked) == {3}
 
 
 CHILD = """

@@ -114,6 +114,23 @@ def test_decoded_whole_once(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     check_windows(tmp_path / name, tmp_path, read_image(tmp_path / name))
 
 
+def test_stopped_while_it_is_noted_it_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture(3)).save(tmp_path / "a.bmp")
+
+    def half(path: Path, text: str) -> None:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            open_large(tmp_path / "a.bmp", tmp_path)
+    check_windows(tmp_path / "a.bmp", tmp_path, read_image(tmp_path / "a.bmp"))
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("kind", [*range(5), "mixed"])

@@ -374,6 +374,18 @@ def test_extreme_instances(labels: np.ndarray, center: Center, path: torch.dtype
     assert all(bool(m.grad.isfinite().all()) for m in prediction if m.grad is not None)
 
 
+@every_path
+def test_offsets_that_reach_far_cost_no_memory(path: torch.dtype) -> None:
+    """Bins of 8 px over 2,000 units would be 65 thousand million."""
+    one = scene(5)
+    one.offset[:, 0, 0], one.offset[:, 0, 1] = -1000, 1000
+    prediction, targets = tensors([one], path, grad=True)
+    terms = spatial_embedding_loss(prediction, targets, center="centroid")
+    expected = oracle.image_loss(one, "centroid", [10.0])
+    near = 1e-9 if path == torch.float64 else KERNEL_TOLERANCE
+    assert [t.item() for t in terms] == pytest.approx(expected, rel=near, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [torch.float64, torch.float32, torch.bfloat16, torch.float16],

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -331,6 +332,36 @@ def test_a_bad_validation_image_is_found_first(fault: str, scenes: Path, tmp_pat
     with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*val"):
         train.train(options(data, tmp_path))
     assert not run_folder.has_checkpoints(tmp_path / "run")
+
+
+def test_no_object_to_learn_from_is_refused(scenes: Path, tmp_path: Path) -> None:
+    data = in_parts(scenes, tmp_path / "data")
+    masks = sorted((data / "train" / "masks").iterdir())
+    for mask in masks:
+        write_png(mask, np.zeros((48, 48), np.uint16))
+    with pytest.raises(SpatialEmbedError, match="no object in the training images") as caught:
+        train.train(options(data, tmp_path))
+    assert (caught.value.code, caught.value.exit_code) == ("no_objects", 3)
+    assert not (tmp_path / "run").exists()
+    write_png(masks[-1], np.eye(48, dtype=np.uint16))  # one is enough, beside background
+    train.open_split(options(data, tmp_path))
+
+
+def test_processes_wait_longer_than_any_validation(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one validates alone; torch would end the others after 10 or 30 minutes."""
+    timeouts = []
+
+    def strategy(*, timeout: timedelta) -> None:
+        timeouts.append(timeout)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "DDPStrategy", strategy)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(options(scenes, tmp_path, devices=2))
+    # Gloo counts milliseconds in 32 bits.
+    assert timedelta(days=1) < timeouts[0] < timedelta(milliseconds=2**31)
 
 
 @pytest.mark.parametrize("fault", ["LBL-13"])

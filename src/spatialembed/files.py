@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+
+logger = logging.getLogger("spatialembed")
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""Errors of ``flock`` on file systems that have none: Lustre and NFS, as they are mounted."""
 
 
 def check_writable(folder: Path, remedy: str = "choose another folder by --out") -> None:
@@ -50,6 +56,8 @@ def free_name(parent: Path, stem: str) -> str:
 def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -> Iterator[None]:
     """Hold a folder; a second holder is refused. The lock dies with its process, killed or not.
 
+    Where the file system has no locks, a logged warning says so and nothing is held.
+
     Raises SpatialEmbedError ``not_writable`` or ``run_locked`` (both exit 2).
     """
     check_writable(folder)
@@ -57,7 +65,7 @@ def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -
     handle = path.open("w")
     try:
         # Of a file that its holder has just removed, the lock holds nobody off.
-        while (held := _lock(handle.fileno())) and not _is_open_as(path, handle.fileno()):
+        while (held := _lock(handle.fileno(), folder)) and not _is_open_as(path, handle.fileno()):
             handle.close()
             handle = path.open("w")
         if not held:
@@ -72,7 +80,7 @@ def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -
         handle.close()
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, folder: Path) -> bool:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -85,7 +93,12 @@ def _lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        raise
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning(
+            "%s: the file system has no locks (%s): nothing keeps a second run from writing here",
+            folder, error.strerror,
+        )  # fmt: skip
     return True
 
 

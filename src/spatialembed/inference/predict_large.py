@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from spatialembed import __version__
 from spatialembed.concurrency import ahead
 from spatialembed.console import Stages
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -230,6 +231,7 @@ class _Run:
     def _facts(self) -> dict[str, Any]:
         """All that the candidates of a tile depend on."""
         return {
+            "version": __version__,  # another may find other candidates
             "image": [os.path.abspath(self.source), *_identity(self.source)],
             "model": self.info.weights_sha256,
             "normalization": asdict(self.info.normalization),
@@ -296,6 +298,7 @@ class _Run:
             foreground=self.options.foreground,
             origin_yx=(core.y0, core.x0),
             image_width=width,
+            threads=torch.get_num_threads(),
             name=f"{self.source}, rows {core.y0} to {core.y1}, columns {core.x0} to {core.x1}",
         )
 
@@ -310,6 +313,7 @@ class _Run:
             min_pixels=self.options.min_pixels,
             min_free=self.options.min_free,
             max_instances=self.options.max_instances,
+            threads=torch.get_num_threads(),
         )
         expected = None
         if self.info.calibration is not None:

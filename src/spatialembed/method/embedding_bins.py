@@ -11,6 +11,8 @@ from spatialembed.types import UNIT
 
 CELL = 8 / UNIT
 """Side of a bin of embeddings, in units: about the margin of a small object."""
+MOST_ACROSS = 2048
+"""Bins along an axis at most; of maps that reach farther than this many cells, wider ones."""
 PAIRS_AT_ONCE = 1 << 22
 """(instance, pixel) pairs held at a time, some 50 bytes each; very wide bandwidths drop nothing."""
 
@@ -22,7 +24,8 @@ class Bins:
         pixels = valid.nonzero()[:, 0]
         points = embedding[:, pixels]  # (2, V)
         self.low = points.amin(1)
-        # Offsets stay within a unit, so that the grid is bounded by the image and two units more.
+        # A network's offsets stay within a unit; those of others may reach anywhere.
+        self.cell = max(CELL, float((points.amax(1) - self.low).max()) / MOST_ACROSS)
         self.size = self._cell(points.amax(1)[:, None])[:, 0] + 1  # (2,) columns, rows
         column, row = self._cell(points)
         key = (row * self.size[0] + column).to(torch.int32)
@@ -31,7 +34,7 @@ class Bins:
 
     def _cell(self, points: Tensor) -> Tensor:
         """Column and row (2, N) int64 of positions (2, N); floor keeps order, none is missed."""
-        return ((points - self.low[:, None]) / CELL).floor().long()
+        return ((points - self.low[:, None]) / self.cell).floor().long()
 
     def near(
         self, centers: Tensor, precisions: Tensor, limits: Tensor
@@ -41,7 +44,7 @@ class Bins:
         A superset of d < limit: the pixels of all cells that touch the box around that ellipse.
         """
         reach = (limits / precisions).sqrt() * (1 + 1e-5) + 1e-7  # (S, K)
-        edge = self.low[:, None] + self.size[:, None] * CELL
+        edge = self.low[:, None] + self.size[:, None] * self.cell
         start = self._cell((centers - reach).clamp_max(edge)).clamp_min(0)  # (2, K)
         stop = torch.minimum(self._cell((centers + reach).minimum(edge)), self.size[:, None] - 1)
         rows = (stop[1] - start[1] + 1).clamp_min(0)  # (K,)

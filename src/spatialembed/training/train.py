@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from spatialembed.console import Stages
 from spatialembed.data.cityscapes_ids import IDS
@@ -61,6 +63,9 @@ logger = logging.getLogger("spatialembed")
 
 MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
 """Settings that a run may go on with otherwise than it began: where and how long, not what."""
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other: the first one validates alone, for hours maybe, where
+torch gives up after 10 or 30 minutes. One that dies is noticed without it."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -134,6 +139,12 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
             fraction=options.val_fraction,
             group_by=options.group_by,
             seed=options.seed,
+        )
+    if not any(len(train_set.truth(i).classes) for i in range(len(train_set))):
+        raise SpatialEmbedError(
+            "no_objects",
+            f"{options.data}: no object in the training images",
+            "check the masks with spatialembed doctor",
         )
     val_set = for_scoring(val_set)
     if train_set.class_names != val_set.class_names:
@@ -265,12 +276,6 @@ def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceInd
     if not (around or windows or options.foreground_weight == "enet"):
         return None
     index = instance_index(images, run.parent / ".instances", progress=rank() == 0)
-    if around and not len(index):
-        raise SpatialEmbedError(
-            "no_objects",
-            f"{options.data}: no object in the training images to take crops around",
-            "set sampling to image, or check the masks with spatialembed doctor",
-        )
     absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
     if absent and rank() == 0:
         logger.warning("classes without object in the training images: %s", ", ".join(absent))
@@ -360,7 +365,7 @@ def _fit(setup: Setup, module: TrainingModule) -> None:
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
             devices=_devices(setup.device, options.devices),
-            strategy="ddp" if options.devices > 1 else "auto",
+            strategy=DDPStrategy(timeout=PATIENCE) if options.devices > 1 else "auto",
             precision="bf16-mixed" if setup.precision == "bfloat16" else "32-true",
             max_epochs=options.epochs,
             gradient_clip_val=options.clip or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,24 @@ from torch import Tensor
 from spatialembed.errors import missing_extra
 from spatialembed.inference.engines.folded import FoldedCore, Run
 from spatialembed.types import Embeddings
+
+_CORE: list[Any] = []  # of openvino.Core, one at most
+_CORE_MADE = threading.Lock()
+
+
+def the_core() -> Any:
+    """The one ``openvino.Core`` of the process, made at the first call and never let go.
+
+    On Linux its CPU plugin gives the thread that uses it first another alternate
+    signal stack, and unmaps that when the last Core goes. Gone in another thread, it would leave
+    the first one a stack that is not there, and the next signal would kill the process.
+    """
+    import openvino
+
+    with _CORE_MADE:
+        if not _CORE:
+            _CORE.append(openvino.Core())
+    return _CORE[0]
 
 
 def openvino_run(core: FoldedCore, threads: int, *, bfloat16: bool) -> Run:
@@ -29,7 +48,7 @@ def openvino_run(core: FoldedCore, threads: int, *, bfloat16: bool) -> Run:
             example_input=torch.rand(1, 3, 64, 96),
             input=[openvino.PartialShape([-1, 3, -1, -1])],
         )
-    model = openvino.Core().compile_model(
+    model = the_core().compile_model(
         graph,
         "CPU",
         {

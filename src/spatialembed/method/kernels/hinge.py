@@ -10,6 +10,8 @@ import numpy as np
 
 from spatialembed.method.kernels.jit import compiled
 
+MOST_ACROSS = 2048
+"""Bins along an axis at most; of maps that reach farther than this many cells, wider ones."""
 RADIX_BITS = 11
 RADIX = 1 << RADIX_BITS
 LOG_2 = np.float32(np.log(2))
@@ -31,11 +33,11 @@ def instance_term(
 
     embedding (2, P), centers (2, K), precisions (2, K) float32 (x, y), in units and 1/unit^2;
     number (P,) int32: instance of the pixel, -1 none, -2 not valid; own_pixels (M,) int64 sorted
-    by instance; counts (K,) int64; cell: side of a bin in units; limit_cap: exponent from which on
-    phi counts as 0.
+    by instance; counts (K,) int64; cell: least side of a bin in units; limit_cap: exponent from
+    which on phi counts as 0.
     -> value, gradients by embedding (2, P), centers (2, K) and precisions (2, K), phi (M,).
     """
-    starts, columns, low_x, low_y, points = _bin(embedding, number, cell)
+    starts, columns, cell, low_x, low_y, points = _bin(embedding, number, cell)
     rows = (len(starts) - 1) // columns
     grad_embedding = np.zeros_like(embedding)
     grad_centers = np.zeros(centers.shape, np.float64)
@@ -164,14 +166,15 @@ def _span(low: float, high: float, origin: float, cell: float, size: int) -> tup
 @compiled
 def _bin(
     embedding: np.ndarray, number: np.ndarray, cell: float
-) -> tuple[np.ndarray, int, float, float, np.ndarray]:
-    """Valid pixels ordered by cell: starts (cells + 1,), columns, origin x and y, pixels (V,)."""
+) -> tuple[np.ndarray, int, float, float, float, np.ndarray]:
+    """Valid pixels ordered by cell: starts (cells + 1,), columns, cell, origin, pixels (V,)."""
     low_x = low_y = np.inf
     high_x = high_y = -np.inf
     for i in range(embedding.shape[1]):
         if number[i] != -2:
             low_x, high_x = min(low_x, embedding[0, i]), max(high_x, embedding[0, i])
             low_y, high_y = min(low_y, embedding[1, i]), max(high_y, embedding[1, i])
+    cell = max(cell, max(high_x - low_x, high_y - low_y) / MOST_ACROSS)
     columns = int(np.floor((high_x - low_x) / cell)) + 1
     rows = int(np.floor((high_y - low_y) / cell)) + 1
     starts = np.zeros(columns * rows + 2, np.int64)
@@ -188,7 +191,7 @@ def _bin(
         if number[i] != -2:
             points[starts[where[i] + 1]] = i
             starts[where[i] + 1] += 1
-    return starts[:-1], columns, low_x, low_y, points
+    return starts[:-1], columns, cell, low_x, low_y, points
 
 
 @compiled
