@@ -73,7 +73,7 @@ class Plan:
     stage1: StageOptions
     stage2: StageOptions
     margin: float  # px, of the fixed bandwidth
-    min_pixels: int  # smallest find
+    min_pixels: int  # smallest detection
 
     @property
     def names(self) -> list[str] | None:

@@ -33,9 +33,9 @@ RESNET = "resnet50"
 RATIOS = (0.5, 1.0, 2.0)
 """Heights of anchors by their widths."""
 LEAST_SCORE = 0.05
-"""Mask R-CNN's finds below it are dropped, as torchvision has it."""
+"""Mask R-CNN's detections below it are dropped, as torchvision has it."""
 LEAST_SEED = 0.5
-"""Where an object of ours may start. AP ranks finds by their score, so weak ones are welcome."""
+"""Where an object of ours may start. AP ranks by the score, so weak detections are welcome."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Recipe:
     bfloat16: bool = True  # both: matrix products and convolutions
 
 
-class Finds(NamedTuple):
+class Detections(NamedTuple):
     """What was found in an image."""
 
     masks: np.ndarray  # (N, H, W) bool; those of Mask R-CNN may overlap
@@ -61,7 +61,7 @@ class Finds(NamedTuple):
 
 
 class Contestant(Protocol):
-    """A network that learns from crops and finds objects in whole images."""
+    """A network that learns from crops and detects objects in whole images."""
 
     name: str
     net: nn.Module
@@ -74,7 +74,7 @@ class Contestant(Protocol):
     def segment(self, image: np.ndarray) -> Any:
         """What prediction ends with, image (H, W) or (H, W, 3); this is what is timed."""
 
-    def find(self, image: np.ndarray) -> Finds:
+    def find(self, image: np.ndarray) -> Detections:
         """The same as masks."""
 
 
@@ -113,10 +113,10 @@ class Ours:
         floats = type(maps)(*(m.float() for m in maps))
         return cluster(floats, self.thresholds, self.recipe.classes)[0].numpy()
 
-    def find(self, image: np.ndarray) -> Finds:
+    def find(self, image: np.ndarray) -> Detections:
         found = self.segment(image)
         numbers = np.arange(1, len(found) + 1)[:, None, None]
-        return Finds(found.labels == numbers, found.scores, found.classes)
+        return Detections(found.labels == numbers, found.scores, found.classes)
 
 
 # ---------------------------------------------------------------- Mask R-CNN
@@ -153,10 +153,10 @@ class MaskRcnn:
         found["masks"] = found["masks"][:, 0] > 0.5
         return found
 
-    def find(self, image: np.ndarray) -> Finds:
+    def find(self, image: np.ndarray) -> Detections:
         found = {name: value.cpu().numpy() for name, value in self.segment(image).items()}
         kept = found["masks"].sum((1, 2)) > self.recipe.min_pixels
-        return Finds(found["masks"][kept], found["scores"][kept], found["labels"][kept] - 1)
+        return Detections(found["masks"][kept], found["scores"][kept], found["labels"][kept] - 1)
 
     def _at_size(self, height: int, width: int) -> None:
         """Keep torchvision from resizing the images to 800 px."""
@@ -241,12 +241,12 @@ def _first(there: Tensor) -> Tensor:
 # ---------------------------------------------------------------- one owner a pixel
 
 
-def owned(finds: Finds, threshold: float) -> np.ndarray:
-    """Labels (H, W) int32 of the finds that score at least so much; the better one has a pixel."""
-    labels = np.zeros(finds.masks.shape[1:], np.int32)
-    for k in np.argsort(finds.scores, kind="stable"):
-        if finds.scores[k] >= threshold:
-            labels[finds.masks[k]] = k + 1
+def owned(detections: Detections, threshold: float) -> np.ndarray:
+    """Labels (H, W) int32 of the detections from a score on; a pixel belongs to the better one."""
+    labels = np.zeros(detections.masks.shape[1:], np.int32)
+    for k in np.argsort(detections.scores, kind="stable"):
+        if detections.scores[k] >= threshold:
+            labels[detections.masks[k]] = k + 1
     return labels
 
 

@@ -33,7 +33,7 @@ SIZE_HW, STREETS, SEED = (192, 192), 8, 2
 has all eight classes among its first eight streets, 46 objects of 100 px and more."""
 GOAL = 0.9
 MIN_PIXELS = 32
-"""Smallest find; objects below 100 px are not asked for by the benchmark."""
+"""Smallest detection; objects below 100 px are not asked for by the benchmark."""
 ROUND = StageOptions(crop=192, epochs=5, batch=4, lr=1e-3, crops=480)
 """600 steps; the rate falls to 0 in each, and starts anew in the next."""
 ROUNDS = 8

@@ -4,7 +4,7 @@
 
 The same maps give three results: one owner a pixel, as ``predict`` gives it; classes that overlap
 each other, one owner a pixel in each; and proposals as they are found, before any owner is settled.
-The benchmark takes masks that overlap, and matches each find alone.
+The benchmark takes masks that overlap, and matches each detection alone.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ def measured(
 
 
 def table(images: dict[str, list[dict[str, ClassOverlaps]]], names: tuple[str, ...]) -> Table:
-    """A row a way: AP and AP50, mean over the classes that occur, and finds."""
+    """A row a way: AP and AP50, mean over the classes that occur, and detections."""
     table = Table(title=f"{len(images[WAYS[0]])} images")
-    for heading in ("masks", "AP", "AP50", "finds"):
+    for heading in ("masks", "AP", "AP50", "detections"):
         table.add_column(heading, justify="left" if heading == "masks" else "right")
     for way, of_images in images.items():
         ap = average_precision(of_images, names)  # (C, 10)
-        finds = sum(len(image[name].scores) for image in of_images for name in names)
+        detections = sum(len(image[name].scores) for image in of_images for name in names)
         figures = (mean(ap.mean(axis=1), axis=0), mean(ap[:, 0], axis=0))
-        table.add_row(way, *(f"{figure:.4f}" for figure in figures), str(finds))
+        table.add_row(way, *(f"{figure:.4f}" for figure in figures), str(detections))
     return table
 
 

@@ -1,7 +1,7 @@
 """The data that Mask R-CNN and this method are trained on, and how both are scored.
 
     streets   generated, in the layout of Cityscapes; AP of the Cityscapes benchmark, from masks
-    nuclei    real fluorescence images, split by field of view; AP of COCO, up to 1000 finds an
+    nuclei    real fluorescence images, split by field of view; AP of COCO, up to 1000 detections an
               image; and the label-image AP of StarDist and Cellpose, one owner a pixel
 
 No setting is tuned on the validation images. The label-image AP needs one threshold on the scores:
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from contestants import Contestant, Finds, Recipe, Weights, owned
+from contestants import Contestant, Detections, Recipe, Weights, owned
 from race import Schedule, Score
 
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
@@ -78,7 +78,7 @@ FULL = Size("full", 1200, (1024, 2048), 768, 256, None, 200, 8, MINUTES_FULL, 6,
 class Validation(Protocol):
     """Collects what was found in the validation images."""
 
-    def add(self, i: int, sample: Sample, finds: Finds) -> None: ...
+    def add(self, i: int, sample: Sample, detections: Detections) -> None: ...
     def figures(self) -> dict[str, float]: ...
 
 
@@ -174,12 +174,12 @@ class CityscapesAp:
         self.dataset = dataset
         self.images: list[Any] = []
 
-    def add(self, i: int, _: Sample, finds: Finds) -> None:
+    def add(self, i: int, _: Sample, detections: Detections) -> None:
         names = self.dataset.class_names
-        of_finds = [names[c] for c in finds.classes]
+        of_detections = [names[c] for c in detections.classes]
         ids = self.dataset.instance_ids(i)
-        scores = finds.scores.tolist()
-        self.images.append(mask_overlaps(ids, list(finds.masks), of_finds, scores, names))
+        scores = detections.scores.tolist()
+        self.images.append(mask_overlaps(ids, list(detections.masks), of_detections, scores, names))
 
     def figures(self) -> dict[str, float]:
         by_class = average_precision(self.images, self.dataset.class_names)  # (C, 10)
@@ -194,7 +194,7 @@ class CocoAp:
         self.truth: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
 
-    def add(self, i: int, sample: Sample, finds: Finds) -> None:
+    def add(self, i: int, sample: Sample, detections: Detections) -> None:
         labels = sample.target.labels.numpy()
         size = {"height": labels.shape[0], "width": labels.shape[1]}
         self.images.append({"id": i + 1, **size})
@@ -204,7 +204,7 @@ class CocoAp:
             number = len(self.truth) + 1
             entry = {"id": number, "segmentation": rle, "area": int(areas[k]), "iscrowd": 0}
             self.truth.append(of_image | entry)
-        for mask, score in zip(finds.masks, finds.scores.tolist(), strict=True):
+        for mask, score in zip(detections.masks, detections.scores.tolist(), strict=True):
             self.found.append(of_image | {"segmentation": encode(mask), "score": score})
 
     def figures(self) -> dict[str, float]:
@@ -239,11 +239,11 @@ def label_figures(contestant: Contestant, trial: Trial) -> dict[str, float]:
     return {"cut": cut, "label_ap": _mean(aps.mean(1)), "label_ap50": _mean(aps[:, 0])}
 
 
-def _label_aps(found: Sequence[Finds], samples: Sequence[Sample], cut: float) -> np.ndarray:
+def _label_aps(found: Sequence[Detections], samples: Sequence[Sample], cut: float) -> np.ndarray:
     """(I, 9) AP of each image at IoU 0.50 to 0.90; NaN where neither has an object."""
     rows = [
-        label_ap(owned(finds, cut), sample.target.labels.numpy())
-        for finds, sample in zip(found, samples, strict=True)
+        label_ap(owned(detections, cut), sample.target.labels.numpy())
+        for detections, sample in zip(found, samples, strict=True)
     ]
     return np.stack(rows) if rows else np.zeros((0, len(AP_THRESHOLDS)))
 

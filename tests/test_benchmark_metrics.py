@@ -81,7 +81,7 @@ def score(
 
 
 def disturbed(sample: Sample, rng: np.random.Generator, class_names: tuple[str, ...]) -> Instances:
-    """The truth with objects left out, shifted, cut and called otherwise; finds in the ignored."""
+    """The truth with objects left out, shifted, cut, of another class; some in the ignored."""
     height, width = sample.target.labels.shape
     found = np.zeros((height, width), np.int32)
     classes = []
@@ -98,7 +98,7 @@ def disturbed(sample: Sample, rng: np.random.Generator, class_names: tuple[str, 
         classes.append(int(rng.integers(len(class_names))))
         found[y : y + 25, x : x + 25] = len(classes)
     found, kept = labels.relabel(found)
-    # Few different scores: finds of one score enter the curve together.
+    # Few different scores: detections of one score enter the curve together.
     scores = np.sort(rng.integers(3, 11, size=len(kept)) / 10)[::-1].astype(np.float32)
     return Instances(found, scores, np.array(classes, np.int64)[kept - 1], class_names)
 
@@ -197,13 +197,13 @@ def squares_found(*places: tuple[int, int], classes: Sequence[int]) -> Instances
 
 
 def test_where_the_official_tools_fail(tmp_path: Path) -> None:
-    """A missed car, and a find in a group: no find counts, and the tools end in an error."""
+    """A missed car, and a detection in a group: none counts, and the tools end in an error."""
     dataset = square_scene(tmp_path, {(0, 0): 26001, (0, 30): 26, (0, 60): 24001})
     found = squares_found((0, 60), (0, 30), classes=[0, 1])
     report = score([found], dataset, "cityscapes", tmp_path / "out")
     np.testing.assert_array_equal(report.figures["AP"], [1, 0])
     np.testing.assert_array_equal(report.official["AP"], [1, np.nan])
-    assert "no find of a class counts: car" in shown(report)
+    assert "no detection of a class counts: car" in shown(report)
 
 
 def test_a_folder_named_from_within_another(
@@ -294,7 +294,7 @@ def test_results_that_the_format_cannot_hold(tmp_path: Path) -> None:
     found = squares_found((0, 0), classes=[1])
     with pytest.raises(SpatialEmbedError, match="bad_name: 'a/b c'"):
         write_result(tmp_path, "a/b c", found)
-    with pytest.raises(SpatialEmbedError, match="unknown_class: dog: no class") as caught:
+    with pytest.raises(SpatialEmbedError, match="unknown_class: dog: not a class") as caught:
         write_result(tmp_path, "a", replace(found, class_names=("dog", "car")))
     assert caught.value.exit_code == 2
     with pytest.raises(SpatialEmbedError, match="no_results"):
@@ -305,7 +305,7 @@ def test_results_that_the_format_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_coco_agrees_with_pycocotools(data_root: Path) -> None:
-    """Real photographs, overlapping truth and crowds; finds are the truth, disturbed."""
+    """Real photographs, overlapping truth and crowds; detections are the truth, disturbed."""
     from pycocotools import mask as mask_tools
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -403,7 +403,7 @@ def test_true_objects_may_overlap(tmp_path: Path) -> None:
     assert report.figures["AP"][1] == pytest.approx(precision_to_half)
     # The area that the file states sorts the first among the large ones, not the 800 px it has.
     assert report.figures["APl"][1] == pytest.approx(1)
-    # That the find covers the small one by just half makes it right at IoU 0.5, of ten thresholds.
+    # Covering the small one by just half makes it right at IoU 0.5, of ten thresholds.
     assert report.figures["APs"][1] == pytest.approx(0.1)
 
 
@@ -415,7 +415,7 @@ def test_broken_area_is_told(tmp_path: Path, area: Any) -> None:
 
 
 def test_pixels_without_truth_are_a_crowd_of_every_class(tmp_path: Path) -> None:
-    """Of a street: a find in void or in a group of another class is excused, on the road not."""
+    """Of a street: a detection in void or another class's group is excused, on the road not."""
     dataset = square_scene(tmp_path, {(0, 0): 26001, (0, 30): 24, (0, 60): 4})
     in_ignored = squares_found((0, 30), (0, 60), (0, 0), classes=[1, 1, 1])
     assert score([in_ignored], dataset, "coco").figures["AP"][1] == 1
@@ -423,7 +423,7 @@ def test_pixels_without_truth_are_a_crowd_of_every_class(tmp_path: Path) -> None
     assert score([on_road], dataset, "coco").figures["AP"][1] == pytest.approx(1 / 3)
 
 
-def test_coco_counts_a_hundred_finds(tmp_path: Path) -> None:
+def test_coco_counts_a_hundred_detections(tmp_path: Path) -> None:
     """The last of 101 objects, all found, is not counted: it is named where that happens."""
     truth = np.zeros((40, 90), np.int32)
     for n in range(101):

@@ -18,7 +18,7 @@ CLASSES = tuple(IDS)
 
 
 class Scene(NamedTuple):
-    """Truth of one image, and finds that may overlap."""
+    """Truth of one image, and detections that may overlap."""
 
     ids: np.ndarray
     masks: list[np.ndarray]
@@ -27,7 +27,7 @@ class Scene(NamedTuple):
 
 
 def random_scene(rng: np.random.Generator, height: int = 60, width: int = 90) -> Scene:
-    """Regions, void, numbered caravans, groups, small instances; finds shifted, cut, doubled."""
+    """Regions, void, caravans, groups, small instances; detections shifted, cut, doubled."""
 
     def box() -> np.ndarray:
         y, x = rng.integers(height), rng.integers(width)
@@ -52,7 +52,7 @@ def random_scene(rng: np.random.Generator, height: int = 60, width: int = 90) ->
     for _ in range(rng.integers(3)):
         scene.masks.append(box())
         scene.names.append(some[rng.integers(3)])
-    # Few different scores: finds of one score enter the curve together.
+    # Few different scores: detections of one score enter the curve together.
     scene.scores.extend(rng.integers(11, size=len(scene.masks)) / 10)
     return scene
 
@@ -60,7 +60,7 @@ def random_scene(rng: np.random.Generator, height: int = 60, width: int = 90) ->
 def official_ap(
     scenes: list[Scene], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray | None:
-    """(C, 2) AP and AP50; None where the official tools fail, as no find of a class counts."""
+    """(C, 2) AP and AP50; None where the official tools fail, as no detection of a class counts."""
     # Of numpy before 2.4, which they still call.
     monkeypatch.setattr(np, "in1d", lambda a, b: np.isin(a, b).ravel(), raising=False)
     monkeypatch.setenv("CITYSCAPES_DATASET", str(folder))

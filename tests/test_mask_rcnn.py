@@ -51,35 +51,35 @@ def test_the_better_find_owns_a_pixel(script: Callable[[str], ModuleType]) -> No
     contestants = script("contestants")
     masks = np.zeros((3, 1, 6), bool)
     masks[0, 0, :4] = masks[1, 0, 2:] = masks[2, 0, 5] = True
-    finds = contestants.Finds(masks, np.array([0.9, 0.6, 0.2]), np.zeros(3, np.int64))
-    assert contestants.owned(finds, 0.5).tolist() == [[1, 1, 1, 1, 2, 2]]
-    assert contestants.owned(finds, 0.6).tolist() == [[1, 1, 1, 1, 2, 2]]
-    assert contestants.owned(finds, 0.7).tolist() == [[1, 1, 1, 1, 0, 0]]
-    swapped = finds._replace(scores=np.array([0.6, 0.9, 1.0]))
+    detections = contestants.Detections(masks, np.array([0.9, 0.6, 0.2]), np.zeros(3, np.int64))
+    assert contestants.owned(detections, 0.5).tolist() == [[1, 1, 1, 1, 2, 2]]
+    assert contestants.owned(detections, 0.6).tolist() == [[1, 1, 1, 1, 2, 2]]
+    assert contestants.owned(detections, 0.7).tolist() == [[1, 1, 1, 1, 0, 0]]
+    swapped = detections._replace(scores=np.array([0.6, 0.9, 1.0]))
     assert contestants.owned(swapped, 0.5).tolist() == [[1, 1, 2, 2, 2, 3]]
 
 
-def test_coco_ap_of_known_finds(script: Callable[[str], ModuleType]) -> None:
+def test_coco_ap_of_known_detections(script: Callable[[str], ModuleType]) -> None:
     """Truth scores 1; half of two objects 0.5 in recall; a half-true mask only at low IoU."""
     race_data, contestants = script("race_data"), script("contestants")
     sample = SyntheticDataset("nuclei", 96, 1)[0]
     labels = sample.target.labels.numpy()
     count = int(labels.max())
     masks = labels == np.arange(1, count + 1)[:, None, None]
-    every = contestants.Finds(masks, np.linspace(1, 0.5, count), np.zeros(count, np.int64))
+    every = contestants.Detections(masks, np.linspace(1, 0.5, count), np.zeros(count, np.int64))
 
-    def ap(finds: Any) -> dict[str, float]:
+    def ap(detections: Any) -> dict[str, float]:
         scored = race_data.CocoAp()
-        scored.add(0, sample, finds)
+        scored.add(0, sample, detections)
         figures: dict[str, float] = scored.figures()
         return figures
 
     assert ap(every) == pytest.approx({"ap": 1, "ap50": 1})
-    half = contestants.Finds(*(v[: count // 2] for v in every))
+    half = contestants.Detections(*(v[: count // 2] for v in every))
     # COCO reads precision at 101 recalls: those up to the one that was reached count 1.
     reached = (np.linspace(0, 1, 101) <= (count // 2) / count).mean()
     assert ap(half) == pytest.approx({"ap": reached, "ap50": reached})
-    none = contestants.Finds(*(v[:0] for v in every))
+    none = contestants.Detections(*(v[:0] for v in every))
     assert ap(none) == {"ap": 0, "ap50": 0}
 
 
@@ -211,16 +211,16 @@ def test_ap_at_the_same_images(script: Callable[[str], ModuleType]) -> None:
 
 
 def test_label_ap_of_own_truth(script: Callable[[str], ModuleType]) -> None:
-    """Finds that are the truth, and a worse one below the cut, give AP 1."""
+    """Detections that are the truth, and a worse one below the cut, give AP 1."""
     race_data, contestants = script("race_data"), script("contestants")
     sample = SyntheticDataset("nuclei", 96, 1)[0]
     labels = sample.target.labels.numpy()
     count = int(labels.max())
     masks = np.concatenate([labels == np.arange(1, count + 1)[:, None, None], labels[None] == 0])
     scores = np.append(np.full(count, 0.8), 0.3)
-    finds = contestants.Finds(masks, scores, np.zeros(count + 1, np.int64))
-    assert race_data._label_aps([finds], [sample], 0.5) == pytest.approx(np.ones((1, 9)))
-    low = race_data._label_aps([finds], [sample], 0.3)
+    detections = contestants.Detections(masks, scores, np.zeros(count + 1, np.int64))
+    assert race_data._label_aps([detections], [sample], 0.5) == pytest.approx(np.ones((1, 9)))
+    low = race_data._label_aps([detections], [sample], 0.3)
     assert low == pytest.approx(np.full((1, 9), count / (count + 1)))
     assert label_ap(labels, labels).mean() == 1
 
@@ -241,7 +241,7 @@ def test_boxes_are_not_rounded_to_bfloat16(
 
 
 def test_streets_from_truth_score_one(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    """Finds that are the cars of the truth have AP 1 by the benchmark's own counting."""
+    """Detections that are the cars of the truth have AP 1 by the benchmark's own counting."""
     race_data, contestants = script("race_data"), script("contestants")
     size = replace(race_data.SMALL, images=5, street_hw=(192, 384), val=1)
     trial = race_data.streets(size, tmp_path, "none")
@@ -254,15 +254,15 @@ def test_streets_from_truth_score_one(script: Callable[[str], ModuleType], tmp_p
     counted = masks.sum((1, 2)) >= 100
     assert counted.any()
 
-    def score(finds: Any) -> dict[str, float]:
+    def score(detections: Any) -> dict[str, float]:
         validation = trial.validation()
-        validation.add(0, sample, finds)
+        validation.add(0, sample, detections)
         figures: dict[str, float] = validation.figures()
         return figures
 
-    every = contestants.Finds(masks, np.full(count, 0.9), np.zeros(count, np.int64))
+    every = contestants.Detections(masks, np.full(count, 0.9), np.zeros(count, np.int64))
     assert score(every) == pytest.approx({"ap": 1, "ap50": 1})
-    none = contestants.Finds(masks[:0], every.scores[:0], every.classes[:0])
+    none = contestants.Detections(masks[:0], every.scores[:0], every.classes[:0])
     assert score(none) == {"ap": 0, "ap50": 0}
     again = race_data.streets(size, tmp_path, "none")  # nothing is drawn twice
     assert again.val.names == trial.val.names

@@ -108,7 +108,7 @@ def test_loss_of_rings(
     ("place", "found", "ap"),
     [
         pytest.param("apart", 4, 1.0, id="LBL-11 told apart"),
-        # The three in one place are one find, of IoU 0.58 with the outermost ring.
+        # The three in one place are one detection, of IoU 0.58 with the outermost ring.
         pytest.param("centroid", 2, None, id="LBL-11 one centroid"),
     ],
 )

@@ -141,10 +141,10 @@ def test_objects_below_start_are_kept_for_the_calibration() -> None:
     np.testing.assert_allclose(objects.mean_seeds, objects.scores, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [[0.95, 0.5], []], ids=["false finds", "nothing"])
+@pytest.mark.parametrize("seeds", [[0.95, 0.5], []], ids=["false detections", "nothing"])
 @pytest.mark.parametrize("fault", ["LBL-13"])
 def test_without_objects_there_is_nothing_to_choose_by(fault: str, seeds: list[float]) -> None:
-    """Else thresholds with false finds (AP 0) would beat those without (AP undefined)."""
+    """Else thresholds with false detections (AP 0) would beat those without (AP undefined)."""
     surface = swept(seeds, [sample([])])
     assert surface.grid.options(surface.best(), BASE) == BASE
 

@@ -4,10 +4,10 @@ Truth is an image of Cityscapes ids: 26003 is the car number 3, 26 alone a group
 regions. For a class and an IoU threshold t, strictly exceeded::
 
     a true instance    has a number and at least 100 px
-    true positive      of the finds that match a true instance, the one of the highest score
-    false positive     the other finds that match it; and every find that matches nothing, group or
-                       small instance, and of whose pixels not more than t lie in void, in groups of
-                       its class, or in its small instances
+    true positive      of the detections that match a true instance, the one of the highest score
+    false positive     the other ones that match it; and every detection that matches nothing,
+                       group or small instance, and of whose pixels not more than t lie in void, in
+                       groups of its class, or in its small instances
     AP                 area under precision against recall over all images, by falling score
 
 Void are the regions that the benchmark does not evaluate, by their plain ids: a caravan with a
@@ -26,21 +26,21 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.types import Instances
 
 MIN_PIXELS = 100
-"""Smaller true instances are neither asked for nor held against a find."""
+"""Smaller true instances are neither asked for nor held against a detection."""
 THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).tolist())
 """As the benchmark makes them: its 0.6 is 0.6000000000000001."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassOverlaps:
-    """Finds and truths of one class in one image, and the P pairs of them that share pixels."""
+    """Detections and truths of one class in one image, and the P pairs that share pixels."""
 
-    scores: np.ndarray  # (N,) of the finds
+    scores: np.ndarray  # (N,) of the detections
     areas: np.ndarray  # (N,) int64, pixels
     void: np.ndarray  # (N,) int64, pixels of it in void
     truth_areas: np.ndarray  # (K,) int64, pixels
     numbered: np.ndarray  # (K,) bool: an instance, not a group
-    found: np.ndarray  # (P,) index of the find
+    found: np.ndarray  # (P,) index of the detection
     truth: np.ndarray  # (P,) index of the truth
     shared: np.ndarray  # (P,) int64, pixels
 
@@ -53,7 +53,7 @@ class ClassOverlaps:
 def overlaps(
     ids: np.ndarray, found: Instances, class_names: Sequence[str]
 ) -> dict[str, ClassOverlaps]:
-    """Finds of an image against its truth, by class name.
+    """Detections of an image against its truth, by class name.
 
     ids: (H, W) integers, Cityscapes ids. found: numpy, labels (H, W); its ``class_names`` are names
     of Cityscapes. class_names: the classes that are asked for.
@@ -86,8 +86,8 @@ def mask_overlaps(
         parts.append((np.full(len(at), n), at.astype(np.int64), count))
     none = np.zeros(0, np.int64)
     table = _Table(*(np.concatenate(c) for c in zip((none, none, none), *parts, strict=True)))
-    of_finds = np.array(names, dtype=object)
-    return _by_class(_counted(ids), table, of_finds, np.asarray(scores), class_names)
+    of_detections = np.array(names, dtype=object)
+    return _by_class(_counted(ids), table, of_detections, np.asarray(scores), class_names)
 
 
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,9 +103,9 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """How many pixels of find ``find`` have the id ``id``: where that is any."""
+    """How many pixels of a detection have the id ``id``, where there are any."""
 
-    find: np.ndarray
+    detection: np.ndarray
     id: np.ndarray
     count: np.ndarray
 
@@ -135,23 +135,23 @@ def _by_class(
 ) -> dict[str, ClassOverlaps]:
     """present: the ids of the truth and the pixels of each."""
     n = len(scores)
-    areas = np.bincount(table.find, table.count, minlength=n).astype(np.int64)
+    areas = np.bincount(table.detection, table.count, minlength=n).astype(np.int64)
     in_void = np.isin(table.id, VOID)
-    void = np.bincount(table.find[in_void], table.count[in_void], minlength=n).astype(np.int64)
+    void = np.bincount(table.detection[in_void], table.count[in_void], minlength=n).astype(np.int64)
     truth_ids, truth_areas = present
     result = {}
     for name in class_names:
-        finds = np.flatnonzero((names == name) & (areas > 0))
+        detections = np.flatnonzero((names == name) & (areas > 0))
         mine = np.where(truth_ids < NUMBERED, truth_ids, truth_ids // NUMBERED) == IDS[name]
         own_ids = truth_ids[mine]
-        pair = np.isin(table.find, finds) & np.isin(table.id, own_ids)
+        pair = np.isin(table.detection, detections) & np.isin(table.id, own_ids)
         result[name] = ClassOverlaps(
-            scores[finds].astype(np.float64),
-            areas[finds],
-            void[finds],
+            scores[detections].astype(np.float64),
+            areas[detections],
+            void[detections],
             truth_areas[mine],
             own_ids >= NUMBERED,
-            np.searchsorted(finds, table.find[pair]),
+            np.searchsorted(detections, table.detection[pair]),
             np.searchsorted(own_ids, table.id[pair]),
             table.count[pair].astype(np.int64),
         )
@@ -186,11 +186,11 @@ def _average_precision(images: Sequence[ClassOverlaps], threshold: float) -> flo
 
 
 def _judge(image: ClassOverlaps, threshold: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scores of the finds that count, whether each is a true positive; and true instances."""
+    """Scores of the detections that count, whether each is a true positive; and true instances."""
     wanted = image.numbered & (image.truth_areas >= MIN_PIXELS)
     over = image.iou > threshold
     hit = over & wanted[image.truth]
-    # A find fills more than half of its union with one truth only; a truth may have several such.
+    # A detection fills over half of its union with one truth only; a truth may have several such.
     order = np.lexsort((image.scores[image.found], image.truth))
     order = order[hit[order]]
     last = np.ones(len(order), bool)
@@ -212,8 +212,8 @@ def _judge(image: ClassOverlaps, threshold: float) -> tuple[np.ndarray, np.ndarr
 def _area(scores: np.ndarray, true: np.ndarray, wanted: int) -> float:
     """Area under precision against recall: trapezoid steps from the highest score down.
 
-    Finds of one score enter together. Each point weighs half the recall between its neighbours,
-    and the curve starts at precision 1, recall 0.
+    Detections of one score enter together. Each point weighs half the recall between its
+    neighbours, and the curve starts at precision 1, recall 0.
     """
     order = np.argsort(-scores, kind="stable")
     scores, tp = scores[order], np.cumsum(true[order])

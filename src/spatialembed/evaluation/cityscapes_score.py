@@ -96,7 +96,7 @@ class CityscapesScore:
         )
 
     def _counts(self) -> dict[str, np.ndarray]:
-        """(C,) true instances that are asked for, and finds."""
+        """(C,) true instances that count, and detections."""
         true, found = [], []
         for name in self._dataset.class_names:
             images = [image[name] for image in self._images]
@@ -126,7 +126,7 @@ class CityscapesScore:
         notes = ["The built-in evaluator and cityscapesScripts agree to 1e-9."]
         if failed:
             notes.append(
-                f"The official tools fail, and give no figure, where no find of a class counts: "
+                f"The official tools fail, without a figure, where no detection of a class counts: "
                 f"{', '.join(failed)}."
             )
         return theirs, notes

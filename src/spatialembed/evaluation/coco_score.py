@@ -1,8 +1,8 @@
 """AP of masks as COCO counts it, by faster-coco-eval, of any data set.
 
 The truth of a COCO file is its own annotations, which may overlap, crowds included. Of another data
-set it is the targets; pixels without truth become a crowd of every class, so that they excuse finds
-as crowds do: a find that matches nothing is left out if enough of it, by the threshold, lies there.
+set it is the targets; pixels without truth become a crowd of every class, and excuse detections as
+crowds do: one that matches nothing is left out if enough of it, by the threshold, lies there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = {"APs": 1, "APm": 2, "APl": 3}
 
 
 class CocoScore:
-    """Collects truth and finds of a data set, to be scored all together."""
+    """Collects truth and detections of a data set, to be scored all together."""
 
     def __init__(self, dataset: Dataset, sampling: Sampling) -> None:
         official.check_coco()
@@ -36,7 +36,7 @@ class CocoScore:
         self._found: list[dict[str, Any]] = []
         self._seconds: list[float] = []
         self._truncated = 0
-        self._crowded = 0  # images of more finds of a class than count
+        self._crowded = 0  # images of more detections of a class than count
 
     def add(self, i: int, sample: Sample, found: Instances, seconds: float) -> None:
         """Note image ``i``: found as numpy, in so many seconds. Raises ``bad_annotation``."""
@@ -56,7 +56,7 @@ class CocoScore:
         ):  # no box: with one COCO's tools take its area for that of the mask
             entry = {"image_id": image, "category_id": c + 1, "segmentation": rle, "score": score}
             self._found.append(entry)
-        self._crowded += np.bincount(found.classes, minlength=1).max() > official.COCO_FINDS
+        self._crowded += np.bincount(found.classes, minlength=1).max() > official.COCO_DETECTIONS
         self._seconds.append(seconds)
         self._truncated += found.truncated
 
@@ -84,7 +84,7 @@ class CocoScore:
         notes = ["By faster-coco-eval."]
         if self._crowded:
             notes.append(
-                f"COCO counts the {official.COCO_FINDS} best finds of a class in an image; "
+                f"COCO counts the best {official.COCO_DETECTIONS} detections of a class per image; "
                 f"{self._crowded} images have more."
             )
         return BenchmarkReport(

@@ -19,8 +19,8 @@ import numpy as np
 from spatialembed.errors import missing_extra
 from spatialembed.evaluation.cityscapes_ap import THRESHOLDS
 
-COCO_FINDS = 100
-"""Finds of a class that COCO looks at in an image, the best ones."""
+COCO_DETECTIONS = 100
+"""Detections of a class that COCO looks at in an image, the best ones."""
 
 
 def has_cityscapes() -> bool:
@@ -38,9 +38,9 @@ def cityscapes_ap(
     """AP (C, 10) of classes at IoU 0.50 to 0.95 by cityscapesScripts; NaN where a class is absent.
 
     results: text files as ``results.cityscapes`` writes them, all in one folder. truths: of each
-    its file of instance ids. advance: is called after each image. Second: classes of which the
-    tools give no figure, as they fail where finds are there but none of them counts (numpy's index
-    out of an empty array); their AP is NaN too.
+    its file of instance ids. advance: is called after each image. Second: classes without a
+    figure, as the tools fail where there are detections but none of them counts (numpy's index out
+    of an empty array); their AP is NaN too.
     """
     import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as tools
 
@@ -87,7 +87,7 @@ def coco_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> np.n
 
     true = COCO(truth)
     evaluation = COCOeval_faster(true, true.loadRes(results), "segm")
-    evaluation.params.maxDets = [COCO_FINDS]
+    evaluation.params.maxDets = [COCO_DETECTIONS]
     evaluation.evaluate()
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])[..., 0]  # (10, 101, C, 4, 1) -> 4 axes
