@@ -1,9 +1,10 @@
-"""Twins against all pairs of images, plots against their numbers, settings as YAML."""
+"""Copies of images against wells of a plate; plots against their numbers; settings as YAML."""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy import ndimage
 
 from spatialembed.doctor.findings import Finding, graded, printable, tally
-from spatialembed.doctor.near_duplicates import ALIKE, Twin, find_twins
-from spatialembed.doctor.probe import ImageFacts, Pair, _hash, _thumbnail
+from spatialembed.doctor.near_duplicates import near_duplicates
+from spatialembed.doctor.probe import ImageFacts, Pair, Reading, _hash, _thumbnail, probe
 from spatialembed.doctor.recommend import Advice, Setting
 from spatialembed.pictures.charts import HEIGHT, WIDTH, Mark, bars, histogram
 
@@ -41,31 +43,58 @@ def noise(seed: int, side: int = 64, grain: int = 8) -> np.ndarray:
     return blocks.repeat(grain, 0).repeat(grain, 1)[:side, :side].astype(np.uint8)
 
 
-# ---------------------------------------------------------------- twins
+# ---------------------------------------------------------------- near-duplicates
 
 
-def test_twins_are_all_pairs_that_are_alike() -> None:
-    """Against every pair, among mixtures from unlike to nearly equal."""
-    rng = np.random.default_rng(0)
-    images = [noise(i) for i in range(30)]
-    for i in range(30):
-        share = rng.uniform(0, 0.5)
-        images.append(((1 - share) * images[i] + share * noise(100 + i)).astype(np.uint8))
-    pairs = [pair(image) for image in images]
-    thumbs = [p.image.thumbnail for p in pairs if p.image is not None]
-    expected = {
-        (i, j)
-        for i in range(60)
-        for j in range(i + 1, 60)
-        if float((thumbs[i] * thumbs[j]).sum()) >= ALIKE  # type: ignore[operator]
-    }
-    assert 5 < len(expected) < 30
-    found = find_twins(pairs)
-    assert {(twin.a, twin.b) for twin in found} == expected
-    assert {twin.kind for twin in found} == {"nearly"}
+def of(pixels: np.ndarray) -> Pair:
+    return pair(pixels.astype(np.uint8))
 
 
-def test_kinds_of_twins() -> None:
+def copies(*images: np.ndarray) -> list[tuple[int, int]]:
+    found = near_duplicates([of(image) for image in images])
+    assert {copy.kind for copy in found} <= {"nearly"}
+    return [(copy.a, copy.b) for copy in found]
+
+
+def jpeg(pixels: np.ndarray) -> np.ndarray:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=50)
+    return np.asarray(Image.open(stream))
+
+
+def resized(pixels: np.ndarray, factor: float) -> np.ndarray:
+    height, width = pixels.shape
+    return np.asarray(Image.fromarray(pixels).resize((int(width * factor), int(height * factor))))
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "JPEG": jpeg,
+    "half the size": lambda p: resized(p, 0.5),
+    "twice the size": lambda p: resized(p, 2),
+    "another shape": lambda p: np.asarray(Image.fromarray(p).resize((200, 200))),
+    "gamma": lambda p: (255 * (p / 255.0) ** 1.5).astype(np.uint8),
+    "brighter": lambda p: (0.8 * p + 30).astype(np.uint8),
+    "noisier": lambda p: np.clip(p + np.random.default_rng(1).normal(0, 4, p.shape), 0, 255),
+    "16 bits": lambda p: p.astype(np.uint16) * 200,
+    "colour": lambda p: np.repeat(p[..., None], 3, axis=2),
+    "mirrored": lambda p: p[:, ::-1],
+    "upside down": lambda p: p[::-1],
+    "turned": np.rot90,
+    "turned and mirrored": np.transpose,
+    "turned, halved, JPEG": lambda p: jpeg(np.ascontiguousarray(np.rot90(resized(p, 0.5), 3))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_same_picture_saved_otherwise(change: str) -> None:
+    pixels = noise(3, side=256, grain=8)[:180]
+    changed = CHANGES[change](pixels)
+    found = near_duplicates([pair(noise(4, side=256)), pair(pixels), pair(changed)])
+    assert [copy[:3] for copy in found] == [("nearly", 1, 2)]
+    assert 0.7 < found[0].correlation <= 1
+
+
+def test_kinds_of_copies() -> None:
     one, other = noise(1), noise(2)
     pairs = [
         pair(one, b"file"),
@@ -77,34 +106,60 @@ def test_kinds_of_twins() -> None:
         pair(np.full((64, 64), 9, np.uint8)),
         Pair("broken", "", Path("a"), Path("a")),
     ]
-    assert [(twin.kind, twin.a, twin.b) for twin in find_twins(pairs)] == [
+    assert [copy[:3] for copy in near_duplicates(pairs)] == [
         ("bytes", 0, 2),
         ("pixels", 0, 3),
         ("nearly", 0, 4),
     ]
-    assert find_twins([]) == []
+    assert near_duplicates([]) == []
 
 
-def jpeg(pixels: np.ndarray) -> np.ndarray:
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=50)
-    return np.asarray(Image.open(stream))
+def test_images_are_counted_not_pairs() -> None:
+    pixels = noise(5, side=128)
+    many = [pixels + i for i in range(12)]  # all alike: 66 pairs
+    assert copies(noise(6, side=128), *many) == [(1, i) for i in range(2, 13)]
 
 
-CHANGES = {
-    "JPEG": jpeg,
-    "half the size": lambda p: np.asarray(Image.fromarray(p).resize((p.shape[1] // 2,) * 2)),
-    "gamma": lambda p: (255 * (p / 255.0) ** 1.5).astype(np.uint8),
-    "16 bits": lambda p: p.astype(np.uint16) * 200,
-    "colour": lambda p: np.repeat(p[..., None], 3, axis=2),
-}
+def test_wells_of_a_plate_are_no_copies() -> None:
+    """One light and one rim in all of them; each with other things in it."""
+    y, x = np.mgrid[:200, :260]
+    radius = np.hypot((y - 100) / 100, (x - 130) / 130)
+    well = np.where(radius < 0.95, 190 - 60 * radius**2, 15)
+    rng = np.random.default_rng(0)
+    plate = []
+    for _ in range(24):
+        seeds = rng.uniform(0, 1, well.shape) > 0.998
+        worms = ndimage.gaussian_filter(255.0 * seeds, (1, 4)) > 4
+        plate.append(well - 70 * (worms & (radius < 0.9)) + rng.normal(0, 3, well.shape))
+    assert copies(*plate) == []
+    assert copies(*plate, plate[7][:, ::-1]) == [(7, 24)]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_same_picture_saved_otherwise(change: str) -> None:
-    pixels = noise(3, side=256, grain=16)
-    found = find_twins([pair(pixels), pair(CHANGES[change](pixels))])
-    assert found == [Twin("nearly", 0, 1, pytest.approx(1, abs=1 - ALIKE))]
+def of_folder(folder: Path) -> list[Pair]:
+    paths = sorted((folder / "images").iterdir())
+    if not paths:
+        pytest.skip(f"no images in {folder}")
+    return [probe(Pair(path.stem, "", path, folder / "masks" / path.name), Reading())
+            for path in paths]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_real_wells_and_real_copies(data_root: Path) -> None:
+    wells = of_folder(data_root / "worms")
+    assert near_duplicates(wells) == []
+    pixels = np.asarray(Image.open(wells[20].image_path))
+    changed = [pair(change(pixels)) for change in CHANGES.values()]
+    found = near_duplicates([*wells, *changed])
+    assert [(copy.a, copy.b) for copy in found] == [
+        (20, len(wells) + i) for i in range(len(changed))
+    ]
+
+
+@pytest.mark.slow
+def test_real_slices_of_one_embryo(data_root: Path) -> None:
+    pairs = of_folder(data_root / "nuclei")
+    names = [(pairs[copy.a].name[:8], pairs[copy.b].name[:8]) for copy in near_duplicates(pairs)]
+    assert names == [("20b20ab0", "cb4df20a")]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (31, 33), (500, 7)])
@@ -115,7 +170,8 @@ def test_thumbnail_of_any_size(shape: tuple[int, int]) -> None:
         assert thumb is None
     else:
         assert thumb is not None
-        np.testing.assert_allclose((thumb.mean(), np.linalg.norm(thumb)), (0, 1), atol=1e-5)
+        values = thumb.astype(np.float64)
+        np.testing.assert_allclose((values.mean(), np.linalg.norm(values)), (0, 1), atol=1e-3)
 
 
 # ---------------------------------------------------------------- plots
@@ -179,6 +235,6 @@ def test_findings_in_order() -> None:
 )
 def test_yaml_gives_back_every_value(value: object) -> None:
     settings = (Setting("a", value, "why\nnot"), Setting("stage1.b", value, "so"))
-    text = Advice(1.0, 64, 1, 1, settings).yaml("head\nof it: x")
+    text = Advice(1.0, 64, 1, 1, settings, 9.0).yaml("head\nof it: x")
     assert yaml.safe_load(text) == {"a": value, "stage1": {"b": value}}
     assert text.startswith("# head\n# of it: x\n")

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from spatialembed.data.open import data_name
-from spatialembed.doctor.file_checks import file_findings
+from spatialembed.doctor.checks import findings
 from spatialembed.doctor.findings import Finding, graded, tally
-from spatialembed.doctor.object_checks import object_findings
 from spatialembed.doctor.page import SurveyPage
 from spatialembed.doctor.plots import covered, pictures, plots
 from spatialembed.doctor.probe import Reading
@@ -62,8 +61,7 @@ def examine(
     reading = Reading(allow_missing, split_components, plain_ids)
     found = survey(data, reading, progress=progress)
     advice = recommend(found) if len(found.all("area")) else None
-    findings = graded([*file_findings(found), *object_findings(found, advice)])
-    return Diagnosis(found, advice, tuple(findings))
+    return Diagnosis(found, advice, tuple(graded(list(findings(found, advice)))))
 
 
 def doctor(
@@ -204,7 +202,7 @@ def _report(result: Diagnosis) -> dict[str, Any]:
         "touching": _total(found, "touching"),
         "touching_pairs": _pairs(found, "touching_pairs"),
         "split": int((found.all("parts") > 1).sum()),
-        "hollow": _total(found, "hollow"),
+        "hollow": _total(found, "ring_shaped"),
         "concentric": _total(found, "concentric"),
         "concentric_pairs": _pairs(found, "concentric_pairs"),
         "classes": {
@@ -221,7 +219,7 @@ def _report(result: Diagnosis) -> dict[str, Any]:
         "reasons": {s.key: s.reason for s in advice.settings} if advice else None,
         "twins": [
             {"kind": t.kind, "a": found.pairs[t.a].name, "b": found.pairs[t.b].name,
-             "correlation": round(t.correlation, 4)} for t in found.twins
+             "correlation": round(t.correlation, 4)} for t in found.near_duplicates
         ],
         "per_image": _per_image(found),
     }  # fmt: skip

@@ -11,12 +11,12 @@ from skimage import measure
 
 from spatialembed.method.labels import relabel
 
-HOLLOW_PX = 1.0
-"""An object none of whose pixels is this near to its centroid is hollow; a filled one has 0.71."""
+RING_PX = 1.0
+"""An object without a pixel this near to its centroid is ring-shaped; a filled one has 0.71."""
 CONCENTRIC = 0.5
 """Two centroids nearer than this many radii of the smaller object cannot be told apart."""
 ODD = 0.01
-"""Share of hollow or concentric objects from which on a centroid is the wrong centre."""
+"""Share of ring-shaped or concentric objects from which on a centroid is the wrong centre."""
 NEIGHBOURS = 8
 """Nearest centroids that each object is compared with."""
 
@@ -31,7 +31,7 @@ class Objects:
     box: np.ndarray  # (K, 4) int64, x1 y1 x2 y2 in px, x2 and y2 exclusive
     parts: np.ndarray  # (K,) int64, connected parts (diagonal neighbours are connected)
     outside: np.ndarray  # (K,) int64, px outside the largest part
-    hollow: np.ndarray  # (K,) bool: whole, but without a pixel at its centroid: ring, crescent
+    ring_shaped: np.ndarray  # (K,) bool: whole, but without a pixel at its centroid: ring, crescent
     touching: np.ndarray  # (K,) bool: has a pixel beside one of another object
     at_border: np.ndarray  # (K,) bool: has a pixel at the border of the image
     concentric: np.ndarray  # (K,) bool: a centroid of another object is too near
@@ -86,7 +86,7 @@ def describe(labels: np.ndarray) -> Objects:
         box=box,
         parts=parts,
         outside=area - largest,
-        hollow=(parts == 1) & (nearest > HOLLOW_PX),
+        ring_shaped=(parts == 1) & (nearest > RING_PX),
         touching=touching,
         at_border=(box[:, :2] == 0).any(axis=1) | (box[:, 2:] == (width, height)).any(axis=1),
         concentric=concentric,

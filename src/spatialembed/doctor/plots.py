@@ -110,8 +110,8 @@ def pictures(survey: Survey) -> Iterator[Picture]:
         which = np.flatnonzero(_oddness(_objects(pair))).tolist()
         if which:
             yield Picture("Look at these", _why(pair, which), _drawn(survey, pair, which))
-    if survey.twins:
-        yield _twins(survey)
+    if survey.near_duplicates:
+        yield _alike(survey)
 
 
 def _drawn(survey: Survey, pair: Pair, which: Sequence[int] = ()) -> np.ndarray:
@@ -140,14 +140,14 @@ def _typical(pairs: Sequence[Pair]) -> Pair:
 
 def _oddness(objects: Objects) -> np.ndarray:
     """(K,) how many odd things there are about each object."""
-    return (objects.parts > 1) * 2 + objects.hollow * 1 + objects.concentric * 1
+    return (objects.parts > 1) * 2 + objects.ring_shaped * 1 + objects.concentric * 1
 
 
 def _why(pair: Pair, which: Sequence[int]) -> str:
     objects, first = _objects(pair), which[0]
     signs = (
         (objects.parts[first] > 1, f"in {objects.parts[first]} parts"),
-        (objects.hollow[first], "hollow at its centroid"),
+        (objects.ring_shaped[first], "ring-shaped"),
         (objects.concentric[first], "its centroid is that of another one"),
     )
     words = ", ".join(said for odd, said in signs if odd)
@@ -168,13 +168,13 @@ def _window(box: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _twins(survey: Survey) -> Picture:
+def _alike(survey: Survey) -> Picture:
     """The two images that are most surely one, least surely by bytes: what the eye must judge."""
-    twin = min(survey.twins, key=lambda twin: twin.correlation)
+    copy = min(survey.near_duplicates, key=lambda copy: copy.correlation)
     tiles = []
-    for pair in (survey.pairs[twin.a], survey.pairs[twin.b]):
+    for pair in (survey.pairs[copy.a], survey.pairs[copy.b]):
         image = display(read_again(pair, survey.reading)[0])
         step = math.ceil(max(image.shape[:2]) / (SHOWN_PX // 2))
         tiles.append((pair.name, image[::step, ::step]))
-    note = f"{' and '.join(name for name, _ in tiles)}: correlation {twin.correlation:.3f}"
+    note = f"{' and '.join(name for name, _ in tiles)}: correlation {copy.correlation:.3f}"
     return Picture("One image or two?", note, panel(tiles, columns=1))

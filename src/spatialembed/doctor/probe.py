@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from spatialembed.data.folder import instances_of
+from spatialembed.data.label_checks import LabelFacts, label_facts
 from spatialembed.doctor.objects import Objects, describe
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.decode import decode, opened
 from spatialembed.images.read import MAX_PIXELS, ImageWarning, oriented, read_labels, read_oriented
 
-THUMB = 32
+THUMB = 64
 """Side of a thumbnail in px."""
 CROWDED = 20
 """Objects in an image from which on a bare strip of it says something."""
@@ -57,7 +59,7 @@ class ImageFacts:
     saturated: float  # share of values that are the largest of their type
     file_hash: bytes
     pixel_hash: bytes
-    thumbnail: np.ndarray | None  # (THUMB THUMB,) float32, mean 0, norm 1; None if constant
+    thumbnail: np.ndarray | None  # (THUMB THUMB,) float16, mean 0, norm 1; None if constant
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ class MaskFacts:
     size_hw: tuple[int, int]
     bits: int  # of an id as stored; 0: not looked at, since no id is near a limit
     objects: Objects
-    bare: float  # widest strip along a border without object, as a share of that side
+    labels: LabelFacts
+    unlabelled_margin: float  # widest strip along a border without object, a share of that side
+
+    @property
+    def largest_id(self) -> int:
+        """0 where there is no object."""
+        return int(self.objects.ids.max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -161,20 +169,14 @@ def _hash(pixels: np.ndarray) -> bytes:
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray | None:
-    """Block means of the grey image (THUMB THUMB,), free of brightness and contrast."""
-    grey = pixels.mean(axis=2, dtype=np.float32) if pixels.ndim == 3 else pixels
-    rows, columns = (np.arange(THUMB) * side // THUMB for side in grey.shape)
-    # Of a side below THUMB px some blocks are empty: reduceat then takes the pixel itself.
-    sums = np.add.reduceat(np.add.reduceat(grey, rows, 0, np.float64), columns, 1)
-    counts = [
-        np.maximum(1, np.diff(np.append(start, side)))
-        for start, side in zip((rows, columns), grey.shape, strict=True)
-    ]
-    blocks = (sums / np.outer(*counts)).ravel()
-    blocks -= blocks.mean()
-    norm = float(np.linalg.norm(blocks))
+    """The grey image shrunk (THUMB THUMB,), free of brightness and contrast."""
+    grey = (pixels.mean(axis=2) if pixels.ndim == 3 else pixels).astype(np.float32)
+    small = Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)
+    values = np.asarray(small, np.float64).ravel()
+    values -= values.mean()
+    norm = float(np.linalg.norm(values))
     flat = norm < 1e-6 * max(1.0, float(np.abs(grey).max()))
-    return None if flat else (blocks / norm).astype(np.float32)
+    return None if flat else (values / norm).astype(np.float16)
 
 
 def _mask(path: Path, ids: np.ndarray) -> MaskFacts:
@@ -185,7 +187,8 @@ def _mask(path: Path, ids: np.ndarray) -> MaskFacts:
         size_hw=ids.shape,
         bits=_bits(path) if near_limit else 0,
         objects=objects,
-        bare=_bare(objects, ids.shape),
+        labels=label_facts(ids),
+        unlabelled_margin=_unlabelled_margin(objects, ids.shape),
     )
 
 
@@ -195,7 +198,7 @@ def _bits(path: Path) -> int:
         return 8 * decode(path, file, form, MAX_PIXELS).pixels.dtype.itemsize
 
 
-def _bare(objects: Objects, shape: tuple[int, ...]) -> float:
+def _unlabelled_margin(objects: Objects, shape: tuple[int, ...]) -> float:
     """Widest strip along a border without an object, as a share of that side; 0 of few objects."""
     if len(objects) < CROWDED:
         return 0.0

@@ -21,6 +21,8 @@ SMALL_PX = 2 * STRIDE
 """Diameter that small objects (the 5th percentile) shall have before the network."""
 LARGE_PX = 64
 """Diameter of small objects from which on the images can be shrunk."""
+SPECK_PX = 16
+"""Largest speck, and at most a fiftieth of the median object."""
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 CROP_STEP, CROP_RANGE = 64, (128, 1024)
 PIXELS_A_STEP = 8 * 256**2
@@ -49,6 +51,17 @@ class Advice:
     min_pixels: int
     steps: int
     settings: tuple[Setting, ...]
+    median_px: float  # area of an object
+
+    @property
+    def cell_px(self) -> float:
+        """Area of a disc as wide as a cell of the network, in px of the image."""
+        return math.pi * (STRIDE / self.scale / 2) ** 2
+
+    @property
+    def speck_px(self) -> float:
+        """Objects of so few pixels are thought slips of the pen."""
+        return min(SPECK_PX, self.median_px / 50)
 
     def yaml(self, head: str) -> str:
         """The settings as YAML that ``spatialembed train --config`` takes, reasons as comments."""
@@ -92,7 +105,14 @@ def recommend(survey: Survey) -> Advice:
         few = crops == STEPS_AN_EPOCH * batch
         why = "one an image would be few steps" if few else "an image is larger than one crop"
         settings.append(Setting("stage1.crops", crops, f"an epoch: {why}"))
-    return Advice(scale.value, crop.value, min_pixels, epochs * steps_an_epoch, tuple(settings))
+    return Advice(
+        scale.value,
+        crop.value,
+        min_pixels,
+        epochs * steps_an_epoch,
+        tuple(settings),
+        float(np.median(survey.all("area"))),
+    )
 
 
 def _rounded(epochs: float) -> int:
@@ -157,11 +177,9 @@ def _crops(survey: Survey, scale: float, crop: int, batch: int) -> tuple[int, fl
 
 
 def _center(survey: Survey) -> Setting:
-    odd = survey.all("hollow").astype(bool) | survey.all("concentric").astype(bool)
+    odd = survey.all("ring_shaped").astype(bool) | survey.all("concentric").astype(bool)
     if odd.mean() >= ODD:
-        reason = (
-            f"{odd.mean():.0%} of the objects are hollow or around another: its pixel is inside"
-        )
+        reason = f"{odd.mean():.0%} of the objects are ring-shaped or around another"
         return Setting("center", "medoid", reason)
     return Setting("center", TrainOptions(data="-").center, "the better one of the published table")
 

@@ -13,9 +13,10 @@ from rich.progress import track
 
 from spatialembed.console import console
 from spatialembed.data.folder import splits
+from spatialembed.data.label_checks import LabelFault, label_faults
 from spatialembed.data.tables import find_table, read_classes, read_index
-from spatialembed.doctor.near_duplicates import Twin, find_twins
-from spatialembed.doctor.probe import Fault, Pair, Reading, fault_of, probe
+from spatialembed.doctor.near_duplicates import Duplicate, near_duplicates
+from spatialembed.doctor.probe import Fault, MaskFacts, Pair, Reading, fault_of, probe
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import image_files
 
@@ -41,7 +42,7 @@ class Survey:
     images_alone: tuple[Path, ...]  # without mask
     masks_alone: tuple[Path, ...]  # without image
     class_names: Mapping[str, tuple[str, ...]]  # by split; empty without classes.csv
-    twins: tuple[Twin, ...]
+    near_duplicates: tuple[Duplicate, ...]
     reading: Reading
 
     @property
@@ -55,6 +56,25 @@ class Survey:
         """Pairs whose masks could be read."""
         return tuple(pair for pair in self.pairs if pair.mask is not None)
 
+    def masks(self, split: str | None = None) -> dict[str, MaskFacts]:
+        """Masks that could be read by the name of their image, of one part or of all."""
+        pairs = [pair for pair in self.measured if split in (None, pair.split)]
+        return {pair.name: pair.mask for pair in pairs if pair.mask is not None}
+
+    @cached_property
+    def labelled(self) -> tuple[Pair, ...]:
+        """Pairs whose masks the readers take for instances."""
+        return tuple(pair for pair in self.measured if not pair.faults)
+
+    @cached_property
+    def label_faults(self) -> list[LabelFault]:
+        """Why masks hold no instances; their ``masks`` are places in ``labelled``."""
+        return label_faults(pair.mask.labels for pair in self.labelled if pair.mask is not None)
+
+    def short(self, text: object) -> str:
+        """A message, the paths in it within the data set."""
+        return str(text).replace(f"{self.root}/", "")
+
     def all(self, measure: str) -> np.ndarray:
         """(K,) or (K, .) one measure of every object, a field or property of ``Objects``."""
         values = [getattr(pair.objects, measure) for pair in self.measured]
@@ -63,7 +83,22 @@ class Survey:
     @property
     def counts(self) -> np.ndarray:
         """(I,) objects in each image that could be read."""
-        return np.array([len(pair.mask.objects) for pair in self.measured if pair.mask], np.int64)
+        return np.array([len(mask.objects) for mask in self.masks().values()], np.int64)
+
+    @property
+    def touching_pairs(self) -> int:
+        """Pairs of objects that touch."""
+        return sum(mask.objects.touching_pairs for mask in self.masks().values())
+
+    @property
+    def concentric_pairs(self) -> int:
+        """Pairs of objects whose centroids cannot be told apart."""
+        return sum(mask.objects.concentric_pairs for mask in self.masks().values())
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether training finds images to validate on, or is free to choose them."""
+        return self.splits == ("",) or {"train", "val"} <= set(self.splits)
 
     def group_columns(self) -> tuple[str, ...]:
         """Columns of index.csv that may tell which images belong together, likeliest first.
@@ -138,7 +173,7 @@ def survey(
         images_alone=tuple(path for part in listed for path in part.images_alone),
         masks_alone=tuple(path for part in listed for path in part.masks_alone),
         class_names={p.split: p.class_names for p in listed if p.class_names is not None},
-        twins=tuple(find_twins(pairs)),
+        near_duplicates=tuple(near_duplicates(pairs)),
         reading=reading,
     )
 
