@@ -40,6 +40,7 @@ def page() -> ModuleType:
     return ablation_page
 
 
+@pytest.mark.slow
 def test_a_run_from_streets_to_score(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

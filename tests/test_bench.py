@@ -61,6 +61,7 @@ def test_machine_is_described() -> None:
     assert json.loads(json.dumps(said)) == said
 
 
+@pytest.mark.slow
 def test_every_stage_at_every_size(model: Path, tmp_path: Path) -> None:
     report = bench.bench(
         model,

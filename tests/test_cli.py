@@ -121,6 +121,7 @@ def test_train(run: Path) -> None:
     assert (run / "curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_lies_and_gets_a_new_name(
     scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

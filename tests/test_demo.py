@@ -146,6 +146,7 @@ def test_nothing_found_is_said_too(
     assert "AP50 0.000" in said
 
 
+@pytest.mark.slow
 def test_a_real_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     silent = ClusterOptions(start=1.0)  # an untrained network: it must run, not find
