@@ -1,1 +1,1 @@
-"""What a data set says before training: faults, measures, recommended settings."""
+"""A data set before training: faults, measures, recommended settings."""

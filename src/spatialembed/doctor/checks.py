@@ -1,6 +1,6 @@
 """All that the doctor looks for: a table with a row for each finding, and one loop over it.
 
-A measure looks at the survey and says what it has ``Seen``: cases, and words for the title.
+A measure looks at the survey and returns what it has ``Seen``: cases, and words for the title.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from spatialembed.types import UNIT
 
 FEW_IMAGES, FEW_OBJECTS = 10, 20
 SATURATED = 0.05
-"""Share of values at the largest of their type from which on it is said."""
+"""Share of values at the largest of their type from which on it is a finding."""
 DRIFT = 1.5
-"""Ratio of median diameters of training and validation objects from which on it is said."""
+"""Ratio of median diameters of training and validation objects from which on it is a finding."""
 BARE = 0.4
 """Share of a side along which no object lies, from which on a mask may be half finished."""
 RARE = 0.01
@@ -35,7 +35,7 @@ MASK_ENDINGS = (
     "_mask", "_masks", "_label", "_labels", "_cp_masks", "_seg", "_gt", "-mask", "-label",
     "_segmentation", "_instances", "_annotation",
 )  # fmt: skip
-"""What other tools append to the name of a mask."""
+"""Endings that other tools append to the name of a mask."""
 
 
 class Count(int):
@@ -104,7 +104,7 @@ FAULTS = {
     "duplicate_name": "{:file} whose name another one has too",
     "bad_table": "{:table} with wrong entries or columns",
 }
-"""What is said of a code of the readers; others are given by name."""
+"""The title for a code of the readers; others are given by name."""
 
 
 def _refused(survey: Survey) -> Iterator[Finding]:
@@ -130,7 +130,7 @@ def _missing(survey: Survey, _: Advice | None) -> Seen:
     images, masks = survey.images_alone, survey.masks_alone
     remedy = "add them, or leave these out with --allow-missing"
     if survey.reading.allow_missing:
-        remedy = "left out, as --allow-missing says"
+        remedy = "left out, by --allow-missing"
     elif ending := _ending(survey):
         remedy = f"drop {ending!r} from the names of the masks: image and mask share a name"
     return Seen(
@@ -222,7 +222,7 @@ def _copies(test: Callable[[Survey, Duplicate], bool]) -> Measure:
             how = kinds[copy.kind] + f" ({copy.correlation:.3f})" * (copy.kind == "nearly")
             cases.append(f"{survey.pairs[copy.a].name} = {survey.pairs[copy.b].name}: {how}")
         flat = survey.splits == ("",)
-        parting = ", or a split parts them into training and validation" * flat
+        parting = ", or a split puts them into training and validation" * flat
         return Seen(cases, words={"parting": parting}, grade="warning" if flat else None)
 
     return measure
@@ -374,12 +374,12 @@ CHECKS = (
     Check("too_few_images", "error", _too_few,
           "{n:image} with a mask: none is left for validation", "add images"),
     Check("few_images", "warning", _few,
-          "{n:image}: so few that the figure on them will tell little", "add images"),
+          "{n:image}: so few that a figure on them means little", "add images"),
     Check("no_objects", "error", _no_objects,
           "no object{where}: there is nothing to learn", "do the masks hold ids above 0?"),
     Check("parts_differ", "warning", _parts_differ,
           "objects of training and validation differ in size: median diameter {told}",
-          "mix them before parting them"),
+          "mix them before splitting them"),
     # Images
     Check("mixed_kinds", "warning",
           _mixed(lambda image: f"{image.dtype}, {Count(image.channels):channel}"),
@@ -413,7 +413,7 @@ CHECKS = (
           "{n:image} stored twice with different masks",
           "one of the masks is wrong: keep the right one"),
     Check("group_columns", "note", _group_columns,
-          "index.csv may tell which images belong together: {columns}",
+          "index.csv may show which images belong together: {columns}",
           "hold out whole groups with --group-by {first}, if it does"),
     Check("group_across_splits", "warning", _group_across,
           "{n:value} of {column} in more than one part",
@@ -447,7 +447,7 @@ CHECKS = (
           "center: medoid puts the centre on the object; learnable lets it move", ODD),
     Check("concentric_objects", "note", _objects(lambda objects, _: objects.concentric),
           "{n:object} ({share:.1%}) whose centroid lies within half a radius of another one's "
-          "({s.concentric_pairs} pairs): a centroid cannot tell them apart",
+          "({s.concentric_pairs} pairs): a centroid cannot separate them",
           "center: medoid, or learnable", ODD),
     Check("touching_objects", "note", _objects(lambda objects, _: objects.touching),
           "{n:object} ({share:.1%}) touch another one ({s.touching_pairs} pairs)",
@@ -460,14 +460,14 @@ CHECKS = (
     Check("below_stride", "note", _objects(lambda objects, a: objects.area < a.cell_px),
           f"{{n:object}} ({{share:.1%}}) narrower than a cell of the network ({STRIDE} px) "
           "at scale {a.scale:g}",
-          "they will be found badly; raise --scale, at a cost that grows with its square", 0.01),
+          "they are detected poorly; raise --scale, at a cost that grows with its square", 0.01),
     Check("beyond_reach", "warning", _objects(lambda objects, a: objects.reach * a.scale > UNIT),
           f"{{n:object}} whose pixels lie over {UNIT} px from their centre at scale {{a.scale:g}}: "
           "an offset does not reach that far",
           "lower --scale"),
     Check("below_min_pixels", "note", _objects(lambda objects, a: objects.area <= a.min_pixels),
           "{n:object} of at most the recommended min_pixels, {a.min_pixels} px",
-          "they will be taken for specks; lower min_pixels if they matter"),
+          "they will be dropped as specks; lower min_pixels if they matter"),
     Check("wider_than_crop", "note",
           _objects(lambda objects, a: objects.extent * a.scale > a.crop),
           "{n:object} wider than the recommended crop, {a.crop} px",

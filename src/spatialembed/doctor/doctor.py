@@ -57,7 +57,7 @@ def examine(
     plain_ids: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
-    """Read a data set and say what it is; as ``doctor``, without writing anything."""
+    """Examine a data set as ``doctor`` does, without writing anything."""
     reading = Reading(allow_missing, split_components, plain_ids)
     found = survey(data, reading, progress=progress)
     advice = recommend(found) if len(found.all("area")) else None

@@ -14,7 +14,7 @@ from spatialembed.method.labels import relabel
 RING_PX = 1.0
 """An object without a pixel this near to its centroid is ring-shaped; a filled one has 0.71."""
 CONCENTRIC = 0.5
-"""Two centroids nearer than this many radii of the smaller object cannot be told apart."""
+"""Two centroids nearer than this many radii of the smaller object cannot be separated."""
 ODD = 0.01
 """Share of ring-shaped or concentric objects from which on a centroid is the wrong centre."""
 NEIGHBOURS = 8

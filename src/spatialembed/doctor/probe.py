@@ -21,11 +21,11 @@ from spatialembed.images.read import MAX_PIXELS, ImageWarning, oriented, read_la
 THUMB = 64
 """Side of a thumbnail in px."""
 CROWDED = 20
-"""Objects in an image from which on a bare strip of it says something."""
+"""Objects in an image from which on a bare strip of it means something."""
 
 
 class Reading(NamedTuple):
-    """How training will be told to read the data, as ``open_folder`` has it."""
+    """The settings by which training will read the data, as of ``open_folder``."""
 
     allow_missing: bool = False
     split_components: bool = False

@@ -92,7 +92,7 @@ class Survey:
 
     @property
     def concentric_pairs(self) -> int:
-        """Pairs of objects whose centroids cannot be told apart."""
+        """Pairs of objects whose centroids cannot be separated."""
         return sum(mask.objects.concentric_pairs for mask in self.masks().values())
 
     @property
@@ -101,7 +101,7 @@ class Survey:
         return self.splits == ("",) or {"train", "val"} <= set(self.splits)
 
     def group_columns(self) -> tuple[str, ...]:
-        """Columns of index.csv that may tell which images belong together, likeliest first.
+        """Columns of index.csv that may show which images belong together, likeliest first.
 
         Such a column is filled for every image, has fewer values than images, and says nothing
         that the image itself does: not its size, not its number of objects.
