@@ -1,1 +1,1 @@
-"""The paper: geometry, networks, loss and clustering, and what they stand on."""
+"""The paper: geometry, networks, loss and clustering, and their foundations."""

@@ -1,1 +1,1 @@
-"""Arrays to something to look at: overlays, colours, charts, contact sheets, pages."""
+"""Arrays to pictures for people: overlays, colours, charts, contact sheets, pages."""
