@@ -67,7 +67,7 @@ def writers(out: Path, found: Instances, image: np.ndarray) -> dict[str, Callabl
         "labels": lambda: write_labels(out / "a", found.labels),
         "tiff": lambda: write_labels(out / "b", found.labels, tiff=True),
         "overlay": lambda: write_overlay(out / "a", image, found),
-        "csv": lambda: objects_csv.describe("a", found, image),
+        "csv": lambda: objects_csv.rows("a", found, measure(found.labels, len(found), image)),
         "coco": lambda: coco.describe("a", found),
         "geojson": lambda: write_geojson(out / "a.geojson", found),
         "geojson, simplified": lambda: write_geojson(out / "b.geojson", found, simplify=1.0),

@@ -42,6 +42,7 @@ from spatialembed.method.cluster import cluster
 from spatialembed.method.normalization import network_input
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.folder import ResultFolder
+from spatialembed.results.measurements import measure
 from spatialembed.types import Embeddings, Instances
 from tile_engines import RADIUS, NearCentres, info
 
@@ -88,7 +89,8 @@ def check(result: LargeResult, want: Instances, out: Path, name: str) -> None:
     assert result.objects == len(want)
     assert np.array_equal(tifffile.imread(result.labels), want.labels)
     lines = (out / "objects.csv").read_text().split("\n", 1)[1]
-    assert lines == objects_csv.describe(name, want, read_image(out.parent / name))
+    facts = measure(want.labels, len(want), read_image(out.parent / name))
+    assert lines == objects_csv.rows(name, want, facts)
     written = json.loads((out / "instances.json").read_text())
     entry = coco.describe(name, want)
     assert [{k: v for k, v in i.items() if k != "id"} for i in written["images"]] == [entry.image]

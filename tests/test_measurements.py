@@ -20,7 +20,7 @@ from spatialembed.images.read import Page
 from spatialembed.method.labels import relabel
 from spatialembed.results.label_bands import Measure
 from spatialembed.results.measurements import eccentricities, measure
-from spatialembed.results.objects_csv import COLUMNS, describe
+from spatialembed.results.objects_csv import COLUMNS, rows
 from spatialembed.types import Instances
 
 SCATTER = (
@@ -86,7 +86,7 @@ ONE = np.pad(np.ones((4, 6), np.int32), 1)
 
 def row(pixels: np.ndarray, pixel_um: tuple[float, float] | None = None) -> dict[str, str]:
     found = Instances(ONE, np.array([0.9], np.float32), np.array([0]), ("cell",))
-    text = ",".join(COLUMNS) + "\n" + describe("a", found, pixels, pixel_um)
+    text = ",".join(COLUMNS) + "\n" + rows("a", found, measure(ONE, 1, pixels), pixel_um)
     (only,) = csv.DictReader(io.StringIO(text))
     return only
 

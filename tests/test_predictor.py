@@ -17,7 +17,7 @@ from torch import Tensor
 
 import spatialembed
 from known_predictor import INFO, GreyLevels, known, scene
-from spatialembed.concurrency import ahead, helpers
+from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import predictor as predictor_module
 from spatialembed.inference.engine import TorchEngine
@@ -287,7 +287,7 @@ def test_work_ahead_is_handed_out_in_order_and_bounded() -> None:
             gate.wait(20)
         return i
 
-    results = ahead(work, items(), threads=2, room=lambda _: 3)
+    results = prefetch(work, items(), threads=2, room=lambda _: 3)
     assert next(results) == 0
     assert begun == [0]
     second = threading.Thread(target=next, args=(results,))
@@ -314,7 +314,7 @@ def test_a_fault_of_work_ahead_comes_in_its_turn(at_fault: str) -> None:
             raise KeyboardInterrupt
         return i
 
-    results = ahead(work, items(), threads=3, room=lambda _: 4)
+    results = prefetch(work, items(), threads=3, room=lambda _: 4)
     assert [next(results) for _ in range(6)] == list(range(6))
     with pytest.raises(KeyboardInterrupt):
         next(results)

@@ -17,10 +17,11 @@ from pycocotools.coco import COCO
 from skimage import io, measure
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
-from spatialembed.results.coco import CocoFile
+from spatialembed.results.coco import CocoFile, describe
 from spatialembed.results.folder import ResultFolder
 from spatialembed.results.labels import write_labels
-from spatialembed.results.objects_csv import COLUMNS, ObjectTable
+from spatialembed.results.measurements import measure as measured
+from spatialembed.results.objects_csv import COLUMNS, ObjectTable, rows
 from spatialembed.results.overlay import write_overlay
 from spatialembed.types import Instances
 
@@ -137,22 +138,23 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def write_both(folder: Path, image: str, found: Instances) -> None:
     """objects.csv and instances.json of one image."""
-    names = found.class_names
-    for results in (
-        ObjectTable(folder / "objects.csv"),
-        CocoFile(folder / "instances.json", names),
-    ):
-        results.add(image, found)
-        results.write()
+    write_table(folder, image, found)
+    file = CocoFile(folder / "instances.json", found.class_names)
+    file.append(describe(image, found))
+    file.write()
+
+
+def write_table(folder: Path, image: str, found: Instances) -> None:
+    table = ObjectTable(folder / "objects.csv")
+    table.append(rows(image, found, measured(found.labels, len(found))))
+    table.write()
 
 
 def test_table_of_known_objects(tmp_path: Path) -> None:
-    table = ObjectTable(tmp_path / "objects.csv")
-    table.add("a", found_in(TWO, ("car", "person")))
-    table.write()
-    header, *rows = (tmp_path / "objects.csv").read_text().splitlines()
+    write_table(tmp_path, "a", found_in(TWO, ("car", "person")))
+    header, *lines = (tmp_path / "objects.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
-    assert rows == [
+    assert lines == [
         '"a",1,"car",0.99,"",1,0,3,2,3,1.33,0.33,3.41,0.8165' + 8 * ',""',
         '"a",2,"person",0.5,"",3,1,5,3,3,3.33,1.33,3.41,0.8165' + 8 * ',""',
     ]
@@ -175,12 +177,10 @@ def test_the_expected_iou_is_written_where_there_is_one(tmp_path: Path) -> None:
 
 def test_table_agrees_with_regionprops(tmp_path: Path) -> None:
     labels = scattered(300, 80, 70)
-    table = ObjectTable(tmp_path / "objects.csv")
-    table.add("x", found_in(labels))
-    table.write()
-    rows, regions = read_table(tmp_path / "objects.csv"), measure.regionprops(labels)
-    assert len(rows) == len(regions) == 300
-    for row, region in zip(rows, regions, strict=True):
+    write_table(tmp_path, "x", found_in(labels))
+    lines, regions = read_table(tmp_path / "objects.csv"), measure.regionprops(labels)
+    assert len(lines) == len(regions) == 300
+    for row, region in zip(lines, regions, strict=True):
         assert int(row["id"]) == region.label
         assert tuple(int(row[c]) for c in ("y1", "x1", "y2", "x2")) == region.bbox
         assert int(row["area"]) == region.area
@@ -234,7 +234,7 @@ def test_coco_file_is_read_by_pycocotools(
     names = ("car", "person")
     file = CocoFile(tmp_path / "instances.json", names)
     for name, labels in images.items():
-        file.add(name, found_in(labels, names))
+        file.append(describe(name, found_in(labels, names)))
     file.write()
     coco = COCO(tmp_path / "instances.json")
     assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(names)
@@ -260,8 +260,8 @@ def test_truncated_images_are_marked(tmp_path: Path) -> None:
     whole = found_in(TWO)
     cut = Instances(TWO, whole.scores, whole.classes, whole.class_names, truncated=True)
     file = CocoFile(tmp_path / "instances.json", ["nucleus"])
-    file.add("whole", whole)
-    file.add("cut", cut)
+    file.append(describe("whole", whole))
+    file.append(describe("cut", cut))
     file.write()
     images = json.loads((tmp_path / "instances.json").read_text())["images"]
     assert [image["truncated"] for image in images] == [False, True]

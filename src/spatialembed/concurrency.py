@@ -41,7 +41,7 @@ def spread(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], thread
         return list(pool.map(lambda job: function(*job), jobs))
 
 
-def ahead(
+def prefetch(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     *,
@@ -57,7 +57,7 @@ def ahead(
     source = iter(items)
     fault: BaseException | None = None
     most = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
         pending: deque[Future[Result]] = deque()
         try:
             while fault is None or pending:

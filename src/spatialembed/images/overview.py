@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
 from spatialembed.method.kernels import levels as kernels
-from spatialembed.method.normalization import Levels, levels_of_counts
+from spatialembed.method.normalization import Levels, check_range, levels_of_counts
 from spatialembed.types import Normalization
 
 BAND_PIXELS = 1 << 23
@@ -78,10 +77,7 @@ def look_over(
 
     Raises SpatialEmbedError: those of ``LargeImage.read``; value_range as ``network_input`` does.
     """
-    wanted = how.kind == "percentile"
-    counter = None
-    if wanted:
-        counter = _Counter(image) if image.dtype.kind == "u" else _FloatCounter(image)
+    counter = _Counter(image) if how.kind == "percentile" else None
     step = max(1, -(-max(image.shape_hw) // side))
     small = rescaled(image, 1 / step)
     picture = np.empty((*small.shape_hw, image.channels), image.dtype)
@@ -90,7 +86,7 @@ def look_over(
         if counter is not None:
             counter.add(band)
         elif band.dtype.kind == "f":
-            _check_range(image.name, band)
+            check_range(band, f"{image.name}: ")
         i0, i1 = y0 // step, min(-(-y1 // step), len(picture))
         if i1 > i0:
             part = band if step == 1 else small.read(i0, i1, 0, picture.shape[1])
@@ -108,93 +104,57 @@ def _bands(image: LargeImage, step: int) -> Iterator[tuple[int, int]]:
         yield y0, min(y0 + rows, height)
 
 
-def _check_range(name: str, band: np.ndarray) -> None:
-    low, high = float(band.min()), float(band.max())
-    if low < 0 or high > 1:
-        raise SpatialEmbedError(
-            "value_range",
-            f"{name}: float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
-            "divide them by their largest possible value, or train with percentiles",
-        )
-
-
 class _Counter:
-    """How often each level of an integer image occurs."""
-
-    def __init__(self, image: LargeImage) -> None:
-        self._dtype = image.dtype
-        self._counts = np.zeros((image.channels, np.iinfo(image.dtype).max + 1), np.int64)
-
-    def add(self, band: np.ndarray) -> None:
-        channels, levels = self._counts.shape
-        self._counts += kernels.count_levels(band.reshape(-1, channels), levels)
-
-    def levels(self, how: Normalization) -> Levels:
-        most = np.float32(np.iinfo(self._dtype).max)
-        values = np.arange(self._counts.shape[1]).astype(np.float32) / most  # as to_tensor has them
-        return levels_of_counts(self._counts, values, how)
-
-
-class _FloatCounter:
-    """The same of a float image: upper halves as bands come, lower ones by a second look."""
+    """How often each level of an image occurs: of floats, the upper half of their bits first."""
 
     def __init__(self, image: LargeImage) -> None:
         self._image = image
-        self._upper = np.zeros((image.channels, HALF), np.int64)
+        self._levels = HALF if image.dtype.kind == "f" else np.iinfo(image.dtype).max + 1
+        self._counts = np.zeros((image.channels, self._levels), np.int64)
 
     def add(self, band: np.ndarray) -> None:
-        for c, key in enumerate(_keys(band)):
-            self._upper[c] += np.bincount(key >> 16, minlength=HALF)
+        pixels = band.reshape(-1, self._image.channels)
+        if band.dtype.kind == "f":
+            pixels = (_keys(pixels) >> 16).astype(np.uint16)
+        self._counts += kernels.count_levels(pixels, self._levels)
 
     def levels(self, how: Normalization) -> Levels:
-        bins = [_bins(counts, how) for counts in self._upper]
-        lower = [dict.fromkeys(its, np.zeros(HALF, np.int64)) for its in bins]
+        if self._image.dtype.kind == "f":
+            return self._float_levels(how)
+        values = np.arange(self._levels).astype(np.float32)  # as to_tensor has them
+        return levels_of_counts(self._counts, values / np.float32(self._levels - 1), how)
+
+    def _float_levels(self, how: Normalization) -> Levels:
+        """The lower halves are counted where the percentiles fall, in a second pass."""
+        bins = np.unique(np.concatenate([_bins(counts, how) for counts in self._counts]))
+        fine = np.zeros((len(self._counts), len(bins) * HALF), np.int64)
         for y0, y1 in _bands(self._image, 1):
             band = self._image.read(y0, y1, 0, self._image.shape_hw[1])
-            for fine, key in zip(lower, _keys(band), strict=True):
-                for b in fine:
-                    here = key[key >> 16 == b] & (HALF - 1)
-                    fine[b] = fine[b] + np.bincount(here, minlength=HALF)
-        of_channels = [
-            levels_of_counts(*_merged(counts, fine), how)
-            for counts, fine in zip(self._upper, lower, strict=True)
-        ]
-        return Levels(*(np.concatenate(column) for column in zip(*of_channels, strict=True)))
+            for c, keys in enumerate(_keys(band.reshape(-1, len(fine))).T):
+                inside = keys[np.isin(keys >> 16, bins)]
+                at = np.searchsorted(bins, inside >> 16) * HALF + (inside & (HALF - 1))
+                fine[c] += np.bincount(at, minlength=fine.shape[1])
+        others = np.setdiff1d(np.arange(HALF), bins)
+        keys = np.concatenate(((bins[:, None] * HALF + np.arange(HALF)).ravel(), others * HALF))
+        order = np.argsort(keys)
+        counts = np.concatenate((fine, self._counts[:, others]), axis=1)[:, order]
+        return levels_of_counts(counts, _values(keys[order].astype(np.uint32)), how)
 
 
-def _keys(band: np.ndarray) -> Iterator[np.ndarray]:
-    """Of each channel the bits (P,) of its values, as integers of the same order."""
-    for c in range(1 if band.ndim == 2 else band.shape[2]):
-        values = band if band.ndim == 2 else band[..., c]
-        bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-        yield np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+def _keys(values: np.ndarray) -> np.ndarray:
+    """The bits of float32 as uint32 of the same order and shape."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
 def _values(keys: np.ndarray) -> np.ndarray:
-    """The float32 of such integers."""
-    bits = np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys)
-    return bits.astype(np.uint32).view(np.float32)
+    """The float32 of such uint32."""
+    return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).view(np.float32)
 
 
-def _bins(counts: np.ndarray, how: Normalization) -> set[int]:
+def _bins(counts: np.ndarray, how: Normalization) -> np.ndarray:
     """Upper halves (of counts (65536,)) in which the least, the most and the percentiles lie."""
     last = int(counts.sum()) - 1
-    ranks = {0, last}
-    for percent in (how.low, how.high):
-        below = int(np.floor(last * percent / 100))
-        ranks |= {max(below - 1, 0), below, min(below + 1, last)}  # rounding of the rank is covered
-    return {int(b) for b in np.searchsorted(counts.cumsum(), sorted(ranks), side="right")}
-
-
-def _merged(upper: np.ndarray, fine: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (1, L) and values (L,): coarse by upper half, in single floats where they matter."""
-    counts, keys = [], []
-    for b in np.flatnonzero(upper):
-        if int(b) in fine:
-            there = np.flatnonzero(fine[int(b)])
-            counts.append(fine[int(b)][there])
-            keys.append((np.uint32(b) << np.uint32(16)) + there.astype(np.uint32))
-        else:
-            counts.append(upper[b : b + 1])
-            keys.append(np.array([b << 16], np.uint32))
-    return np.concatenate(counts)[None], _values(np.concatenate(keys))
+    below = np.floor(last * np.array((how.low, how.high)) / 100)
+    ranks = np.concatenate(([0, last], below - 1, below, below + 1)).clip(0, last)
+    return np.searchsorted(counts.cumsum(), ranks, side="right")

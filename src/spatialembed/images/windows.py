@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -186,7 +186,8 @@ def _unpacked(page: tifffile.TiffPage) -> Read | None:
     samples = page.samplesperpixel // planes
     across = -(-width // tile_w)
     segments = across * -(-height // tile_h)  # of a plane
-    if tile_h * tile_w * samples * np.dtype(page.dtype).itemsize > SEGMENT_BYTES:
+    segment_bytes = tile_h * tile_w * samples * np.dtype(page.dtype).itemsize
+    if segment_bytes > SEGMENT_BYTES:
         return None
     try:  # the first one shows whether the codec is there
         _segment(page, 0)
@@ -194,7 +195,7 @@ def _unpacked(page: tifffile.TiffPage) -> Read | None:
         if "imagecodecs" not in str(error) and "not supported" not in str(error):
             raise
         return None
-    cache = _Cache()
+    unpacked = lru_cache(max(1, CACHE_BYTES // segment_bytes))(partial(_segment, page))
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         result = np.empty((y1 - y0, x1 - x0, planes * samples), page.dtype)
@@ -202,7 +203,7 @@ def _unpacked(page: tifffile.TiffPage) -> Read | None:
             for i in range(y0 // tile_h, -(-y1 // tile_h)):
                 for j in range(x0 // tile_w, -(-x1 // tile_w)):
                     number = plane * segments + i * across + j
-                    tile = cache.get(number, lambda n=number: _segment(page, n))  # type: ignore[misc]
+                    tile = unpacked(number)
                     top, left = i * tile_h, j * tile_w
                     part = tile[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
                     y, x = max(top - y0, 0), max(left - x0, 0)
@@ -221,24 +222,6 @@ def _segment(page: tifffile.TiffPage, number: int) -> np.ndarray:
     tables = {"jpegtables": page.jpegtables} if page.jpegtables is not None else {}
     pixels, _, _ = page.decode(data, number, **tables)
     return pixels[0]
-
-
-class _Cache:
-    """The last arrays that were made, by number, up to CACHE_BYTES."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        array = self._kept[number] = make()
-        self._bytes += array.nbytes
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return array
 
 
 def _as_colours(read: Read, photometric: int, bits: int, colours: int) -> Read:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from spatialembed import __version__
-from spatialembed.concurrency import ahead
+from spatialembed.concurrency import prefetch
 from spatialembed.console import Stages
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.listing import is_zarr
@@ -274,7 +274,7 @@ class _Run:
         def read(tile: Tile) -> tuple[Tile, np.ndarray]:
             return tile, image.read(*tile.window)
 
-        for tile, pixels in ahead(read, todo, threads=1, room=lambda _: 1):
+        for tile, pixels in prefetch(read, todo, threads=1, room=lambda _: 1):
             self.folder.save(tile, self.candidates(tile, pixels, overview, image.shape_hw[1]))
             stages.advance(1)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialembed.concurrency import ahead, helpers
+from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
@@ -281,9 +281,9 @@ class Predictor:
         def item(source: Any) -> _Item:
             return self._item(source, scale)
 
-        read = ahead(item, images, threads=readers, room=room)
+        read = prefetch(item, images, threads=readers, room=room)
         mapped = self._all_mapped(_batches(read, batch), augment)
-        for outcomes in ahead(found, mapped, threads=1, room=lambda _: 1):
+        for outcomes in prefetch(found, mapped, threads=1, room=lambda _: 1):
             yield from outcomes
 
     def _item(self, source: Any, scale: float = 1.0) -> _Item:

@@ -81,14 +81,19 @@ def network_input(image: np.ndarray, how: Normalization, levels: Levels | None =
     if few_levels and image.size:
         return _by_level(image, how, levels)
     if image.dtype.kind == "f" and how.kind != "percentile":
-        low, high = float(image.min()), float(image.max())
-        if low < 0 or high > 1:
-            raise SpatialEmbedError(
-                "value_range",
-                f"float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
-                "divide them by their largest possible value, or train with percentiles",
-            )
+        check_range(image)
     return normalize(to_tensor(image), how, levels)
+
+
+def check_range(image: np.ndarray, where: str = "") -> None:
+    """Refuse floats beyond [0, 1]: ``value_range``, with ``where`` before the message."""
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 1:
+        raise SpatialEmbedError(
+            "value_range",
+            f"{where}float pixels from {low:g} to {high:g}; this model takes them in [0, 1]",
+            "divide them by their largest possible value, or train with percentiles",
+        )
 
 
 def _by_level(image: np.ndarray, how: Normalization, known: Levels | None) -> Tensor:

@@ -90,10 +90,6 @@ class CocoFile:
         self._images: list[str] = []
         self._annotations: list[str] = []
 
-    def add(self, image: str, instances: Instances) -> None:
-        """Append one image with its objects; ``image`` becomes its ``file_name``."""
-        self.append(describe(image, instances))
-
     def append(self, entry: Entry) -> None:
         """Append the entry that ``describe`` makes of an image."""
         image_id = len(self._images) + 1

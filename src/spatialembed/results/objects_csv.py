@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from spatialembed.files import atomic_write
-from spatialembed.results.measurements import Facts, eccentricities, measure
+from spatialembed.results.measurements import Facts, eccentricities
 from spatialembed.types import Instances
 
 COLUMNS = (
@@ -40,20 +40,6 @@ COLUMNS = (
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 SQUARE = 1e-3
 """Pixels whose sides differ by a smaller share are square."""
-
-
-def describe(
-    image: str,
-    instances: Instances,
-    pixels: Any = None,
-    pixel_um: tuple[float, float] | None = None,
-) -> str:
-    """The lines of one image's objects, ids as in its label image; ``image`` is its name.
-
-    pixels: (H, W) or (H, W, 3) as read. pixel_um: width and height of a pixel.
-    """
-    found = instances.numpy()
-    return rows(image, found, measure(found.labels, len(found), pixels), pixel_um)
 
 
 def rows(
@@ -134,18 +120,8 @@ class ObjectTable:
         self.path = path
         self._lines = [",".join(COLUMNS) + "\n"]
 
-    def add(
-        self,
-        image: str,
-        instances: Instances,
-        pixels: Any = None,
-        pixel_um: tuple[float, float] | None = None,
-    ) -> None:
-        """Append the objects of one image, see ``describe``."""
-        self.append(describe(image, instances, pixels, pixel_um))
-
     def append(self, lines: str) -> None:
-        """Append lines of ``describe``."""
+        """Append lines of ``rows``."""
         self._lines.append(lines)
 
     def write(self) -> Path:

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from scipy import ndimage
 
-from spatialembed.concurrency import ahead, helpers
+from spatialembed.concurrency import helpers, prefetch
 from spatialembed.console import Stages
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
@@ -125,7 +125,7 @@ def instance_index(
 def _each(work: Callable[[int], T], count: int) -> Iterator[T]:
     """``work`` of each image, in order; decoders let go of the interpreter while they work."""
     threads = helpers()
-    return ahead(work, range(count), threads=threads, room=lambda _: 2 * threads)
+    return prefetch(work, range(count), threads=threads, room=lambda _: 2 * threads)
 
 
 def _key(images: HasTruth, digests: Sequence[bytes]) -> str:
