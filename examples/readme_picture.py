@@ -14,7 +14,7 @@ from skimage import data
 import spatialembed
 from spatialembed.generated.nuclei_and_shapes import nuclei_field
 from spatialembed.images.write import write_png
-from spatialembed.pictures.drawing import maps_panel
+from spatialembed.pictures.maps import maps_panel
 
 
 def row(model: str, image: np.ndarray) -> np.ndarray:

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage import color
 
 from drawn_labels import cells, discs
-from spatialembed.method import geometry
-from spatialembed.pictures.colour import (
-    GREEN_BLIND,
-    MAGMA,
-    RED_BLIND,
-    VIRIDIS,
-    _palette,
-    colour_map,
-    instance_colours,
-    margin_colours,
-    margin_px,
-    offset_colours,
-)
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.pictures import maps
+from spatialembed.pictures.colour import GREEN_BLIND, RED_BLIND, instance_colours, palette
+from spatialembed.pictures.maps import colour_map, margin_colours, offset_colours
 
 
 def flat(labels: np.ndarray) -> np.ndarray:
@@ -92,12 +82,12 @@ def test_more_neighbours_than_the_palette_has_colours() -> None:
 
 @pytest.mark.parametrize("eyes", [None, RED_BLIND, GREEN_BLIND], ids=["most", "red", "green"])
 def test_colours_differ_to_all_eyes(eyes: tuple[tuple[float, ...], ...] | None) -> None:
-    palette = _palette() / 255
+    seen_as = palette() / 255
     if eyes is not None:
-        linear = np.where(palette > 0.04045, ((palette + 0.055) / 1.055) ** 2.4, palette / 12.92)
+        linear = np.where(seen_as > 0.04045, ((seen_as + 0.055) / 1.055) ** 2.4, seen_as / 12.92)
         seen = (linear @ np.transpose(eyes)).clip(0, 1)
-        palette = np.where(seen > 0.0031308, 1.055 * seen ** (1 / 2.4) - 0.055, 12.92 * seen)
-    lab = color.rgb2lab(palette[None])[0]
+        seen_as = np.where(seen > 0.0031308, 1.055 * seen ** (1 / 2.4) - 0.055, 12.92 * seen)
+    lab = color.rgb2lab(seen_as[None])[0]
     apart = color.deltaE_ciede2000(lab[:, None], lab[None]) + 99 * np.eye(len(lab))
     assert apart.min() > 8  # 1 is just noticeable side by side
 
@@ -131,42 +121,19 @@ def test_offset_colours_know_no_unit() -> None:
     assert np.ptp(offset_colours(np.zeros((2, 3, 3)))) < 3  # no direction, no hue
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_margin_is_that_of_geometry(channels: int) -> None:
-    raw = torch.linspace(-5, 5, channels * 60).reshape(channels, 6, 10)
-    expected = geometry.margin_px(raw).double().log().mean(dim=0).exp()
-    np.testing.assert_allclose(margin_px(raw), expected, rtol=1e-4)
-    assert margin_px(np.ones((channels, 1, 1)))[0, 0] == pytest.approx(5.745, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("name", "control_points"), [("viridis", VIRIDIS), ("magma", MAGMA)], ids=["viridis", "magma"]
-)
-def test_colour_maps_are_the_published_ones(name: str, control_points: str) -> None:
-    published = pytest.importorskip("matplotlib").colormaps[name](np.arange(256), bytes=True)
-    ours = colour_map(np.arange(256)[None] / 255, control_points)[0]
-    assert np.abs(ours.astype(int) - published[:, :3]).max() <= 9
-
-
-@pytest.mark.parametrize("control_points", [VIRIDIS, MAGMA], ids=["viridis", "magma"])
-def test_colour_maps_grow_brighter_evenly(control_points: str) -> None:
-    colours = colour_map(np.linspace(0, 1, 64)[None], control_points)[0]
-    first, *_, last = control_points.split()
-    assert bytes(colours[0]).hex() == first
-    assert bytes(colours[-1]).hex() == last
-    lightness = color.rgb2lab(colours)[:, 0]
-    assert (np.diff(lightness) > 0).all()
-    # A straight line, the mark of an even map.
-    assert np.abs(lightness - np.linspace(lightness[0], lightness[-1], 64)).max() < 6
-
-
 def test_colour_map_cuts_what_lies_outside() -> None:
     values = np.array([[-1.0, np.nan, 0.0], [2.0, np.inf, 1.0]])
-    colours = colour_map(values)
+    colours = colour_map(values, "viridis")
     assert (colours[0] == colours[0, 2]).all()
     assert (colours[1] == colours[1, 2]).all()
 
 
 def test_margin_colours_are_logarithmic() -> None:
     shown = margin_colours(np.array([[2.0, 8.0, 32.0]]), 2, 32)
-    np.testing.assert_array_equal(shown, colour_map(np.array([[0, 0.5, 1]])))
+    np.testing.assert_array_equal(shown, colour_map(np.array([[0, 0.5, 1]]), "viridis"))
+
+
+def test_maps_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "find_spec", lambda name: None)
+    with pytest.raises(SpatialEmbedError, match=r"missing_extra.*\[train\]"):
+        colour_map(np.zeros((2, 2)), "magma")

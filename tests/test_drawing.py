@@ -16,16 +16,8 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.write import write_png
 from spatialembed.pictures.captions import COVERED, legible
 from spatialembed.pictures.colour import instance_colours
-from spatialembed.pictures.drawing import (
-    LARGEST_TILE_PX,
-    PAPER,
-    display,
-    maps_panel,
-    outlines,
-    overlay,
-    panel,
-    zoom_for,
-)
+from spatialembed.pictures.drawing import PAPER, display, outlines, overlay, panel, zoom_for
+from spatialembed.pictures.maps import LARGEST_TILE_PX, maps_panel
 
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 7), (33, 17), (1, 3000), (1100, 40)]
 

@@ -18,6 +18,7 @@ WINGS = (
 DOORS = {
     "lightning": {"training.train", "training.step", "training.callbacks", "training.loader"},
     "torchvision": {"training.crops"},
+    "matplotlib": {"pictures.maps", "evaluation.tuning_plot", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},
     "onnx": {"export.export", "export.frame", "export.int8", "inference.engines.onnx_graph"},

@@ -1,7 +1,6 @@
-"""Pictures that a person can read at a glance: overlays, maps as colours, labelled panels.
+"""Pictures that a person can read quickly: overlays of instances, panels of labelled tiles.
 
-``pictures.colour`` explains the colours. No matplotlib. Arrays in; CPU tensors are taken as well.
-Every picture is (H, W, 3) uint8 RGB.
+Arrays in; CPU tensors are taken as well. Every picture is (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -15,21 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spatialembed.method.labels import relabel
 from spatialembed.pictures.captions import legible, write_captions
-from spatialembed.pictures.colour import (
-    MAGMA,
-    VIRIDIS,
-    colour_map,
-    instance_colours,
-    margin_colours,
-    margin_px,
-    offset_colours,
-)
-from spatialembed.types import UNIT
+from spatialembed.pictures.colour import instance_colours
 
-PAPER, INK, VOID = (24, 25, 28), (232, 233, 236), (38, 40, 44)
-"""Colours of a panel's ground and text, and of pixels without a value."""
-TILE_PX, LARGEST_TILE_PX = 384, 640
-"""Small pictures are enlarged to about the first; ``maps_panel`` shrinks to the second."""
+PAPER, INK = (24, 25, 28), (232, 233, 236)
+"""Colours of a panel's ground and text."""
+TILE_PX = 384
+"""Small pictures are enlarged to about this."""
 FILL = 0.4
 """Opacity of the fill of an object: its texture is seen through it."""
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
@@ -37,8 +27,6 @@ LIGHT, DARKER, PALER = 120, 0.5, 0.15
 """Ground above this luminance is light; outlines are so much darker on it, and paler on dark."""
 BAND = 256
 """Rows that are filled at a time."""
-MARGIN_RANGE_PX = (1.0, 200.0)
-"""Margins outside are shown as the nearest of the two."""
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -150,9 +138,7 @@ def overlay(
     picture = _filled(picture, dense, colours, alpha)
     at = np.flatnonzero(outlines(dense, thickness))
     picture.reshape(-1, 3)[at] = lines[dense.ravel()[at]]
-    if captions:
-        write_captions(picture, dense, captions)
-    return picture
+    return write_captions(picture, dense, captions) if captions else picture
 
 
 def _thickness(labels: np.ndarray, count: int) -> int:
@@ -183,14 +169,10 @@ def _filled(
 def _outline_colours(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(N + 1, 3) uint8: of each object the shade that stands out from the ground around it."""
     total, pixels = np.zeros(len(colours)), np.zeros(len(colours))
-    for axis in (0, 1):
-        before, after = (slice(None, -1), slice(1, None))
-        one, other = (labels[s] if axis == 0 else labels[:, s] for s in (before, after))
-        ys, xs = np.nonzero(one != other)
-        step = np.array([1, 0]) if axis == 0 else np.array([0, 1])
-        ends = ((ys, xs), (ys + step[0], xs + step[1]))
-        for inside, outside in (ends, ends[::-1]):
-            owner, ground = labels[inside], picture[outside] @ LUMINANCE
+    for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        met = np.nonzero(labels[one] != labels[other])
+        for inside, outside in ((one, other), (other, one)):
+            owner, ground = labels[inside][met], picture[outside][met] @ LUMINANCE
             total += np.bincount(owner, ground, len(colours))
             pixels += np.bincount(owner, minlength=len(colours))
     light = (total > LIGHT * pixels)[:, None]
@@ -238,11 +220,12 @@ def panel(
     size = (gap + columns * (cell_w + gap), gap + rows * (cell_h + strip + gap))
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    for i, ((caption, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
+    shown = zip(tiles, pictures, legends or [None] * len(tiles), strict=True)
+    for i, ((caption, _), picture, legend) in enumerate(shown):
         left = gap + i % columns * (cell_w + gap)
         top = gap + i // columns * (cell_h + strip + gap)
         room = cell_w
-        if legends is not None and (legend := legends[i]) is not None:
+        if legend is not None:
             room -= legend.shape[1] + gap
             at = (left + cell_w - legend.shape[1], top + (strip - legend.shape[0]) // 2)
             canvas.paste(Image.fromarray(legend), at)
@@ -260,103 +243,3 @@ def _write(
     if width > room:
         font = ImageFont.load_default(size=max(7, int(size * max(room, 1) / width)))
     draw.text(left_middle, text, INK, font, anchor="lm")
-
-
-def _bar(low: str, high: str, control_points: str, text: int) -> np.ndarray:
-    """Legend of a colour map: its lowest value, the colours, its highest value."""
-    bar = colour_map(np.tile(np.linspace(0, 1, 5 * text), (text, 1)), control_points)
-    return _between(low, bar, high, text)
-
-
-def _wheel(label: str, text: int) -> np.ndarray:
-    """Legend of offsets: each direction in its colour, and the length of the deepest one."""
-    side = 2 * text - 2
-    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (side / 2)
-    wheel = offset_colours(np.stack((x, y)), 1.0)
-    wheel[np.hypot(x, y) > 1] = PAPER
-    return _between("", wheel, label, text)
-
-
-def _between(before: str, picture: np.ndarray, after: str, text: int) -> np.ndarray:
-    """Picture with a word on each side, in the colours of a panel."""
-    font = ImageFont.load_default(size=max(10, text - 3))
-    left, right = (math.ceil(font.getlength(word)) + 6 if word else 0 for word in (before, after))
-    height, width = picture.shape[:2]
-    canvas = Image.new("RGB", (left + width + right, max(height, text + 4)), PAPER)
-    canvas.paste(Image.fromarray(picture), (left, (canvas.height - height) // 2))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((0, canvas.height // 2), before, INK, font, anchor="lm")
-    draw.text((canvas.width, canvas.height // 2), after, INK, font, anchor="rm")
-    return np.asarray(canvas)
-
-
-def maps_panel(
-    image: Any,
-    offset: Any,
-    log_precision: Any,
-    seed: Any,
-    found_labels: Any,
-    truth_labels: Any = None,
-    *,
-    columns: int = 3,
-) -> np.ndarray:
-    """One image with the network's maps and the detections, as a panel (h, w, 3) uint8.
-
-    image: (H, W) or (H, W, 3), any dtype. offset: (2, H, W) (x, y) in units. log_precision:
-    (S, H, W) raw. seed: (C, H, W) in [0, 1], the highest class is shown. found_labels,
-    truth_labels: (H, W) integer. Offset and bandwidth are shown on predicted and actual objects.
-    Large images are shrunk.
-    """
-    found = np.asarray(found_labels)
-    scale = min(zoom_for(*found.shape), LARGEST_TILE_PX / max(found.shape))
-    height, width = (max(1, round(side * scale)) for side in found.shape)
-
-    def fit(array: Any) -> np.ndarray:
-        return nearest(np.asarray(array), height, width)
-
-    picture = resized(display(image), height, width)
-    seeds = fit(seed).max(axis=0)
-    covered = (seeds > 0.5) | (fit(found) > 0)
-    tiles = [("image", picture), (f"found: {_count(found)}", overlay(picture, fit(found)))]
-    if truth_labels is not None:
-        truth = np.asarray(truth_labels)
-        covered |= fit(truth) > 0
-        tiles.insert(1, (f"truth: {_count(truth)}", overlay(picture, fit(truth))))
-    maps, map_legends = _maps(fit(offset), fit(log_precision), seeds, covered)
-    return panel(tiles + maps, columns, legends=[None] * len(tiles) + map_legends)
-
-
-def _count(labels: np.ndarray) -> int:
-    return int(np.count_nonzero(np.unique(labels)))
-
-
-def _maps(
-    offset: np.ndarray, log_precision: np.ndarray, seeds: np.ndarray, covered: np.ndarray
-) -> tuple[list[tuple[str, np.ndarray]], list[np.ndarray | None]]:
-    """Tiles of offsets, bandwidth and seeds, and their legends.
-
-    Offsets are shown less their median: a learnable centre moves along with a shift that all share,
-    so nothing holds it at zero, and it would drown what tells the objects apart.
-    """
-    text = max(13, covered.shape[1] // 24)
-    margin = margin_px(log_precision)
-    any_covered = bool(covered.any())
-    shared = np.median(offset[:, covered], axis=1) if any_covered else np.zeros(2)
-    offset = offset - shared[:, None, None]
-    x, y = np.rint(shared * UNIT)
-    longest = float(np.percentile(np.hypot(*offset)[covered], 99)) if any_covered else 0.0
-    low, high = np.percentile(margin[covered], (2, 98)) if any_covered else MARGIN_RANGE_PX
-    low, high = np.clip((low, high), *MARGIN_RANGE_PX)
-    directions, widths = offset_colours(offset, longest), margin_colours(margin, low, high)
-    for tile in (directions, widths):
-        tile[~covered] = VOID
-    tiles = [
-        (f"offset less ({x:.0f}, {y:.0f}) px" if x or y else "offset", directions),
-        ("bandwidth", widths),
-        ("seed", colour_map(seeds, MAGMA)),
-    ]
-    return tiles, [
-        _wheel(f"{longest * UNIT:.0f} px", text),
-        _bar(f"{low:.2g}", f"{high:.2g} px", VIRIDIS, text),
-        _bar("0", "1", MAGMA, text),
-    ]

@@ -19,7 +19,7 @@ from spatialembed.images.write import write_png
 from spatialembed.inference import model_file
 from spatialembed.method.calibration import fit
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.pictures.drawing import maps_panel
+from spatialembed.pictures.maps import maps_panel
 from spatialembed.training.setup import Setup
 from spatialembed.types import Sample, Target
 
