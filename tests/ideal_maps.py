@@ -32,7 +32,7 @@ def ideal_maps(target: Target, num_classes: int) -> Embeddings:
 class Oracle:
     """An engine that answers each call with the ideal maps of the next target."""
 
-    device = torch.device("cpu")
+    name, device, precision, scale = "oracle", torch.device("cpu"), "float32", 1.0
 
     def __init__(self, targets: Iterable[Target], num_classes: int) -> None:
         self._targets: Iterator[Target] = iter(targets)

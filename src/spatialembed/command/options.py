@@ -43,6 +43,8 @@ class EvaluateOptions:
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
     """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
     its official tools too; coco: of masks as COCO counts it, for any data."""
+    max_dets: int = 100
+    """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"
     """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
     out: str | None = None
@@ -150,7 +152,8 @@ class PredictOptions:
     membership: float | None = None
     """A pixel belongs to a seed if its phi is above this."""
     min_pixels: int | None = None
-    """An instance has more pixels than this."""
+    """An instance has more pixels of the image than this, whatever --scale. The model's own counts
+    pixels of the reduced image, where objects have the size that it was tuned for."""
     min_free: float | None = None
     """More than this share of an instance's pixels must not belong to a better one."""
     max_instances: int | None = None

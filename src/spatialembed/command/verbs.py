@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,7 +118,8 @@ def evaluate(options: EvaluateOptions) -> int:
     from spatialembed.data.open import with_classes_of
     from spatialembed.evaluation.evaluate import FILES, check_metric
     from spatialembed.evaluation.evaluate import evaluate as run
-    from spatialembed.inference.predictor import load
+    from spatialembed.inference.predictor import Predictor, load
+    from spatialembed.inference.tiled_engine import TiledEngine
 
     dataset = _dataset(options)
     check_metric(options.metric, dataset)
@@ -129,9 +130,17 @@ def evaluate(options: EvaluateOptions) -> int:
         precision=options.precision,
         pixels=_pixels(dataset),
     )
+    predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     out = _new_folder(options.out, "evaluate", options.data)
-    report = run(predictor, dataset, options.metric, sampling=options.sampling, out=out)
+    report = run(
+        predictor,
+        dataset,
+        options.metric,
+        sampling=options.sampling,
+        max_dets=options.max_dets,
+        out=out,
+    )
     report.write(out)
     Console().print(report.table())
     print(f"{out}: {', '.join(FILES[options.metric])}")
@@ -144,7 +153,8 @@ def tune(options: TuneOptions) -> int:
 
     from spatialembed.data.open import data_name, with_classes_of
     from spatialembed.evaluation import tune as tuning
-    from spatialembed.inference.predictor import load
+    from spatialembed.inference.predictor import Predictor, load
+    from spatialembed.inference.tiled_engine import TiledEngine
 
     folder = tuning.prepare(options.model, options.out)
     dataset = _dataset(options)
@@ -154,6 +164,7 @@ def tune(options: TuneOptions) -> int:
         precision=options.precision,
         pixels=_pixels(dataset),
     )
+    predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     groups = tuning.groups(dataset, options.group_by)
     report = _new_folder(options.report, "tune", options.data)
@@ -173,13 +184,16 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     from spatialembed.data.open import described, select
     from spatialembed.inference.model_file import load
 
+    record = None
+    with suppress(SpatialEmbedError):  # of the model: told when all else is fine
+        record = load(options.model)[1].split
     dataset = select(
         options.data,
         split=options.split,
         val_fraction=options.val_fraction,
         group_by=options.group_by,
         seed=options.seed,
-        record=load(options.model)[1].split,
+        record=record,
         allow_missing=options.allow_missing,
         split_components=options.split_components,
         plain_ids=options.plain_ids,
@@ -231,7 +245,7 @@ def predict(options: PredictOptions) -> int:
         foreground=options.foreground,
         start=options.start,
         membership=options.membership,
-        min_pixels=options.min_pixels,
+        min_pixels=_seen_pixels(options.min_pixels, options.scale),
         min_free=options.min_free,
         max_instances=options.max_instances,
     )
@@ -254,6 +268,14 @@ def predict(options: PredictOptions) -> int:
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
     return result.exit_code
+
+
+def _seen_pixels(pixels: int | None, scale: float) -> int | None:
+    """An area in px of the image as one of the image reduced by ``scale``, rounded down.
+
+    The model's own stays: it was tuned for objects of the size that the network sees.
+    """
+    return None if pixels is None else int(pixels * scale**2)
 
 
 def _about(

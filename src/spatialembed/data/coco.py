@@ -12,7 +12,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,20 @@ class CocoDataset:
         """The images of these indices, in their order."""
         images = [self._images[i] for i in indices]
         return CocoDataset(images, self.class_names, max_pixels=self._max_pixels, drawn=self._drawn)
+
+    def with_classes(self, names: Sequence[str]) -> CocoDataset:
+        """The same images, their classes numbered as in ``names``, which may hold more."""
+        number = [names.index(name) for name in self.class_names]
+        images = [
+            replace(
+                image,
+                annotations=tuple(
+                    replace(a, class_index=number[a.class_index]) for a in image.annotations
+                ),
+            )
+            for image in self._images
+        ]
+        return CocoDataset(images, tuple(names), max_pixels=self._max_pixels)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -4,6 +4,8 @@
     DIR/classes.csv   image,id,class    optional: the class of each id; without it all are "object"
     DIR/index.csv     id (or image),... optional: any columns, to split by group
 
+Tables beside the parts name an image of several parts as train/NAME, val/NAME.
+
 The name (key) of an image is its path below images/ without suffix.
 """
 
@@ -14,6 +16,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +32,9 @@ from spatialembed.method.labels import relabel
 from spatialembed.types import Sample, Target
 
 logger = logging.getLogger("spatialembed")
+
+
+K = TypeVar("K", int, str)
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class FolderDataset:
         split_components: bool,
         *,
         plain_ids: bool = False,
+        ignore_id: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.class_names = class_names
         self._pairs = list(pairs)
         self._split_components = split_components
         self._plain_ids = plain_ids
+        self._ignore_id = ignore_id
         self._max_pixels = max_pixels
 
     @property
@@ -80,14 +88,21 @@ class FolderDataset:
             self.class_names,
             self._split_components,
             plain_ids=self._plain_ids,
+            ignore_id=self._ignore_id,
             max_pixels=self._max_pixels,
         )
+
+    def with_classes(self, names: Sequence[str]) -> FolderDataset:
+        """The same images, their classes numbered as in ``names``, which may hold more."""
+        same = self.subset(range(len(self)))
+        same.class_names = tuple(names)
+        return same
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, i: int) -> Sample:
-        """Image ``i`` with its truth: ids renumbered 1..K in ascending order, nothing ignored.
+        """Image ``i`` with its truth: ids renumbered 1..K in ascending order.
 
         Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: size_mismatch,
         oriented_image, binary_mask, label_scheme, unknown_id.
@@ -114,20 +129,33 @@ class FolderDataset:
     def truth_digest(self, i: int) -> bytes:
         """Hash of all that ``truth(i)`` follows from."""
         pair = self._pairs[i]
-        told = (self.class_names, pair.classes, self._split_components, self._plain_ids)
+        told = (
+            self.class_names,
+            pair.classes,
+            self._split_components,
+            self._plain_ids,
+            self._ignore_id,
+        )
         return hashlib.sha256(read_bytes(pair.mask) + repr(told).encode()).digest()
 
     def _target(self, pair: _Pair, ids: np.ndarray) -> tuple[Target, np.ndarray]:
         """The truth that ids (H, W) are, and the ids (K,) of its instances."""
+        ignore = np.zeros(ids.shape, bool) if self._ignore_id is None else ids == self._ignore_id
+        ids = np.where(ignore, 0, ids) if ignore.any() else ids
         if pair.classes is None:
             ids = instances_of(pair.mask, ids, self._split_components, self._plain_ids)
         labels, present = relabel(ids)
         target = Target(
             torch.from_numpy(labels),
             torch.tensor(self._classes(pair, present.tolist()), dtype=torch.int64),
-            torch.zeros(ids.shape, dtype=torch.bool),
+            torch.from_numpy(ignore),
         )
         return target, present
+
+    def mask_ids(self, i: int) -> np.ndarray:
+        """Ids (H, W) of the mask of image ``i`` as they are stored, those to be ignored as 0."""
+        ids = read_labels(self._pairs[i].mask, max_pixels=self._max_pixels)
+        return ids if self._ignore_id is None else np.where(ids == self._ignore_id, 0, ids)
 
     def _classes(self, pair: _Pair, present: Sequence[int]) -> list[int]:
         """Class index of each id; the table and the mask must name the same ids."""
@@ -141,7 +169,8 @@ class FolderDataset:
                 raise SpatialEmbedError(
                     "unknown_id",
                     f"{pair.mask}: id {min(unmatched)} {where} ({len(unmatched)} such)",
-                    "let classes.csv name every id of every mask once",
+                    "let classes.csv name every id of every mask once; where parts have images of "
+                    "one name, as train/NAME and val/NAME",
                 )
         return [self.class_names.index(pair.classes[i]) for i in present]
 
@@ -213,6 +242,7 @@ def open_folder(
     allow_missing: bool = False,
     split_components: bool = False,
     plain_ids: bool = False,
+    ignore_id: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> FolderDataset:
     """Open a folder of images/ and masks/: pair them by name and read the tables, but no image.
@@ -224,6 +254,7 @@ def open_folder(
         split_components: Take each connected part of a mask with one id as an instance (masks of 0
             and 255).
         plain_ids: Take ids that look like class x 1000 + number as mere numbers.
+        ignore_id: An id whose pixels are neither object nor background: void.
         max_pixels: Limit of ``read_image``.
 
     Returns:
@@ -255,15 +286,27 @@ def open_folder(
             name,
             images[name],
             masks[name],
-            None if classes is None else classes.get(name, {}),
-            rows.get(name, {}),
+            None if classes is None else _of_image(classes, split, name),
+            _of_image(rows, split, name),
         )
         for name in names
     ]
     class_names = _class_names(root, top, classes, images)
     return FolderDataset(
-        pairs, class_names, split_components, plain_ids=plain_ids, max_pixels=max_pixels
+        pairs,
+        class_names,
+        split_components,
+        plain_ids=plain_ids,
+        ignore_id=ignore_id,
+        max_pixels=max_pixels,
     )
+
+
+def _of_image(
+    table: Mapping[str, Mapping[K, str]], split: Split | None, name: str
+) -> Mapping[K, str]:
+    """Of a table beside the parts: train/a comes before a, which is one of several parts."""
+    return table.get(f"{split}/{name}", table.get(name, {}))
 
 
 def _class_names(

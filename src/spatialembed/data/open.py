@@ -11,9 +11,9 @@ from typing import Literal
 from spatialembed.console import printable
 from spatialembed.data import cityscapes, folder
 from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_cityscapes
-from spatialembed.data.coco import open_coco
+from spatialembed.data.coco import CocoDataset, open_coco
 from spatialembed.data.dataset import Dataset, FileDataset, Split
-from spatialembed.data.folder import open_folder
+from spatialembed.data.folder import FolderDataset, open_folder
 from spatialembed.data.split_record import SplitRecord
 from spatialembed.data.splitting import split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
@@ -246,8 +246,15 @@ def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
 
 
 def with_classes_of(of_model: Sequence[str], dataset: FileDataset) -> FileDataset:
-    """Of a Cityscapes root the classes that the model knows; any other data set as it is."""
-    if isinstance(dataset, CityscapesDataset) and set(of_model) <= set(dataset.class_names):
+    """The data set with the classes of the model in its order, by their names.
+
+    Of a Cityscapes root those that the model knows; of any other data set all, which may be fewer
+    than the model knows. One with another class, or of one class as the model, stays as it is.
+    """
+    ours, theirs = set(dataset.class_names), set(of_model)
+    if isinstance(dataset, CityscapesDataset):
+        return dataset.with_classes(of_model) if theirs <= ours else dataset
+    if isinstance(dataset, (FolderDataset, CocoDataset)) and len(theirs) > 1 and ours <= theirs:
         return dataset.with_classes(of_model)
     return dataset
 

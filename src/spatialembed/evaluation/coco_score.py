@@ -27,8 +27,9 @@ SIZES = {"APs": 1, "APm": 2, "APl": 3}
 class CocoScore:
     """Collects truth and detections of a data set, to be scored all together."""
 
-    def __init__(self, dataset: Dataset, sampling: Sampling) -> None:
+    def __init__(self, dataset: Dataset, sampling: Sampling, max_dets: int = 100) -> None:
         official.check_coco()
+        self._max_dets = max_dets
         self._dataset = dataset
         self._sampling = sampling
         self._images: list[dict[str, Any]] = []
@@ -56,7 +57,7 @@ class CocoScore:
         ):  # no box: with one COCO's tools take its area for that of the mask
             entry = {"image_id": image, "category_id": c + 1, "segmentation": rle, "score": score}
             self._found.append(entry)
-        self._crowded += np.bincount(found.classes, minlength=1).max() > official.COCO_DETECTIONS
+        self._crowded += np.bincount(found.classes, minlength=1).max() > self._max_dets
         self._seconds.append(seconds)
         self._truncated += found.truncated
 
@@ -77,14 +78,14 @@ class CocoScore:
             "annotations": self._truth,
             "categories": [{"id": c, "name": name} for c, name in enumerate(names, start=1)],
         }
-        precision = official.coco_precision(truth, self._found)  # (10, 101, C, 4)
+        precision = official.coco_precision(truth, self._found, self._max_dets)  # (10, 101, C, 4)
         over_recall = mean(precision, axis=1)  # (10, C, 4)
         by_size = mean(over_recall, axis=0)  # (C, 4)
         figures = {"AP": by_size[:, 0], "AP50": over_recall[0, :, 0], "AP75": over_recall[5, :, 0]}
         notes = ["By faster-coco-eval."]
         if self._crowded:
             notes.append(
-                f"COCO counts the best {official.COCO_DETECTIONS} detections of a class per image; "
+                f"COCO counts the best {self._max_dets} detections of a class per image; "
                 f"{self._crowded} images have more."
             )
         return BenchmarkReport(

@@ -46,6 +46,7 @@ def evaluate(
     metric: Literal["ap"] = "ap",
     *,
     sampling: Sampling = "seed",
+    max_dets: int = 100,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Report: ...
@@ -56,6 +57,7 @@ def evaluate(
     metric: Literal["cityscapes", "coco"],
     *,
     sampling: Sampling = "seed",
+    max_dets: int = 100,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BenchmarkReport: ...
@@ -66,6 +68,7 @@ def evaluate(
     metric: Metric,
     *,
     sampling: Sampling = "seed",
+    max_dets: int = 100,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Report | BenchmarkReport: ...
@@ -75,6 +78,7 @@ def evaluate(
     metric: Metric = "ap",
     *,
     sampling: Sampling = "seed",
+    max_dets: int = 100,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Report | BenchmarkReport:
@@ -88,6 +92,7 @@ def evaluate(
             set.
         sampling: "seed", as in prediction; "truth", instances from true centres and bandwidths,
             without the seed map (ground-truth sampling, Neven et al. 2019).
+        max_dets: Detections of a class in an image that "coco" counts, the best ones.
         out: Folder for the files of the metric "cityscapes", which its official evaluator reads;
             None: the built-in evaluator alone.
         progress: Whether to draw a bar on stderr.
@@ -96,17 +101,20 @@ def evaluate(
         The figures, of all images and of each.
 
     Raises:
-        SpatialEmbedError: ``unknown_metric``, ``unknown_sampling`` (exit 2), ``missing_extra``
-            (exit 2), ``not_cityscapes``, ``empty_dataset``, ``class_mismatch``,
+        SpatialEmbedError: ``unknown_metric``, ``unknown_sampling``, ``bad_setting``,
+            ``missing_extra`` (exit 2), ``not_cityscapes``, ``empty_dataset``, ``class_mismatch``,
             ``name_collision``, ``evaluators_differ``, and the errors of reading or predicting an
             image.
     """
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))
     check_classes(predictor.info.class_names, dataset)
+    if max_dets < 1:
+        what = f"max_dets is {max_dets}"
+        raise SpatialEmbedError("bad_setting", what, "give 1 or more", USAGE)
     seen = trained_on(predictor.info.split, dataset)
     folder = None if out is None else Path(out)
-    score = _score(metric, dataset, sampling, folder, progress)
+    score = _score(metric, dataset, sampling, max_dets, folder, progress)
     with _progress(enabled=progress) as bar:
         task = bar.add_task("evaluate", total=len(dataset), ap="")
         for i in range(len(dataset)):
@@ -138,10 +146,15 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _score(
-    metric: Metric, dataset: Dataset, sampling: Sampling, out: Path | None, progress: bool
+    metric: Metric,
+    dataset: Dataset,
+    sampling: Sampling,
+    max_dets: int,
+    out: Path | None,
+    progress: bool,
 ) -> LabelScore | CityscapesScore | CocoScore:
     if metric == "coco":
-        return CocoScore(dataset, sampling)
+        return CocoScore(dataset, sampling, max_dets)
     if metric == "cityscapes":
         assert isinstance(dataset, CityscapesDataset)  # by check_metric
         return CityscapesScore(dataset, sampling, out, progress=progress)

@@ -88,8 +88,16 @@ class Report:
 
     @cached_property
     def _image_ap(self) -> np.ndarray:
-        """(I, C, T) AP, NaN where a class does not occur in an image."""
-        return np.stack([[counts.ap for counts in row.by_class] for row in self.rows])
+        """(I, C, T) AP, NaN where a class does not occur in an image, or in the truth of none."""
+        ap = np.stack([[counts.ap for counts in row.by_class] for row in self.rows])
+        ap[:, self._absent] = np.nan
+        return ap
+
+    @cached_property
+    def _absent(self) -> np.ndarray:
+        """(C,) bool: classes without a true object in any image, where others have some."""
+        true = np.array([counts.tp[0] + counts.fn[0] for counts in self.pooled])
+        return (true == 0) & bool(true.any())
 
     @cached_property
     def pooled(self) -> tuple[Counts, ...]:
@@ -143,7 +151,9 @@ class Report:
 
     def pooled_mean(self, figure: Literal["ap", "f1", "pq", "matched_iou"]) -> np.ndarray:
         """(T,) a figure of the pooled counts, mean over the classes where it is defined."""
-        return mean(np.stack([getattr(counts, figure) for counts in self.pooled]), axis=0)
+        values = np.stack([getattr(counts, figure) for counts in self.pooled]).astype(np.float64)
+        values[self._absent] = np.nan
+        return mean(values, axis=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; what is undefined is None."""

@@ -19,9 +19,6 @@ import numpy as np
 from spatialembed.errors import missing_extra
 from spatialembed.evaluation.cityscapes_ap import THRESHOLDS
 
-COCO_DETECTIONS = 100
-"""Detections of a class that COCO looks at in an image, the best ones."""
-
 
 def has_cityscapes() -> bool:
     """Whether cityscapesScripts is installed."""
@@ -75,19 +72,22 @@ def check_coco() -> None:
         raise missing_extra("faster-coco-eval", "coco", "the metric of COCO")
 
 
-def coco_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> np.ndarray:
+def coco_precision(
+    truth: dict[str, Any], results: list[dict[str, Any]], max_dets: int = 100
+) -> np.ndarray:
     """Precision (10, 101, C, 4) of masks by COCO's evaluation; NaN where it is undefined.
 
     At IoU 0.50 to 0.95; at recall 0 to 1; of the categories by ascending id; of objects of all
     sizes, below 32^2 px, up to 96^2 px, above. truth: a COCO instances file as a dictionary;
-    results: a COCO results list, masks as compressed RLE. A mean over the first three axes of what
+    results: a COCO results list, masks as compressed RLE. max_dets: so many of a class in an image
+    count, the best ones. A mean over the first three axes of what
     is not NaN is COCO's AP.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     true = COCO(truth)
     evaluation = COCOeval_faster(true, true.loadRes(results), "segm")
-    evaluation.params.maxDets = [COCO_DETECTIONS]
+    evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])[..., 0]  # (10, 101, C, 4, 1) -> 4 axes

@@ -193,9 +193,11 @@ def sweep(
     """
     grid = Grid.around(base) if grid is None else grid
     rows: list[np.ndarray] = []
+    present = np.zeros(num_classes, bool)
     parts: dict[tuple[int, int, int], list[Objects]] = {}
     for i, sample in enumerate(images):
         maps = embeddings_of(engine, how, sample)
+        present[sample.target.classes.long().numpy()] = True
         ap = np.full((num_classes, *map(len, grid)), np.nan, np.float32)
         for f, m, p in product(*(range(len(grid[axis])) for axis in (0, 2, 3))):
             starts = grid.starts(f, base)
@@ -212,6 +214,8 @@ def sweep(
         rows.append(ap)
         progress()
     stacked = np.stack(rows) if rows else np.zeros((0, num_classes, *map(len, grid)), np.float32)
+    if present.any():
+        stacked[:, ~present] = np.nan  # as an evaluation leaves classes without truth out
     return Surface(grid, base, stacked, {k: Objects.merged(v) for k, v in parts.items()})
 
 

@@ -37,7 +37,11 @@ from spatialembed.inference.engine import average_over_turns
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tile_candidates import WorkFolder, check_room, label_bands, owned
 from spatialembed.inference.tiling import (
+    BASE_BYTES,
+    BYTES_TILE,
+    BYTES_WHOLE,
     EXACT_CONTEXT,
+    WIDEST,
     Tile,
     cut_off,
     image_context,
@@ -67,16 +71,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spatialembed")
 
-BYTES_WHOLE = 200
-"""Memory of the network for each pixel that it sees, bytes: torch 90 to 220, OpenVINO 200."""
-BYTES_TILE = 300
-"""The same as it is planned for tiles, with their maps and the next one that is read."""
 BYTES_READ = 45
 """Of an image that is read whole, bytes for each pixel: its colours, as floats, and on the way."""
-BASE_BYTES = 0.9e9
-"""Of the process without the network: libraries, read tiles, clustering."""
-WIDEST = 4096
-"""Side of the largest window, as the network sees it; more is not quicker."""
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, px."""
 USUAL_SHARE = 0.25

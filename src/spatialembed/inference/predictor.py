@@ -209,6 +209,7 @@ class Predictor:
             options: Thresholds; None: the model's own.
             ambiguity: Whether each outcome has the map of ``method.ambiguity`` too.
             scale: Factor in (0, 1] by which images are reduced; the instances are enlarged again.
+                ``min_pixels`` counts pixels of the reduced image.
 
         Returns:
             An iterator over one ``Outcome`` per image, in order.

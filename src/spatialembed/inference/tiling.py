@@ -40,6 +40,14 @@ RECEPTIVE_PX = 622
 """Farthest pixel, along an axis, that an output pixel of the network depends on."""
 EXACT_CONTEXT = 624
 """The first multiple of the stride beyond that."""
+BYTES_WHOLE = 200
+"""Memory of the network for each pixel that it sees, bytes: torch 90 to 220, OpenVINO 200."""
+BYTES_TILE = 300
+"""The same as it is planned for tiles, with their maps and the next one that is read."""
+BASE_BYTES = 0.9e9
+"""Of the process without the network: libraries, read tiles, clustering."""
+WIDEST = 4096
+"""Side of the largest window, as the network sees it; more is not quicker."""
 
 
 class Window(NamedTuple):

@@ -15,6 +15,7 @@ from spatialembed.data.open import data_name
 from spatialembed.data.split_record import SplitRecord
 from spatialembed.inference.engine import Precision, TorchEngine
 from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.instance_index import InstanceIndex
@@ -58,10 +59,10 @@ class Setup:
             stage.sampling,
         )
 
-    def engine(self, net: SpatialEmbeddingNet) -> TorchEngine:
+    def engine(self, net: SpatialEmbeddingNet) -> TiledEngine:
         """The network as validation runs it, on the device and in the precision of the run."""
-        return TorchEngine(
-            net, device=self.device, precision=self.precision, scale=self.options.scale
+        return TiledEngine(
+            TorchEngine(net, device=self.device, precision=self.precision, scale=self.options.scale)
         )
 
     def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:

@@ -29,7 +29,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from spatialembed.console import Stages
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.open import data_name, described, for_scoring, open_data, splits
+from spatialembed.data.open import (
+    data_name,
+    described,
+    for_scoring,
+    open_data,
+    splits,
+    with_classes_of,
+)
 from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
@@ -146,7 +153,7 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
             f"{options.data}: no object in the training images",
             "check the masks with spatialembed doctor",
         )
-    val_set = for_scoring(val_set)
+    val_set = for_scoring(with_classes_of(train_set.class_names, val_set))
     if train_set.class_names != val_set.class_names:
         raise SpatialEmbedError(
             "class_mismatch",

@@ -1,0 +1,55 @@
+"""Large images in evaluation, tuning and validation: by tiles, whole maps behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spatialembed.inference.tiled_engine import TiledEngine
+from spatialembed.inference.tiling import BASE_BYTES, BYTES_WHOLE
+from spatialembed.types import Embeddings
+
+CPU = torch.device("cpu")
+
+
+class Local:
+    """Maps that depend on the pixel alone, and the sizes that were asked for."""
+
+    name, device, precision, scale = "local", CPU, "float32", 1.0
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Embeddings:
+        self.asked.append(tuple(images.shape))
+        return Embeddings(images[:, :2] + 1, images[:, :2] * 2, images[:, 2:])
+
+
+def limit(pixels: float) -> float:
+    """GB that windows of so many pixels are planned for, and whole images too."""
+    return (BASE_BYTES + 300 * pixels) / 1e9
+
+
+@pytest.mark.parametrize("context", [0, 16])
+def test_tiles_give_the_maps_of_the_whole(context: int) -> None:
+    local: Any = Local()
+    memory = limit(1e6)
+    side = int((memory * 1e9 / BYTES_WHOLE) ** 0.5) + 8  # the smallest that does not fit
+    images = torch.from_numpy(np.random.default_rng(0).random((2, 3, side, side + 5), np.float32))
+    maps = TiledEngine(local, memory=memory, context=context)(images)
+    assert len(local.asked) > 2
+    assert all(shape[2] * shape[3] < 1.1e6 for shape in local.asked)
+    for ours, whole in zip(maps, Local()(images), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=0)
+    maps.seed[0, 0, 0, 0] = 0  # no inference tensor, which could not be written to
+
+
+def test_what_fits_goes_as_it_is() -> None:
+    local: Any = Local()
+    TiledEngine(local)(torch.zeros(2, 3, 40, 50))
+    assert local.asked == [(2, 3, 40, 50)]
