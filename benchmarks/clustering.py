@@ -116,7 +116,7 @@ def slope(sizes: list[float], seconds: list[float]) -> float:
 
 
 def line(row: dict[str, Any]) -> str:
-    text = f"{row['width']:>5} x {row['height']:<5}{row['instances']:>7}{row['candidates']:>10}"
+    text = f"{row['height']:>5} x {row['width']:<5}{row['instances']:>7}{row['candidates']:>10}"
     for name in ("cluster", "plain", "literal"):
         its = row.get(name)
         text += f"{1e3 * its['min_s']:>10.1f}{1e3 * its['median_s']:>9.1f}" if its else " " * 19

@@ -4,7 +4,7 @@
 
 Straightforward: the network as a plain float32 torch module (NCHW, eager), percentiles by numpy, a
 clustering that looks at all pixels for every instance. The scene: a generated field of 100 nuclei,
-2048 x 1024 px, RGB uint8, which the bundled model segments at its pixel size (scale 1). Both run
+1024 x 2048 px, RGB uint8, which the bundled model segments at its pixel size (scale 1). Both run
 the same weights, and in float32 must find the same instances.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
         shares = {"plain": stages_of_plain(plain, image, options.rounds)}
         shares |= {name: stages(p, image, options.rounds) for name, p in ours.items()}
         floors = {name: the_floor(p, (height, width)) for name, p in ours.items()}
-    scene = f"{width} x {height} px, {len(truth)} objects"
+    scene = f"{height} x {width} px, {len(truth)} objects"
     finish(
         "end_to_end",
         [

@@ -63,7 +63,7 @@ def main() -> None:
     plain.to(device)
     tables = [
         Table(
-            f"The network, {options.size[1]} x {options.size[0]} px, batch 1, {device.type}",
+            f"The network, {options.size[0]} x {options.size[1]} px, batch 1, {device.type}",
             ["engine", "times faster than plain", "start, by plain runs", "seconds / floor"],
             [speed_row(n, e.precision, seconds, starts, floors) for n, e in engines.items()],
         ),

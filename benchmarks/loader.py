@@ -1,4 +1,4 @@
-"""Whether loaders keep up: a crop of a 2048x1024 street as it is loaded, against its training step.
+"""Whether loaders keep up: a crop of a 1024x2048 street as it is loaded, against its training step.
 
     python benchmarks/loader.py
 

@@ -126,7 +126,7 @@ def trained(trial: Trial, folder: Path, device: torch.device) -> dict[str, Any]:
         "labels": labels,
         "parameters": {c.name: parameters(c.net) for c in both},
         "prediction": {
-            "size": f"{image.shape[1]} x {image.shape[0]}",
+            "size": f"{image.shape[0]} x {image.shape[1]}",
             "seconds": {name: [s / len(images) for s in each] for name, each in seconds.items()},
             "ratio": str(ratio(seconds["Mask R-CNN"], seconds["ours"])),
         },
@@ -215,7 +215,7 @@ def prediction_only(options: argparse.Namespace) -> None:
         "mask_rcnn",
         [
             Table(
-                f"Mask R-CNN R50-FPN (float32) beside ours ({name}), {width} x {height} px",
+                f"Mask R-CNN R50-FPN (float32) beside ours ({name}), {height} x {width} px",
                 ["", "Mask R-CNN / ours"],
                 [
                     ["time, end to end", str(ratio(seconds["Mask R-CNN"], seconds["ours"]))],

@@ -39,7 +39,7 @@ def test_memory_that_runs_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "bincount", fail)
-    with pytest.raises(SpatialEmbedError, match=r"out_of_memory.* 5 x 4 px"):
+    with pytest.raises(SpatialEmbedError, match=r"out_of_memory.* 4 x 5 px"):
         device_input(np.zeros((4, 5), np.uint8), HOW[2], CPU)
 
 

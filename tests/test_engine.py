@@ -88,7 +88,7 @@ def test_memory_that_runs_out_is_named(text: str, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(run.net, "forward", fail)
     with pytest.raises(
-        SpatialEmbedError, match=r"out_of_memory.*2 image\(s\) of 5 x 4 px"
+        SpatialEmbedError, match=r"out_of_memory.*2 image\(s\) of 4 x 5 px"
     ) as caught:
         run(images(2, 3, 4, 5))
     assert caught.value.exit_code == 5

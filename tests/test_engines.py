@@ -184,7 +184,7 @@ def test_out_of_memory_is_named(started: FoldedEngine, monkeypatch: pytest.Monke
         raise RuntimeError("std::bad_alloc")
 
     monkeypatch.setattr(started, "run", fail)
-    with pytest.raises(SpatialEmbedError, match=r"out_of_memory.*2 image\(s\) of 5 x 4 px"):
+    with pytest.raises(SpatialEmbedError, match=r"out_of_memory.*2 image\(s\) of 4 x 5 px"):
         started(images(2, 3, 4, 5))
 
 

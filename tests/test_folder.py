@@ -217,8 +217,8 @@ def save_ids(root: Path, *ids: int) -> None:
 
 
 READ_REFUSED: list[tuple[str, str, str, Callable[[Path], object]]] = [
-    ("LBL-03", "size_mismatch", "11x9.*10x9", lambda r: save(r / "masks" / "a.png", IDS[:, 1:])),
-    ("LBL-03-height", "size_mismatch", "11x9.*11x8", lambda r: save(
+    ("LBL-03", "size_mismatch", "9x11.*9x10", lambda r: save(r / "masks" / "a.png", IDS[:, 1:])),
+    ("LBL-03-height", "size_mismatch", "9x11.*8x11", lambda r: save(
         r / "masks" / "a.png", IDS[1:])),
     ("LBL-04", "colour_labels", "3 chan", lambda r: save(
         r / "masks" / "a.png", np.dstack([np.uint8(IDS)] * 3))),

@@ -279,7 +279,7 @@ def test_object_beyond_the_context_is_told(
     tifffile.imwrite(tmp_path / "a.tif", pixels)
     with caplog.at_level(logging.WARNING, "spatialembed"):
         run(OnePoint(), tmp_path / "a.tif", tmp_path / "far", kind="none")
-    assert "1 of 1 objects are longer than a tile could see around them (96 x 20 px)" in caplog.text
+    assert "1 of 1 objects are longer than a tile could see around them (20 x 96 px)" in caplog.text
     caplog.clear()
     tiles = TileOptions(tile=64, context=EXACT_CONTEXT)
     run(OnePoint(), tmp_path / "a.tif", tmp_path / "exact", tiles, kind="none")

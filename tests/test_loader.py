@@ -69,7 +69,7 @@ def test_a_fault_in_a_loader_is_the_fault_itself(fault: str, workers: int, tmp_p
     write_folder(SyntheticDataset("shapes", (40, 40), 2), tmp_path, progress=False)
     Image.fromarray(np.ones((40, 39), np.uint16)).save(tmp_path / "masks" / "shapes_00000.png")
     batches = loader(open_folder(tmp_path), workers)
-    with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*40x40.*39x40") as caught:
+    with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*40x40.*40x39") as caught:
         [CropModule.transfer_batch_to_device(batches, b, torch.device("cpu"), 0) for b in batches]
     assert caught.value.exit_code == 3
 

@@ -59,7 +59,7 @@ def _show_nuclei(predictor: Predictor, results: ResultFolder, seed: int) -> None
     found, seconds = _timed(predictor, field.image)
     truth = field.target.labels.numpy()
     ap = label_ap(found.labels, truth)
-    print(f"A generated field of {truth.max()} nuclei, {truth.shape[1]} x {truth.shape[0]} px:")
+    print(f"A generated field of {truth.max()} nuclei, {truth.shape[0]} x {truth.shape[1]} px:")
     print(f"  {len(found)} objects in {seconds:.1f} s on {predictor.device}")
     print(f"  against its truth: mean AP (IoU .50 to .90) {ap.mean():.3f}, AP50 {ap[0]:.3f}")
     print(f"  {results.add('nuclei', field.image, found)}")

@@ -162,7 +162,7 @@ class CityscapesDataset:
             what = "{}: {}x{} px, its ids {} {}x{} px"
             raise SpatialEmbedError(
                 "size_mismatch",
-                what.format(frame.image, *image.shape[1::-1], frame.ids, *ids.shape[::-1]),
+                what.format(frame.image, *image.shape[:2], frame.ids, *ids.shape),
                 "use both as they were downloaded, or resize both",
             )
         target, present = self._meaning.target(ids, frame.ids)

@@ -146,8 +146,8 @@ class CocoDataset:
         if image.shape[:2] != entry.size_hw:
             raise SpatialEmbedError(
                 "size_mismatch",
-                f"{entry.path}: {image.shape[1]}x{image.shape[0]} px, the annotations are for "
-                f"{entry.size_hw[1]}x{entry.size_hw[0]}",
+                f"{entry.path}: {image.shape[0]}x{image.shape[1]} px, the annotations are for "
+                f"{entry.size_hw[0]}x{entry.size_hw[1]}",
                 "use the images that were annotated",
             )
         target, ids = self._target(entry)

@@ -176,7 +176,7 @@ class FolderDataset:
 
 
 def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+    return f"{array.shape[0]}x{array.shape[1]}"
 
 
 def instances_of(

@@ -135,7 +135,7 @@ def _size_fault(
     image: Path, image_hw: tuple[int, int], mask: Path, mask_hw: tuple[int, int]
 ) -> Fault:
     (ih, iw), (mh, mw) = image_hw, mask_hw
-    message = f"{image}: {iw}x{ih} px, its mask {mask} {mw}x{mh} px"
+    message = f"{image}: {ih}x{iw} px, its mask {mask} {mh}x{mw} px"
     return Fault("size_mismatch", message, "export both at one size")
 
 

@@ -50,9 +50,9 @@ def refuse_codec(where: object, what: str, remedy: str = "save it as 8 or 16-bit
 def check_size(where: object, width: int, height: int, pixel_bytes: int, max_pixels: int) -> None:
     """Refuse by the header alone: too many pixels, or more bytes than 8-bit RGB of as many."""
     if width < 1 or height < 1:
-        raise SpatialEmbedError("empty_image", f"{where}: {width}x{height} px", "export it again")
+        raise SpatialEmbedError("empty_image", f"{where}: {height}x{width} px", "export it again")
     if width * height > max_pixels or width * height * pixel_bytes > 3 * max_pixels:
-        refuse_size(where, f"{width}x{height} px of {pixel_bytes} bytes", max_pixels)
+        refuse_size(where, f"{height}x{width} px of {pixel_bytes} bytes", max_pixels)
 
 
 # ---------------------------------------------------------------- PNG
@@ -141,7 +141,7 @@ def whole_webp(path: Path, file: BinaryIO, size: int, max_pixels: int) -> Binary
         width, height = (int.from_bytes(body[i : i + 2], "little") & 0x3FFF for i in (6, 8))
     check_size(path, width, height, 3, max_pixels)
     if length > 4 * width * height + (1 << 24):
-        refuse_size(path, f"WebP of {length} bytes for {width}x{height} px", max_pixels)
+        refuse_size(path, f"WebP of {length} bytes for {height}x{width} px", max_pixels)
     file.seek(0)
     return io.BytesIO(file.read(length))
 

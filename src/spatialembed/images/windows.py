@@ -349,7 +349,7 @@ def _streamed(path: Path, store: Path) -> np.ndarray | None:
         height, width, _ = header_of(path, file, form)
         size = os.fstat(file.fileno()).st_size
         if width * height > 8 * DEFLATE_RATIO * size:  # 1 bit a pixel at least
-            refuse_damaged(path, form, f"{size} bytes cannot hold {width} x {height} px")
+            refuse_damaged(path, form, f"{size} bytes cannot hold {height} x {width} px")
         return stream_png(path, file, store)
 
 

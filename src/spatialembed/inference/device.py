@@ -105,7 +105,7 @@ def memory_is_named(shape: Sequence[int], device: torch.device) -> Iterator[None
         batch, _, height, width = shape
         raise SpatialEmbedError(
             "out_of_memory",
-            f"no memory left for {batch} image(s) of {width} x {height} px on {device}",
+            f"no memory left for {batch} image(s) of {height} x {width} px on {device}",
             "use a smaller batch, a smaller image, or device cpu",
             RESOURCE,
         ) from error

@@ -341,7 +341,7 @@ class _Run:
                 "%s: %d of %d objects are longer than a tile could see around them (%d x %d px), "
                 "so their outlines may be wrong: give a larger --context (624 is exact) or a "
                 "smaller --scale; the first is object %d",
-                self.source, len(cut), len(boxes), window[1], window[0], cut[0] + 1,
+                self.source, len(cut), len(boxes), window[0], window[1], cut[0] + 1,
             )  # fmt: skip
 
     def write(
