@@ -117,7 +117,7 @@ def of_clustering(one: dict[str, Any]) -> dict[str, Any]:
     def row(r: dict[str, Any]) -> list[str]:
         ratios = (r[n]["ratio"] if n in r else None for n in ("plain", "literal"))
         said = ("{1:.0f} ({0:.0f} to {2:.0f})".format(*r) if r else "" for r in ratios)
-        return [f"{r['width']} x {r['height']}", str(r["instances"]), *said]
+        return [f"{r['height']} x {r['width']}", str(r["instances"]), *said]
 
     rows = [one["street"], *one.get("sizes", ()), *one.get("counts", ())]
     table = {
