@@ -13,8 +13,10 @@ half-integers (``align_corners=False``):
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -92,6 +94,7 @@ class TorchEngine:
         precision: Precision = "float32",
         scale: float = 1.0,
     ) -> None:
+        compute_alone_when_forked()
         # channels_last: oneDNN and cuDNN convolve it without copying.
         self.net = net.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
@@ -131,6 +134,8 @@ class FoldedEngine:
         precision: Precision,
         scale: float,
     ) -> None:
+        compute_alone_when_forked()
+        self._process = os.getpid()
         self.run = run
         self.net = net  # what it was made from, for export
         self.name = name
@@ -140,14 +145,35 @@ class FoldedEngine:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Embeddings:
-        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
+        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5), ``forked``."""
+        self._refuse_lost_threads()
         with memory_is_named(images.shape, self.device), _reproducible(self.device):
             return _at_scale(self._run, images.to(self.device), self.scale)
+
+    def _refuse_lost_threads(self) -> None:
+        """A forked process has the engine but none of its threads: it would wait for ever."""
+        if self.name != "torch" and os.getpid() != self._process:
+            raise SpatialEmbedError(
+                "forked",
+                f"engine {self.name} was started before this process was forked",
+                "load the model in the new process, or take engine torch",
+                USAGE,
+            )
 
     def _run(self, images: Tensor) -> Embeddings:
         height, width = images.shape[-2:]
         maps = self.run(pad_to_stride(images))
         return Embeddings(*(m[..., :height, :width] for m in maps))
+
+
+@cache
+def compute_alone_when_forked() -> None:
+    """Let forked processes compute on one thread: those of OpenMP stay behind, and are waited for.
+
+    Once a process; torch's own loader processes do the same.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def build(
