@@ -18,7 +18,7 @@ from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.decode import ImageWarning
-from spatialembed.images.overview import look_over, rescaled
+from spatialembed.images.overview import Overview, look_over, rescaled
 from spatialembed.images.read import read_image
 from spatialembed.images.windows import image_size, open_large
 from spatialembed.method.normalization import network_input
@@ -425,3 +425,31 @@ def test_floats_out_of_range_are_refused(tmp_path: Path) -> None:
         pytest.raises(SpatialEmbedError, match=r"value_range: .*a\.tif"),
     ):
         look_over(image, Normalization("none"), side=9)
+
+
+CRAFTED_FACTS = [
+    "", "{", "[]", '["uint8", 1099511627776, 1099511627776]', '["uint8", -1, 4]', '["object", 20]',
+    '["uint8", 1e300]', '["none", 2, 2]', '["uint8", 99999, 2]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("facts", CRAFTED_FACTS)
+def test_pixels_of_an_earlier_run_are_read_only_where_they_are_whole(
+    facts: str, tmp_path: Path
+) -> None:
+    grey = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    with closing(open_large(tmp_path / "a.png", tmp_path)):
+        (tmp_path / "pixels.json").write_text(facts)
+    with closing(open_large(tmp_path / "a.png", tmp_path)) as image:
+        assert np.array_equal(image.read(0, 20, 0, 30), grey)
+
+
+def test_a_damaged_overview_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "overview.npz"
+    assert Overview.load(path) is None
+    Overview(np.zeros((2, 3), np.uint8), None).save(path)
+    whole = path.read_bytes()
+    for data in (b"", whole[:-30], whole.replace(b"(2, 3)", b"(2, 9)"), b"PK" + whole[2:60]):
+        path.write_bytes(data)
+        assert Overview.load(path) is None

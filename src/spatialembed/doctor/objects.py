@@ -9,7 +9,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 from skimage import measure
 
-from spatialembed.method.labels import relabel
+from spatialembed.method.labels import relabel, touching_pairs
+from spatialembed.results.measurements import regions
 
 RING_PX = 1.0
 """An object without a pixel this near to its centroid is ring-shaped; a filled one has 0.71."""
@@ -66,17 +67,15 @@ def describe(labels: np.ndarray) -> Objects:
     """
     dense, ids = relabel(labels)
     count = len(ids)
+    area, box, centroid, *_ = regions(dense, count)
     ys, xs = np.nonzero(dense)
-    order = np.argsort(dense[ys, xs], kind="stable")
-    ys, xs = ys[order], xs[order]  # (P,) pixels by object
-    area = np.bincount(dense.ravel(), minlength=count + 1)[1:]
-    starts = np.cumsum(area) - area
-    box = _boxes(ys, xs, starts)
-    centroid = np.stack([_sums(v, starts) / area for v in (xs, ys)], axis=1)  # (K, 2)
-    x, y = (np.repeat(c, area) for c in centroid.T)
-    nearest = _reduce(np.minimum, np.hypot(xs - x, ys - y), starts)
+    owner = dense[ys, xs] - 1
+    nearest = np.full(count, np.inf)
+    np.minimum.at(nearest, owner, np.hypot(xs - centroid[owner, 0], ys - centroid[owner, 1]))
     parts, largest = _parts(dense, count)
-    touching, touching_pairs = _touching(dense, count)
+    pairs = touching_pairs(dense)
+    touching = np.zeros(count, bool)
+    touching[pairs.ravel() - 1] = True
     concentric, concentric_pairs = _concentric(centroid, np.sqrt(area / math.pi))
     height, width = dense.shape
     return Objects(
@@ -90,24 +89,9 @@ def describe(labels: np.ndarray) -> Objects:
         touching=touching,
         at_border=(box[:, :2] == 0).any(axis=1) | (box[:, 2:] == (width, height)).any(axis=1),
         concentric=concentric,
-        touching_pairs=touching_pairs,
+        touching_pairs=len(pairs),
         concentric_pairs=concentric_pairs,
     )
-
-
-def _reduce(ufunc: np.ufunc, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(K,) values (P,) combined object by object; reduceat itself refuses an empty list."""
-    return ufunc.reduceat(values, starts) if len(starts) else values[:0]
-
-
-def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return _reduce(np.add, values.astype(np.float64), starts)
-
-
-def _boxes(ys: np.ndarray, xs: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    first = [_reduce(np.minimum, v, starts) for v in (xs, ys)]
-    last = [_reduce(np.maximum, v, starts) + 1 for v in (xs, ys)]
-    return np.stack((*first, *last), axis=1)  # (K, 4)
 
 
 def _parts(dense: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,24 +104,6 @@ def _parts(dense: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     largest = np.zeros(count + 1, np.int64)
     np.maximum.at(largest, owner[1:], sizes[1:])
     return parts, largest[1:]
-
-
-def _touching(dense: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """(K,) bool, objects with a neighbouring pixel of another one, and how many such pairs."""
-    codes = [np.empty(0, np.int64)]
-    for a, b in (
-        (dense[:, 1:], dense[:, :-1]),
-        (dense[1:], dense[:-1]),
-        (dense[1:, 1:], dense[:-1, :-1]),
-        (dense[1:, :-1], dense[:-1, 1:]),
-    ):
-        apart = (a != b) & (a > 0) & (b > 0)
-        low, high = np.sort(np.stack((a[apart], b[apart])).astype(np.int64), axis=0)
-        codes.append(np.unique(low << 32 | high))
-    pairs = np.unique(np.concatenate(codes))
-    touching = np.zeros(count + 1, bool)
-    touching[pairs >> 32] = touching[pairs & 0xFFFFFFFF] = True
-    return touching[1:], len(pairs)
 
 
 def _concentric(centroid: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, int]:

@@ -7,6 +7,8 @@ percentiles are those of all pixels, to the last bit.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +42,22 @@ class Overview(NamedTuple):
             np.savez(temporary, picture=self.picture, **levels)
 
     @classmethod
-    def load(cls, path: Path) -> Overview:
-        """Read what ``save`` has written."""
-        with np.load(path) as arrays:
-            levels = Levels(*(arrays[n] for n in Levels._fields)) if "low" in arrays else None
-            return cls(arrays["picture"], levels)
+    def load(cls, path: Path) -> Overview | None:
+        """Read what ``save`` has written; None where it is not there, or damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                levels = Levels(*(arrays[n] for n in Levels._fields)) if "low" in arrays else None
+                return cls(arrays["picture"], levels)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+            MemoryError,
+        ):
+            return None
 
 
 def rescaled(image: LargeImage, factor: float) -> LargeImage:

@@ -321,10 +321,8 @@ def _plane_of(path: Path, array: Any, axes: Sequence[str]) -> LargeImage:
 def _whole(path: Path, scratch: Path) -> LargeImage:
     """Any other image, its pixels in a file of ``scratch`` that is mapped."""
     store, facts = scratch / "pixels", scratch / "pixels.json"
-    if facts.is_file():  # written last: then the pixels are whole
-        dtype, *shape = json.loads(facts.read_text())
-        mapped: np.ndarray = np.memmap(store, dtype, "r", shape=tuple(shape))
-    else:
+    mapped = _kept(store, facts)
+    if mapped is None:
         streamed = _streamed(path, store)
         if streamed is None:
             pixels = read_image(path, max_pixels=_most_pixels(path))
@@ -339,6 +337,19 @@ def _whole(path: Path, scratch: Path) -> LargeImage:
 
     channels = 1 if mapped.ndim == 2 else 3
     return LargeImage(str(path), (mapped.shape[0], mapped.shape[1]), channels, mapped.dtype, read)
+
+
+def _kept(store: Path, facts: Path) -> np.ndarray | None:
+    """The pixels of an earlier run; None where they are not all there."""
+    try:
+        dtype, *shape = json.loads(facts.read_text())  # written last: then the pixels are whole
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        sides = all(isinstance(side, int) and side > 0 for side in shape) and len(shape) in (2, 3)
+        if sides and size == store.stat().st_size and dtype in ("uint8", "uint16", "float32"):
+            return np.memmap(store, dtype, "r", shape=tuple(shape))
+    except (OSError, ValueError, TypeError, OverflowError):
+        pass
+    return None
 
 
 def _streamed(path: Path, store: Path) -> np.ndarray | None:

@@ -253,8 +253,8 @@ class _Run:
     def overview(self, image: LargeImage, stages: Stages) -> Overview:
         """The first look at the image; that of an earlier run where there is one."""
         file = self.folder.path / "overview.npz"
-        if file.is_file():
-            return Overview.load(file)
+        if (saved := Overview.load(file)) is not None:
+            return saved
         stages.begin("first look", 1.0)
         how = self.info.normalization
         overview = look_over(image, how, side=OVERLAY_SIDE, advance=stages.advance)

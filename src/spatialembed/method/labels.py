@@ -65,6 +65,25 @@ def relabel(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(labels > 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32), ids
 
 
+def touching_pairs(labels: np.ndarray, hop: int = 1) -> np.ndarray:
+    """(P, 2) int64: pairs of labels with pixels ``hop`` apart along a row, a column or a diagonal.
+
+    labels: (H, W) integer below 2^31, 0 background. Each pair once, the lower label first, sorted.
+    """
+    codes = [np.empty(0, np.int64)]
+    for a, b in (
+        (labels[:, hop:], labels[:, :-hop]),
+        (labels[hop:], labels[:-hop]),
+        (labels[hop:, hop:], labels[:-hop, :-hop]),
+        (labels[hop:, :-hop], labels[:-hop, hop:]),
+    ):
+        apart = (a != b) & (a > 0) & (b > 0)
+        low, high = np.sort(np.stack((a[apart], b[apart])).astype(np.int64), axis=0)
+        codes.append(np.unique(low << 32 | high))
+    pairs = np.unique(np.concatenate(codes))
+    return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1)
+
+
 def encode(mask: np.ndarray) -> Rle:
     """Encode one mask (H, W) bool."""
     return encode_instances(np.asarray(mask, bool).astype(np.int32), 1)[0]

@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from spatialembed.method.labels import touching_pairs
+
 PALETTE = "e44a08 ffceac e5ae00 c8f23c 02985f 23fdfb 2981fb b0a2fe ba49be fa5d9e"
 """One colour in each tenth of the hues, with the lightness that keeps the two most alike as far
 apart as can be, to usual, red-blind and green-blind eyes."""
@@ -57,24 +59,15 @@ def _neighbours(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     work stays in proportion to the pixels. Each pair stands there both ways round. Distance 1 is
     exact, corners count as touching.
     """
-    codes, distances = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    met, distances = [], []
     for distance in (2**i for i in range(max(1, (max(labels.shape) // 12).bit_length()))):
         step = max(1, distance // 2)
-        coarse = np.ascontiguousarray(labels[::step, ::step])
-        hop = distance // step
-        for a, b in (
-            (coarse[:, hop:], coarse[:, :-hop]),
-            (coarse[hop:], coarse[:-hop]),
-            (coarse[hop:, hop:], coarse[:-hop, :-hop]),
-            (coarse[hop:, :-hop], coarse[:-hop, hop:]),
-        ):
-            differ = a != b  # few do, so the rest is done of those only
-            one, other = a[differ].astype(np.int64), b[differ].astype(np.int64)
-            met = np.unique((one << 32 | other)[(one > 0) & (other > 0)])
-            codes += [met, (met & 0xFFFFFFFF) << 32 | met >> 32]
-            distances += [np.full(len(met), distance)] * 2
-    pairs, first = np.unique(np.concatenate(codes), return_index=True)
-    return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1), np.concatenate(distances)[first]
+        pairs = touching_pairs(np.ascontiguousarray(labels[::step, ::step]), distance // step)
+        met += [pairs, pairs[:, ::-1]]
+        distances += [np.full(2 * len(pairs), distance)]
+    every = np.concatenate(met)
+    _, first = np.unique(every[:, 0] << 32 | every[:, 1], return_index=True)  # the nearest
+    return every[first], np.concatenate(distances)[first]
 
 
 def _colour_indices(labels: np.ndarray, count: int) -> np.ndarray:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from scipy import ndimage
 
 from spatialembed.concurrency import helpers, prefetch
 from spatialembed.console import Stages
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
+from spatialembed.results.measurements import regions
 from spatialembed.types import Target
 
 logger = logging.getLogger("spatialembed")
@@ -144,20 +144,16 @@ class _Part(NamedTuple):
 def _of_image(target: Target, number: int) -> _Part:
     labels, ignore = target.labels.numpy(), target.ignore.numpy()
     total = len(target.classes)
-    at = np.flatnonzero(labels)
-    owner = labels.ravel()[at] - 1
-    y, x = np.divmod(at, labels.shape[1])
-    pixels = np.bincount(owner, minlength=total)
-    kept = np.flatnonzero(pixels)  # no row for a label without a pixel
-    middle = np.stack([np.bincount(owner, v, total)[kept] / pixels[kept] for v in (y, x)], axis=1)
-    boxes = [b for b in ndimage.find_objects(labels, total) if b is not None]
+    facts = regions(labels, total)
+    kept = np.flatnonzero(facts.areas)  # no row for a label without a pixel
+    known = np.bincount(labels[~ignore], minlength=total + 1)[1:]
     rows = {
         "image": np.full(len(kept), number, np.int64),
         "label": kept + 1,
         "class_index": target.classes.numpy()[kept],
-        "box": np.array([(w.start, h.start, w.stop, h.stop) for h, w in boxes]).reshape(-1, 4),
-        "area": np.bincount(owner[~ignore.ravel()[at]], minlength=total)[kept],
-        "middle": middle,
+        "box": facts.boxes[kept],
+        "area": known[kept],
+        "middle": facts.centroids[kept, ::-1],
     }
     height, width = labels.shape
     return _Part(rows, (height, width), int(ignore.size - ignore.sum()))
@@ -188,7 +184,15 @@ def _read(path: Path) -> InstanceIndex | None:
             return InstanceIndex(**{f.name: file[f.name] for f in fields(InstanceIndex)})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        MemoryError,
+    ) as error:
         logger.warning("%s: damaged (%s), rebuilt", path, error)
         return None
 
