@@ -3,7 +3,7 @@
 A page is Markdown. Its ``sh`` and ``python`` blocks run in order; a comment before a block changes
 that::
 
-    <!-- not run: why -->     only parsed        <!-- slow -->   makes the page's test slow
+    <!-- not run: why -->     only parsed
     <!-- run with: FLAGS -->  added to each spatialembed line, to make it small
     <!-- setup: python        a block that is run and not shown
     ...
@@ -30,7 +30,6 @@ class Block:
     language: str
     text: str
     line: int
-    slow: bool = False
     not_run: str = ""
     flags: tuple[str, ...] = field(default=())
 
@@ -54,18 +53,17 @@ def blocks(page: Path) -> Iterator[Block]:
                 i += 1
             text = textwrap.dedent("\n".join(lines[first:i]))
             flags = tuple(shlex.split(marks.get("run with", "")))
-            yield Block(fence[2], text, first + 1, "slow" in marks, marks.get("not run", ""), flags)
+            yield Block(fence[2], text, first + 1, marks.get("not run", ""), flags)
             marks = {}
             i += 1
         elif hidden := re.fullmatch(r"<!-- setup: (\w+)", line):
             first = i
             while lines[i].strip() != "-->":
                 i += 1
-            slow = "slow" in marks  # stays for the block below
             text = textwrap.dedent("\n".join(lines[first:i]))
-            yield Block(hidden[1], text, first + 1, slow)
+            yield Block(hidden[1], text, first + 1)
             i += 1
-        elif comment := re.fullmatch(r"<!-- (slow|not run: .+|run with: .+) -->", line):
+        elif comment := re.fullmatch(r"<!-- (not run: .+|run with: .+) -->", line):
             mark, _, value = comment[1].partition(": ")
             marks[mark] = value
         elif line:

@@ -41,13 +41,14 @@ def name_of(page: Path) -> str:
     return page.parent.name if page in CARDS else page.stem
 
 
-def pages_to_run() -> Iterator[Any]:
-    """The pages with something to run; slow are those with a slow block."""
-    for page in PAGES:
-        run = [b for b in blocks(page) if b.language in ("sh", "python") and not b.not_run]
-        if run:
-            marks = [pytest.mark.slow] if any(b.slow for b in run) else []
-            yield pytest.param(page, marks=marks, id=name_of(page))
+def pages_to_run() -> list[Any]:
+    """The pages with something to run."""
+    run = {page: [b for b in blocks(page) if b.language in ("sh", "python")] for page in PAGES}
+    return [
+        pytest.param(page, id=name_of(page))
+        for page, found in run.items()
+        if not all(block.not_run for block in found)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_to_run())
 def test_page_runs(
     page: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

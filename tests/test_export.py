@@ -213,6 +213,7 @@ def test_file_is_the_predictor(nuclei: Predictor, nuclei_file: Path, size: tuple
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_openvino_runs_the_file(nuclei: Predictor, nuclei_file: Path) -> None:
     import openvino
 
@@ -226,6 +227,7 @@ def test_openvino_runs_the_file(nuclei: Predictor, nuclei_file: Path) -> None:
             np.testing.assert_allclose(found[name], theirs.numpy(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_half_is_half_only_inside(half_file: Path) -> None:
     model = onnx.load(half_file)
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -242,6 +244,7 @@ def test_half_is_half_only_inside(half_file: Path) -> None:
     assert OnnxFile(half_file).precision == "float16"
 
 
+@pytest.mark.slow
 def test_half_is_near_torch(half_file: Path) -> None:
     rgb = images(2, 3, 37, 50)
     normal = torch.stack([normalize(image, Normalization("fixed")) for image in rgb])
@@ -257,6 +260,7 @@ def test_half_is_near_torch(half_file: Path) -> None:
 # Against torch
 
 
+@pytest.mark.slow
 def test_check_passes_on_a_true_export(nuclei: Predictor, nuclei_file: Path) -> None:
     rows = check.compare(nuclei.engine, OnnxFile(nuclei_file), nuclei.info)
     assert [(r.height, r.width, r.batch) for r in rows] == list(check.SIZES)
@@ -323,6 +327,7 @@ def test_images_without_masks_only_calibrate(field_folder: Path) -> None:
     assert judged is None
 
 
+@pytest.mark.slow
 def test_judge_scores_both(field_folder: Path) -> None:
     dataset = int8.open_int8_images(field_folder).judged
     assert dataset is not None
@@ -360,6 +365,7 @@ def int8_graph(
     return int8.quantized(nuclei_graph, calibration, nuclei.info)
 
 
+@pytest.mark.slow
 def test_only_plain_convolutions_are_in_8_bits(int8_graph: onnx.ModelProto) -> None:
     types = {t.name: t.data_type for t in int8_graph.graph.initializer}
     maker = {name: node for node in int8_graph.graph.node for name in node.output}
@@ -372,6 +378,7 @@ def test_only_plain_convolutions_are_in_8_bits(int8_graph: onnx.ModelProto) -> N
             assert types[node.input[1]] == onnx.TensorProto.FLOAT
 
 
+@pytest.mark.slow
 def test_8_bits_find_nearly_the_same(nuclei: Predictor, int8_graph: onnx.ModelProto) -> None:
     file = OnnxFile(export._whole(int8_graph, nuclei.info, "int8").SerializeToString())
     field = nuclei_field(120, 97, seed=5).image
@@ -402,6 +409,7 @@ def test_command_writes_and_checks(
     assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.onnx.check.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_command_shows_the_price_of_8_bits(
     tmp_path: Path, field_folder: Path, capsys: pytest.CaptureFixture[str]
@@ -517,6 +525,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 EXAMPLE = ROOT / "examples" / "onnx_minimal.py"
 
 
+@pytest.mark.slow
 def test_example_needs_no_torch_and_finds_the_same(
     nuclei: Predictor, nuclei_file: Path, tmp_path: Path
 ) -> None:

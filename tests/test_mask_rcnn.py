@@ -151,6 +151,7 @@ def tiny(
     return page
 
 
+@pytest.mark.slow
 def test_end_to_end(
     script: Callable[[str], ModuleType],
     tiny: Path,

@@ -105,6 +105,7 @@ def test_tensorboard_counts_epochs(trained: Path) -> None:
         assert [event.step for event in events.Scalars(name)] == [1, 2], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-19"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_seed_same_bits(
@@ -114,6 +115,7 @@ def test_same_seed_same_bits(
     assert same(weights(run, 2), weights(trained, 2))
 
 
+@pytest.mark.slow
 def test_other_seed_other_bits(scenes: Path, trained: Path, tmp_path: Path) -> None:
     run = train.train(options(scenes, tmp_path, seed=1))
     assert not same(weights(run, 2), weights(trained, 2))
@@ -183,6 +185,7 @@ def test_signals_save_and_leave(number: int, code: int, scenes: Path, tmp_path: 
     assert run_folder.last_good_checkpoint(run).name >= "epoch-0001.ckpt"
 
 
+@pytest.mark.slow
 def test_sigterm_in_validation_is_heard_after_it(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def broken_loss(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     monkeypatch.setattr(training_module, "spatial_embedding_loss", loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-01"])
 def test_one_nan_is_skipped_and_named(
     fault: str,
@@ -263,6 +267,7 @@ def test_one_nan_is_skipped_and_named(
     assert all(torch.isfinite(w).all() for w in weights(run, 2).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-01"])
 def test_nan_in_the_network_does_not_stay_in_it(
     fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,6 +285,7 @@ def test_nan_in_the_network_does_not_stay_in_it(
     assert all(torch.isfinite(w).all() for w in weights(run, 1).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-02"])
 def test_five_nans_stop_the_run(
     fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +296,7 @@ def test_five_nans_stop_the_run(
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-04"])
 @pytest.mark.parametrize("stage", [StageOptions(32, 1, 64), StageOptions(32, 1, 1, crops=1)])
 def test_batches_of_any_size(fault: str, stage: StageOptions, scenes: Path, tmp_path: Path) -> None:
@@ -364,6 +371,7 @@ def test_processes_wait_longer_than_any_validation(
     assert timedelta(days=1) < timeouts[0] < timedelta(milliseconds=2**31)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["LBL-13"])
 def test_validation_without_objects_keeps_the_last_model(
     fault: str, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -379,6 +387,7 @@ def test_validation_without_objects_keeps_the_last_model(
     assert (info.thresholds.start, info.thresholds.foreground) == (0.9, 0.5)  # not tuned
 
 
+@pytest.mark.slow
 def test_two_classes_from_table_to_table(scenes: Path, tmp_path: Path) -> None:
     """classes.csv -> network with two seed maps -> model file -> instances with class names."""
     data = tmp_path / "data"
@@ -400,6 +409,7 @@ def test_two_classes_from_table_to_table(scenes: Path, tmp_path: Path) -> None:
     assert set(found.classes) <= {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-10"])
 def test_full_disk_leaves_the_old_checkpoint(
     fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -430,6 +440,7 @@ def test_read_only_output_is_found_first(
             train.train(options(scenes, out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-12"])
 def test_killed_loader_is_an_error(
     fault: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -468,6 +479,7 @@ def damaged(run: Path, how: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [pytest.param(h, id=f"CKP-02-{h}") for h in ("truncated", "empty", "flipped")]
 )
@@ -483,6 +495,7 @@ def test_damaged_checkpoint_falls_back_loudly(
         assert same(weights(run, 2), weights(trained, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["TRN-07"])
 def test_killed_before_the_first_checkpoint_begins_again(
     fault: str, scenes: Path, trained: Path, tmp_path: Path
@@ -535,6 +548,7 @@ def test_devices_from_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> 
             train._devices(torch.device(device), count)
 
 
+@pytest.mark.slow
 def test_max_time_ends_with_a_model(scenes: Path, tmp_path: Path) -> None:
     long = StageOptions(32, 500, 2)
     run = train.train(options(scenes, tmp_path, stage1=long, validate_every=100, max_time=0.0))
@@ -542,6 +556,7 @@ def test_max_time_ends_with_a_model(scenes: Path, tmp_path: Path) -> None:
     assert not run_folder.checkpoint_path(run, 1).exists()  # a cut epoch is not one to go on from
 
 
+@pytest.mark.slow
 def test_second_stage_freezes_batch_norm(scenes: Path, trained: Path, tmp_path: Path) -> None:
     frozen = StageOptions(40, 1, 2, lr=5e-5, freeze_batchnorm=True)
     run = train.train(options(scenes, tmp_path, stage2=frozen))
@@ -554,6 +569,7 @@ def test_second_stage_freezes_batch_norm(scenes: Path, trained: Path, tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_init_starts_from_a_model(
     scenes: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,6 +66,7 @@ def state(run: Path, epoch: int) -> dict[str, Any]:
     return run_folder.read_checkpoint(run_folder.checkpoint_path(run, epoch))
 
 
+@pytest.mark.slow
 def test_stopped_in_each_stage_and_between_them_is_bit_equal(
     streets: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_stopped_in_each_stage_and_between_them_is_bit_equal(
     assert run_folder.History(tmp_path / "run").rows == run_folder.History(trained).rows
 
 
+@pytest.mark.slow
 def test_a_run_of_two_stages(streets: Path, trained: Path) -> None:
     rows = run_folder.History(trained).rows
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -112,6 +114,7 @@ def test_a_run_of_two_stages(streets: Path, trained: Path) -> None:
     assert len(list((trained.parent / ".instances").glob("*.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_weights_are_told_and_used(
     streets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +136,7 @@ def test_weights_are_told_and_used(
     assert f"person {person:.1f}, car {car:.1f}" in caplog.text
 
 
+@pytest.mark.slow
 def test_classes_without_object_are_named(
     streets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
