@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from drawn_labels import cells, discs
-from spatialembed.pictures import contact_sheet, run_page
+from spatialembed.pictures import contact_sheet, drawing, run_page
 from spatialembed.pictures.contact_sheet import PER_SHEET, ContactSheet, short
 from spatialembed.pictures.run_page import Gallery, RunPage
 from spatialembed.pictures.thumbnail import (
@@ -245,7 +245,7 @@ def test_thumbnails_stand_in_their_order(tmp_path: Path) -> None:
         y, x = 6 + 26 + i // 3 * (SIDE + 32) + SIDE // 2, 6 + i % 3 * (SIDE + 6) + SIDE // 2
         assert np.abs(picture[y, x] - colour).max() < 8
         beside = picture[y, x - SIDE * 3 // 8] if i % 2 else picture[y - SIDE * 3 // 8, x]
-        assert np.abs(beside - contact_sheet.PAPER).max() < 8
+        assert np.abs(beside - drawing.PAPER).max() < 8
 
 
 @pytest.mark.parametrize("name", ["a.png", "x" * 80 + "_end.png", "\udcff\n.png"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +23,7 @@ class Picture(NamedTuple):
     image: np.ndarray  # (h, w, 3) uint8
 
 
-@dataclass(frozen=True)
-class SurveyPage:
+class SurveyPage(NamedTuple):
     """Everything on the page."""
 
     title: str
@@ -41,6 +39,5 @@ class SurveyPage:
     def html(self) -> str:
         """The whole page."""
         findings = graded(self.findings)
-        worst = findings[0].grade if findings else "note"
-        said = {"findings": findings, "worst": worst, "tally": tally(findings), "listed": LISTED}
-        return render("doctor.html", vars(self) | said)
+        said = {"findings": findings, "tally": tally(findings), "listed": LISTED}
+        return render("doctor.html", self._asdict() | said)

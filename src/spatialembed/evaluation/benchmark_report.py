@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from spatialembed.data.split_record import sentence
-from spatialembed.evaluation.label_report import Sampling, json_ready, mean, number
-from spatialembed.files import atomic_write
+from spatialembed.evaluation.label_report import (
+    Sampling,
+    json_ready,
+    mean,
+    number,
+    report_table,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class BenchmarkReport:
         report: dict[str, Any] = {
             "metric": self.metric,
             "sampling": self.sampling,
-            "class_names": list(self.class_names),
+            "class_names": self.class_names,
             "images": len(self.seconds),
             "trained_on_images": self.trained_on,
             "truncated_images": self.truncated,
@@ -66,20 +70,20 @@ class BenchmarkReport:
                 name: dict(zip(self.class_names, values, strict=True))
                 for name, values in self.official.items()
             },
-            "notes": list(self.notes),
+            "notes": self.notes,
         }
         return json_ready(report)
 
     def table(self) -> Table:
         """For the screen: a row a class, then means and sums; official figures beside ours."""
-        table = Table(
-            title=self._title(),
-            caption=escape(" ".join((*self.notes, self._timing(), self._seen())).rstrip()),
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            show_edge=False,
-        )
+        images = len(self.seconds)
+        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
+        stopped = f"Stopped at the limit of instances: {self.truncated} images."
+        timing = f"{self.median_seconds:.3f} s an image (median)."
+        seen = sentence(self.trained_on, images)
+        words = (*self.notes, timing, stopped if self.truncated else "", seen)
+        title = f"{self.metric} metric, {images} images{kind}"
+        table = report_table(title, " ".join(filter(None, words)), padding=(0, 1, 0, 0))
         table.add_column("class", overflow="fold")
         shown = {**self.figures, **{f"official {n}": v for n, v in self.official.items()}}
         for heading in (*shown, *self.counts):
@@ -92,18 +96,6 @@ class BenchmarkReport:
         table.add_row("all", *means, *totals, style="bold")
         return table
 
-    def _title(self) -> str:
-        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
-        return f"{self.metric} metric, {len(self.seconds)} images{kind}"
-
-    def _timing(self) -> str:
-        stopped = f" Stopped at the limit of instances: {self.truncated} images."
-        return f"{self.median_seconds:.3f} s an image (median)." + stopped * bool(self.truncated)
-
-    def _seen(self) -> str:
-        return sentence(self.trained_on, len(self.seconds))
-
     def write(self, folder: str | Path) -> None:
         """Write ``report.json`` into a folder."""
-        with atomic_write(Path(folder) / "report.json") as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
+        write_json(folder, self.to_dict())

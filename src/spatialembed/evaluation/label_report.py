@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from rich import box
 from rich.markup import escape
+from rich.padding import PaddingDimensions
 from rich.table import Table
 
 from spatialembed.data.split_record import sentence
@@ -29,8 +31,6 @@ from spatialembed.pictures.html import render
 Sampling = Literal["seed", "truth"]
 RESAMPLES = 1000
 """Bootstrap resamples behind the standard error."""
-NAMED = 12
-"""Missed objects whose ids the page names, as the mask has them."""
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -145,6 +145,11 @@ class Report:
         return sum(math.isnan(row.mean_ap) for row in self.rows)
 
     @property
+    def truncated(self) -> int:
+        """Images whose prediction stopped at the limit of instances."""
+        return sum(row.truncated for row in self.rows)
+
+    @property
     def median_seconds(self) -> float:
         """Median time of a prediction; a mean would count the first one's warming up."""
         return float(np.median([row.seconds for row in self.rows]))
@@ -158,15 +163,16 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; what is undefined is None."""
         error, mean_error = self.standard_error
+        by_class = zip(self.class_names, self.class_ap, self.pooled, strict=True)
         report = {
             "metric": "ap",
             "sampling": self.sampling,
-            "class_names": list(self.class_names),
-            "thresholds": list(self.thresholds),
+            "class_names": self.class_names,
+            "thresholds": self.thresholds,
             "images": len(self.rows),
             "trained_on_images": self.trained_on,
             "undefined_images": self.undefined,
-            "truncated_images": sum(row.truncated for row in self.rows),
+            "truncated_images": self.truncated,
             "seconds": sum(row.seconds for row in self.rows),
             "median_seconds": self.median_seconds,
             "mean_over_images": {
@@ -175,35 +181,21 @@ class Report:
                 "mean_ap": self.mean_ap,
                 "mean_ap_standard_error": mean_error,
             },
-            "pooled": {
-                "ap": self.pooled_mean("ap"),
-                "mean_ap": self.pooled_mean("ap").mean(),
-                "f1": self.pooled_mean("f1"),
-                "pq": self.pooled_mean("pq")[0],
-                "matched_iou": self.pooled_mean("matched_iou")[0],
-            },
+            "pooled": {"mean_ap": self.pooled_mean("ap").mean(), **_figures(self.pooled_mean)},
             "by_class": {
-                name: {"ap": ap, "mean_ap": ap.mean(), "pooled": _counts_dict(counts)}
-                for name, ap, counts in zip(
-                    self.class_names, self.class_ap, self.pooled, strict=True
-                )
+                name: {"ap": ap, "mean_ap": ap.mean(), "pooled": _counts(counts)}
+                for name, ap, counts in by_class
             },
-            "reliability": None if self.reliability is None else self.reliability.to_dict(),
-            "per_image": [_row_dict(row) for row in self.rows],
+            "reliability": self.reliability and self.reliability.to_dict(),
+            "per_image": [_row(row) for row in self.rows],
         }
         return json_ready(report)
 
     def table(self) -> Table:
         """For the screen: AP at each threshold and their mean, by class where there are several."""
         error, mean_error = self.standard_error
-        table = Table(
-            title=_title(self),
-            caption=_caption(self),
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=0,  # eighty columns hold it
-            show_edge=False,
-        )
+        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
+        table = report_table(f"{len(self.rows)} images{kind}", _caption(self), padding=0)
         table.add_column("IoU", overflow="fold")
         for heading in (*(f"{threshold:.2f}" for threshold in self.thresholds), "mean"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -216,20 +208,37 @@ class Report:
         if len(self.class_names) > 1:
             for name, values in zip(self.class_names, self.class_ap, strict=True):
                 add(f"  {escape(name)}", values, float(values.mean()))
-        for name, values in (
-            ("AP, pooled", self.pooled_mean("ap")),
-            ("F1, pooled", self.pooled_mean("f1")),
-        ):
-            add(name, values, float(values.mean()))
+        for name, values in (("AP", self.pooled_mean("ap")), ("F1", self.pooled_mean("f1"))):
+            add(f"{name}, pooled", values, float(values.mean()))
         return table
 
     def write(self, folder: str | Path) -> None:
         """Write ``report.json`` and ``worst.html``, which needs no other file, into a folder."""
-        with atomic_write(Path(folder) / "report.json") as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
+        write_json(folder, self.to_dict())
+        values = {
+            "report": self,
+            "title": f"The {len(self.worst)} worst of {len(self.rows)} images",
+            "subtitle": f"Mean AP {number(self.mean_ap)}. {_caption(self)}",
+            "overlay": overlay,
+            "number": number,
+            "reliability": self.reliability and self.reliability.section(),
+        }
         with atomic_write(Path(folder) / "worst.html") as path:
-            # Names of files may hold bytes that are no text.
-            path.write_text(_page(self), "utf-8", errors="backslashreplace")
+            path.write_text(render("worst.html", values), "utf-8")
+
+
+def report_table(title: str, caption: str, *, padding: PaddingDimensions) -> Table:
+    """An empty table for the screen; eighty columns hold most without padding."""
+    return Table(
+        title=title, caption=escape(caption), caption_justify="left", box=box.SIMPLE_HEAD,
+        padding=padding, show_edge=False,
+    )  # fmt: skip
+
+
+def write_json(folder: str | Path, report: dict[str, Any]) -> None:
+    """Write ``report.json`` into a folder."""
+    with atomic_write(Path(folder) / "report.json") as path:
+        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def number(value: float | np.ndarray) -> str:
@@ -237,47 +246,34 @@ def number(value: float | np.ndarray) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def json_ready(value: Any) -> Any:
-    """Dictionaries and lists of JSON types; NaN becomes None."""
-    if isinstance(value, dict):
-        return {key: json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, np.ndarray)):
-        return [json_ready(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def json_ready(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of JSON types, arrays as lists; NaN becomes None."""
+    text = json.dumps(report, default=lambda array: array.tolist())
+    ready: dict[str, Any] = json.loads(text, parse_constant=lambda nan: None)
+    return ready
 
 
-def _counts_dict(counts: Counts) -> dict[str, Any]:
-    """Counts and their figures; PQ and matched IoU at the first threshold, 0.5, as is usual."""
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "ap": counts.ap,
-        "f1": counts.f1,
-        "pq": counts.pq[0],
-        "matched_iou": counts.matched_iou[0],
-    }
+def _figures(of: Callable[[Any], np.ndarray]) -> dict[str, Any]:
+    """Figures by name; PQ and matched IoU at the first threshold, 0.5, as is usual."""
+    return {"ap": of("ap"), "f1": of("f1"), "pq": of("pq")[0], "matched_iou": of("matched_iou")[0]}
 
 
-def _row_dict(row: ImageScore) -> dict[str, Any]:
-    total = row.total
+def _counts(counts: Counts) -> dict[str, Any]:
+    numbers = {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn}
+    return numbers | _figures(lambda name: getattr(counts, name))
+
+
+def _row(row: ImageScore) -> dict[str, Any]:
     return {
         "name": row.name,
-        "found": total.tp[0] + total.fp[0],
-        "truth": total.tp[0] + total.fn[0],
+        "found": row.total.tp[0] + row.total.fp[0],
+        "truth": row.total.tp[0] + row.total.fn[0],
         "ap": row.ap,
         "mean_ap": row.mean_ap,
         "seconds": row.seconds,
         "truncated": row.truncated,
-        "missed_ids": list(row.missed),
+        "missed_ids": row.missed,
     }
-
-
-def _title(report: Report) -> str:
-    kind = "" if report.sampling == "seed" else ", true centres and bandwidths"
-    return f"{len(report.rows)} images{kind}"
 
 
 def _caption(report: Report) -> str:
@@ -290,40 +286,7 @@ def _caption(report: Report) -> str:
     ]
     if report.undefined:
         words.append(f"Without any object, so without AP and left out: {report.undefined} images.")
-    if truncated := sum(row.truncated for row in report.rows):
-        words.append(f"Stopped at the limit of instances: {truncated} images.")
+    if report.truncated:
+        words.append(f"Stopped at the limit of instances: {report.truncated} images.")
     words.append(sentence(report.trained_on, len(report.rows)))
     return " ".join(words).rstrip()
-
-
-def _page(report: Report) -> str:
-    """A page of the worst images, worst first: image, truth, found. Needs no other file."""
-    values = {
-        "title": f"The {len(report.worst)} worst of {len(report.rows)} images",
-        "subtitle": f"Mean AP {number(report.mean_ap)}. {_caption(report)}",
-        "sections": [
-            (worst.score.name, number(worst.score.mean_ap), _figures(worst))
-            for worst in report.worst
-        ],
-        "reliability": report.reliability and report.reliability.section(),
-    }
-    return render("worst.html", values)
-
-
-def _figures(worst: WorstImage) -> list[tuple[str, np.ndarray]]:
-    """Captions and pictures of an image, its truth and the detections."""
-    total, missed = worst.score.total, worst.score.missed
-    ids = f", not found: ids {', '.join(map(str, missed[:NAMED]))}" if missed else ""
-    more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
-    matched = f"{total.tp[0]} of them right at IoU 0.5"
-    return [
-        ("image", overlay(worst.image, np.zeros_like(worst.truth))),
-        (
-            f"truth, {total.tp[0] + total.fn[0]} objects{ids}{more}",
-            overlay(worst.image, worst.truth),
-        ),
-        (
-            f"found, {total.tp[0] + total.fp[0]} objects, {matched}",
-            overlay(worst.image, worst.found),
-        ),
-    ]

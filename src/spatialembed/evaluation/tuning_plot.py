@@ -46,21 +46,23 @@ def draw(
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    top, bottom = halves
-    _heat_map(top, mean, grid, best, before)
-    axes = bottom.subplots(1, len(profiles), sharey=True)
+    _heat_map(halves[0], mean[:, :, best[2], best[3]], grid, best, before)
+    axes = halves[1].subplots(1, len(profiles), sharey=True)
     for i, (one, profile) in enumerate(zip(axes, profiles, strict=True)):
-        _profile(one, grid._fields[i], profile, grid[i][best[i]], grid[i][before[i]])
+        _profile(one, profile, grid[i][best[i]], grid[i][before[i]])
+        one.set_xlabel(grid._fields[i])
     axes[0].set_ylabel("mean AP, the others at their best")
+    axes[0].legend(loc="lower left", fontsize=8, framealpha=0.9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _heat_map(
-    figure: Any, mean: np.ndarray, grid: Any, best: tuple[int, ...], before: tuple[int, ...]
+    figure: Any, layer: np.ndarray, grid: Any, best: tuple[int, ...], before: tuple[int, ...]
 ) -> None:
-    """AP over start and foreground at the best membership and min_pixels."""
-    layer = mean[:, :, best[2], best[3]]  # (F, S)
+    """AP (F, S) over foreground and start at the best membership and min_pixels."""
+    from matplotlib.patches import Rectangle
+
     axes = figure.subplots()
     top = float(np.nanmax(layer))
     picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=top - SHOWN, vmax=top)
@@ -68,40 +70,25 @@ def _heat_map(
         ink = "white" if layer[f, s] < top - SHOWN / 2 else "black"
         text = f"{layer[f, s]:.3f}".removeprefix("0")
         axes.text(s, f, text, ha="center", va="center", color=ink, fontsize=8)
-    for cell, colour, label in ((before, BEFORE, "before"), (best, BEST, "best")):
-        # The smaller frame is drawn last, so that both show where they are one.
-        inset = 0.05 if label == "before" else 0.11
-        place = (cell[1] - 0.5 + inset, cell[0] - 0.5 + inset)
-        axes.add_patch(_frame(place, 1 - 2 * inset, colour, label))
-    axes.set(
-        xticks=range(len(grid.start)),
-        xticklabels=[f"{value:g}" for value in grid.start],
-        yticks=range(len(grid.foreground)),
-        yticklabels=[f"{value:g}" for value in grid.foreground],
-        xlabel="start",
-        ylabel="foreground",
-        title=f"mean AP at membership {grid.membership[best[2]]:g}, "
-        f"min_pixels {grid.min_pixels[best[3]]}",
-    )
+    # The smaller frame is drawn last, so that both show where they are one.
+    for cell, colour, label, half in ((before, BEFORE, "before", 0.45), (best, BEST, "best", 0.39)):
+        corner = (cell[1] - half, cell[0] - half)
+        frame = Rectangle(corner, 2 * half, 2 * half, ec=colour, fill=False, lw=2.5, label=label)
+        axes.add_patch(frame)
+    axes.set_xticks(range(len(grid.start)), [f"{value:g}" for value in grid.start])
+    axes.set_yticks(range(len(grid.foreground)), [f"{value:g}" for value in grid.foreground])
+    where = f"membership {grid.membership[best[2]]:g}, min_pixels {grid.min_pixels[best[3]]}"
+    axes.set(xlabel="start", ylabel="foreground", title=f"mean AP at {where}")
     axes.legend(loc="upper left", framealpha=0.9)
     figure.colorbar(picture, ax=axes, extend="min", pad=0.01)
 
 
-def _frame(place: tuple[float, float], side: float, colour: str, label: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(place, side, side, fill=False, edgecolor=colour, linewidth=2.5, label=label)
-
-
-def _profile(axes: Any, name: str, profile: Profile, best: float, before: float) -> None:
+def _profile(axes: Any, profile: Profile, best: float, before: float) -> None:
     """AP along one threshold; where it is as good as the best the points are filled."""
     values, ap, good = (np.array(column) for column in zip(*profile, strict=True))
-    axes.plot(values, ap, color=CURVE, linewidth=1.5, zorder=2)
-    axes.scatter(values[~good], ap[~good], s=36, facecolors="white", edgecolors=CURVE, zorder=3)
-    axes.scatter(values[good], ap[good], s=36, color=CURVE, zorder=3, label="as good as the best")
-    axes.axvline(before, color=BEFORE, linestyle=":", linewidth=1.5, label="before")
-    axes.axvline(best, color=BEST, linewidth=1.5, alpha=0.6, label="best")
-    axes.set(xlabel=name, ylim=(max(0.0, float(ap.max()) - SHOWN), float(ap.max()) + SHOWN / 8))
+    axes.axvline(before, color=BEFORE, linestyle=":", label="before")
+    axes.axvline(best, color=BEST, alpha=0.6, label="best")
+    axes.plot(values, ap, "o-", color=CURVE, markerfacecolor="white")
+    axes.plot(values[good], ap[good], "o", color=CURVE, label="as good as the best")
+    axes.set_ylim(max(0.0, float(ap.max()) - SHOWN), float(ap.max()) + SHOWN / 8)
     axes.grid(alpha=0.3)
-    if name == "foreground":
-        axes.legend(loc="lower left", fontsize=8, framealpha=0.9)

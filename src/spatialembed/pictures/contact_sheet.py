@@ -10,7 +10,7 @@ import numpy as np
 from spatialembed.console import printable
 from spatialembed.files import atomic_write
 from spatialembed.images.write import jpeg_bytes
-from spatialembed.pictures.drawing import PAPER, panel
+from spatialembed.pictures.drawing import panel
 from spatialembed.pictures.thumbnail import SIDE, Thumbnail
 
 PER_SHEET, COLUMNS = 48, 6
@@ -29,8 +29,7 @@ class ContactSheet:
 
     def add(self, image: Thumbnail) -> None:
         """Set an image on the sheet. Raises SpatialEmbedError ``disk_full``."""
-        caption = f"{short(image.image)}: {len(image.scores):,}"
-        self._tiles.append((caption, _squared(image.picture)))
+        self._tiles.append((f"{short(image.image)}: {len(image.scores):,}", image.picture))
         if len(self._tiles) == PER_SHEET:
             self.write()
 
@@ -40,7 +39,7 @@ class ContactSheet:
             return
         self.pages += 1
         columns = min(COLUMNS, math.ceil(math.sqrt(len(self._tiles) * 1.2)))
-        picture = panel(self._tiles, columns, enlarge=False)
+        picture = panel(self._tiles, columns, cell=SIDE)
         with atomic_write(self._path(self.pages)) as temporary:
             temporary.write_bytes(jpeg_bytes(picture, 88))
         self._tiles = []
@@ -61,12 +60,3 @@ def short(name: str) -> str:
     """A name that fits below a thumbnail; its end matters most, so the middle goes."""
     name = printable(name)
     return name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[-(NAME - NAME // 3 - 1) :]}"
-
-
-def _squared(picture: np.ndarray) -> np.ndarray:
-    """The picture in the middle of a square of ``SIDE`` px."""
-    height, width = picture.shape[:2]
-    square = np.full((SIDE, SIDE, 3), PAPER, np.uint8)
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    square[top : top + height, left : left + width] = picture
-    return square

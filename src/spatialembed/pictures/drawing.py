@@ -197,22 +197,22 @@ def panel(
     columns: int,
     *,
     legends: Sequence[np.ndarray | None] | None = None,
-    enlarge: bool = True,
+    cell: int | None = None,
 ) -> np.ndarray:
     """Captioned tiles side by side on a dark ground, (H, W, 3) uint8.
 
-    tiles: (caption, picture (h, w, 3) uint8), row by row. enlarge: small ones by a whole factor.
-    legends: for each tile a picture or None, set at the right of its caption.
+    tiles: (caption, picture (h, w, 3) uint8), row by row; small ones are enlarged by a whole
+    factor. legends: for each tile a picture or None, set at the right of its caption. cell: side of
+    squares in px, in the middle of which the tiles stand as they are.
     """
     if not tiles or columns < 1:
         raise ValueError(f"{len(tiles)} tiles in {columns} columns")
-    pictures = []
-    for _, tile in tiles:
-        zoom = zoom_for(*tile.shape[:2]) if enlarge else 1
-        pictures.append(tile.repeat(zoom, axis=0).repeat(zoom, axis=1))
-    cell_h = max(picture.shape[0] for picture in pictures)
-    # Captions need some room.
-    cell_w = max(256 if enlarge else 1, *(picture.shape[1] for picture in pictures))
+    zooms = [1 if cell else zoom_for(*tile.shape[:2]) for _, tile in tiles]
+    pictures = [
+        t.repeat(z, axis=0).repeat(z, axis=1) for (_, t), z in zip(tiles, zooms, strict=True)
+    ]
+    cell_h = cell or max(picture.shape[0] for picture in pictures)
+    cell_w = cell or max(256, *(picture.shape[1] for picture in pictures))  # captions need room
     text, gap = max(13, cell_w // 24), max(6, cell_w // 48)
     strip = 2 * text
     rows = -(-len(tiles) // columns)
@@ -230,7 +230,8 @@ def panel(
             at = (left + cell_w - legend.shape[1], top + (strip - legend.shape[0]) // 2)
             canvas.paste(Image.fromarray(legend), at)
         _write(draw, (left, top + strip // 2), caption, text, room)
-        canvas.paste(Image.fromarray(picture), (left, top + strip))
+        free = (cell_w - picture.shape[1], cell_h - picture.shape[0]) if cell else (0, 0)
+        canvas.paste(Image.fromarray(picture), (left + free[0] // 2, top + strip + free[1] // 2))
     return np.asarray(canvas)
 
 
