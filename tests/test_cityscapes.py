@@ -201,7 +201,7 @@ def test_missing_pairs_are_all_named(streets: Path, tmp_path: Path) -> None:
     assert caught.value.code == "missing_pairs"  # LBL-02
     assert "no image for" in caught.value.message
     assert "ulm_2_2_gtFine" in caught.value.message
-    assert "no ids for" in caught.value.message
+    assert "no file of ids for" in caught.value.message
     assert "bonn_3_3_left" in caught.value.message
     assert open_cityscapes(tmp_path, split="train", allow_missing=True).names == ["ulm/ulm_1_1"]
 

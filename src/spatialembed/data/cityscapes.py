@@ -15,7 +15,6 @@ polygons. Facts: the label table and the evaluator of cityscapesScripts.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ import torch
 
 from spatialembed.data.cityscapes_ids import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.data.pairing import by_name, paired
+from spatialembed.errors import USAGE, SpatialEmbedError, nearest
 from spatialembed.images.decode import read_bytes
-from spatialembed.images.listing import image_files
 from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.types import Sample, Target
 
@@ -205,8 +204,8 @@ def choose_classes(names: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(IDS)
     for name in names:
         if name not in IDS:
-            near = difflib.get_close_matches(name, IDS, 1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(IDS)}"
+            near = nearest(name, tuple(IDS))
+            remedy = f"did you mean {near!r}?" if near else f"there are {', '.join(IDS)}"
             raise SpatialEmbedError(
                 "unknown_class", f"{name!r} is not a class of Cityscapes", remedy, USAGE
             )
@@ -281,8 +280,8 @@ def _no_split(top: Path, split: str | None, there: Sequence[str]) -> SpatialEmbe
 
 def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Frame]:
     """Images of a part with their files of ids, sorted by name."""
-    images = _by_name(top / IMAGES / split, IMAGE_END)
-    ids = _by_name(top / TRUTH / split, IDS_END)
+    images = by_name(top / IMAGES / split, IMAGE_END)
+    ids = by_name(top / TRUTH / split, IDS_END)
     if not images:
         raise SpatialEmbedError(
             "no_images",
@@ -291,21 +290,7 @@ def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Fr
         )
     if not ids:
         raise _no_ids(top / TRUTH / split)
-    lines = [f"no ids for {images[name]}" for name in sorted(images.keys() - ids.keys())]
-    lines += [f"no image for {ids[name]}" for name in sorted(ids.keys() - images.keys())]
-    if lines and not allow_missing:
-        raise SpatialEmbedError(
-            "missing_pairs",
-            f"{top}: {len(lines)} of {split} without partner: {'; '.join(lines)}",
-            "add them, or leave these out with --allow-missing",
-        )
-    names = sorted(images.keys() & ids.keys())
-    if not names:
-        raise SpatialEmbedError(
-            "missing_pairs",
-            f"{top}: no image of {split} has a file of ids of its name",
-            f"pairs are CITY/NAME{IMAGE_END} and CITY/NAME{IDS_END}",
-        )
+    names = paired(top, images, ids, "file of ids", allow_missing)
     return [_Frame(prefix + name, images[name], ids[name]) for name in names]
 
 
@@ -318,12 +303,3 @@ def _no_ids(folder: Path) -> SpatialEmbedError:
             "which needs Pillow below 13"
         )
     return SpatialEmbedError("missing_pairs", f"{folder}: no CITY/*{IDS_END} in it", remedy)
-
-
-def _by_name(folder: Path, end: str) -> dict[str, Path]:
-    """Files of a folder by the path below it without ``end``."""
-    return {
-        path.relative_to(folder).as_posix().removesuffix(end): path
-        for path in image_files(folder)
-        if path.name.endswith(end)
-    }

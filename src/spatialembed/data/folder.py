@@ -23,10 +23,10 @@ import torch
 from skimage import measure
 
 from spatialembed.data.dataset import SPLITS, Split
+from spatialembed.data.pairing import by_name, paired
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.decode import read_bytes
-from spatialembed.images.listing import image_files, is_result
 from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
 from spatialembed.method.labels import relabel
 from spatialembed.types import Sample, Target
@@ -266,19 +266,13 @@ def open_folder(
     """
     top = Path(path)
     root = _root(top, split)
-    images, masks = _by_name(root / "images"), _by_name(root / "masks")
+    images, masks = by_name(root / "images"), by_name(root / "masks")
     if not images:
         raise SpatialEmbedError("no_images", f"{root / 'images'}: no image in it", "put some there")
-    if not allow_missing:
-        _refuse_missing(root, images, masks)
-    names = sorted(images.keys() & masks.keys())
-    if not names:
-        raise SpatialEmbedError(
-            "missing_pairs", f"{root}: no image has a mask of its name", "give pairs one name"
-        )
+    names = paired(root, images, masks, "mask", allow_missing)
     classes = read_classes(find_table(top, root, "classes.csv"))
     rows = read_index(index := find_table(top, root, "index.csv"))
-    if rows and not any(name in rows for name in names):
+    if rows and not any(_of_image(rows, split, name) for name in names):
         what = "%s: none of its names, such as %r, is the name of an image, such as %r"
         logger.warning(what, index, next(iter(rows)), names[0])
     pairs = [
@@ -348,31 +342,3 @@ def _root(top: Path, split: Split | None) -> Path:
                 remedy = f"for COCO annotations name their file: {tables[0]}"
             raise SpatialEmbedError("no_layout", f"{top}: no folder {name}/ in it", remedy)
     return top
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Files of a folder by their name without suffix."""
-    found: dict[str, Path] = {}
-    for path in image_files(folder):
-        if is_result(path):
-            logger.warning("%s: a result of an earlier run, left out", path)
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise SpatialEmbedError(
-                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one"
-            )
-        found[name] = path
-    return found
-
-
-def _refuse_missing(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
-    """Name every image without mask and every mask without image."""
-    lines = [f"no mask for {images[name]}" for name in sorted(images.keys() - masks.keys())]
-    lines += [f"no image for {masks[name]}" for name in sorted(masks.keys() - images.keys())]
-    if lines:
-        raise SpatialEmbedError(
-            "missing_pairs",
-            f"{root}: {len(lines)} without partner: {'; '.join(lines)}",
-            "add them, or leave these out with --allow-missing",
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spatialembed.data.dataset import FileDataset
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError, nearest
 from spatialembed.images.decode import opened, read_bytes
 
 F = TypeVar("F", bound=FileDataset)
@@ -58,8 +57,8 @@ def group_keys(dataset: FileDataset, column: str) -> list[str]:
     rows = [dataset.index_row(i) for i in range(len(dataset))]
     columns = sorted({name for row in rows for name in row})
     if column not in columns:
-        near = difflib.get_close_matches(column, columns, 1)
-        known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns)}"
+        near = nearest(column, columns) if columns else None
+        known = f"did you mean {near!r}?" if near else f"it has {', '.join(columns)}"
         raise SpatialEmbedError(
             "no_column",
             f"index.csv has no column {column!r}"

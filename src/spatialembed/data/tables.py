@@ -42,7 +42,7 @@ def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[d
 
 def _key(name: str) -> str:
     """Name of an image as written in a table: with or without suffix and the folder images/."""
-    name = re.sub(r"^(\./)?((train|val|test)/)?images/", "", name.replace("\\", "/"))
+    name = re.sub(r"^(?:\./)?((?:train/|val/|test/)?)images/", r"\1", name.replace("\\", "/"))
     return os.path.splitext(name)[0] if name.lower().endswith(SUFFIXES) else name
 
 

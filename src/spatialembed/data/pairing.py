@@ -1,0 +1,62 @@
+"""Which image and which file of truth belong together: those of one name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.listing import image_files, is_result
+
+logger = logging.getLogger("spatialembed")
+
+
+def by_name(folder: Path, end: str = "") -> dict[str, Path]:
+    """Image files below a folder by their path in it without suffix, or without ``end``.
+
+    end: of the names that are taken; "": all are. Results of an earlier run are left out with a
+    line. Raises SpatialEmbedError ``duplicate_name``.
+    """
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        if not path.name.endswith(end):
+            continue
+        if is_result(path):
+            logger.warning("%s: a result of an earlier run, left out", path)
+            continue
+        below = path.relative_to(folder)
+        name = below.as_posix().removesuffix(end) if end else below.with_suffix("").as_posix()
+        if name in found:
+            raise SpatialEmbedError(
+                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one"
+            )
+        found[name] = path
+    return found
+
+
+def paired(
+    where: object,
+    images: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    noun: str,
+    allow_missing: bool,
+) -> list[str]:
+    """The names that have both an image and a truth, sorted; all others are refused by name.
+
+    noun: of a file of truth, for messages. allow_missing: those without partner are left out.
+    Raises SpatialEmbedError ``missing_pairs``.
+    """
+    lines = [f"no {noun} for {images[name]}" for name in sorted(images.keys() - truths.keys())]
+    lines += [f"no image for {truths[name]}" for name in sorted(truths.keys() - images.keys())]
+    if lines and not allow_missing:
+        raise SpatialEmbedError(
+            "missing_pairs",
+            f"{where}: {len(lines)} without partner: {'; '.join(lines)}",
+            "add them, or leave these out with --allow-missing",
+        )
+    if not (names := sorted(images.keys() & truths.keys())):
+        raise SpatialEmbedError(
+            "missing_pairs", f"{where}: no image has a {noun} of its name", "give pairs one name"
+        )
+    return names
