@@ -37,7 +37,7 @@ TOLERANCE = {  # offset in units, log-precision, seed: as docs/engines.md says
 ABLE = [
     ("torch", "float32"),
     ("torch", "bfloat16"),
-    ("onnxruntime", "float32"),
+    pytest.param(("onnxruntime", "float32"), marks=pytest.mark.slow),  # its export takes long
     ("openvino", "float32"),
     ("openvino", "bfloat16"),
 ]
