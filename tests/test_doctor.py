@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from PIL import Image
 from scipy import ndimage
 
@@ -23,7 +24,10 @@ from spatialembed.command.main import main
 from spatialembed.data.folder import SPLITS, open_folder
 from spatialembed.doctor.doctor import Diagnosis, doctor, examine
 from spatialembed.doctor.findings import Finding
+from spatialembed.doctor.probe import Reading
+from spatialembed.doctor.trial import Timing, quick
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.inference.model_file import bundled_models
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split, train
 
@@ -570,7 +574,7 @@ def test_flags_turn_errors_into_what_training_does(data: Path) -> None:
     zero_and_255(data)
     (data / "masks/05.png").unlink()
     assert examine(data, progress=False).exit_code == 3
-    result = examine(data, allow_missing=True, split_components=True, progress=False)
+    result = examine(data, Reading(allow_missing=True, split_components=True), progress=False)
     assert result.exit_code == 0
     assert finding(result, "missing_pairs").grade == "warning"
     assert result.survey.counts.tolist() == [5] * (IMAGES - 1)
@@ -581,7 +585,7 @@ def test_flags_turn_errors_into_what_training_does(data: Path) -> None:
 
 def test_ids_may_be_taken_as_numbers(data: Path) -> None:
     class_and_number(data)
-    result = examine(data, plain_ids=True, progress=False)
+    result = examine(data, Reading(plain_ids=True), progress=False)
     assert result.exit_code == 0
     assert result.survey.counts.tolist() == [5] * IMAGES
     assert ("plain_ids", True) in settings_of(result).items()
@@ -654,7 +658,7 @@ def test_settings_are_parsed_by_training(data: Path, tmp_path: Path) -> None:
     classes_csv(data, {(1, 5): "no", (2, 5): "a: b # c\n"[:-1]})
     wells(data)
     (data / "index.csv").write_text((data / "index.csv").read_text().replace("well", "yes"))
-    result = doctor(data, tmp_path / "out", progress=False)
+    result = doctor(data, tmp_path / "out", timing=False, progress=False)
     words = ["--config", str(tmp_path / "out/recommended.yaml"), "--data", str(data)]
     options = parse(TrainOptions, words, verb="train", help="")
     for key, value in settings_of(result).items():
@@ -670,7 +674,7 @@ def test_settings_are_parsed_by_training(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_settings_train(data: Path, tmp_path: Path) -> None:
-    doctor(data, tmp_path / "out", progress=False)
+    doctor(data, tmp_path / "out", timing=False, progress=False)
     words = ["--config", str(tmp_path / "out/recommended.yaml"), "--data", str(data)]
     words += ["--out", str(tmp_path / "runs"), "--name", "a", "--device", "cpu", "--workers", "0"]
     words += ["--stage1.epochs", "1", "--stage1.crops", "2", "--stage1.batch", "2"]
@@ -706,9 +710,9 @@ def test_page_and_report(data: Path, tmp_path: Path) -> None:
     id_in_two_places(data)
     (data / "masks/03.png").unlink()
     (data / "images/03.png").rename(data / "images/<b>&.png")
-    result = doctor(data, tmp_path / "out", progress=False)
+    result = doctor(data, tmp_path / "out", timing=False, progress=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "index.html", "recommended.yaml", "report.json",
+        "index.html", "quick.yaml", "recommended.yaml", "report.json",
     ]  # fmt: skip
     page = (tmp_path / "out/index.html").read_text("utf-8")
     tags = Tags()
@@ -735,10 +739,10 @@ def test_page_and_report(data: Path, tmp_path: Path) -> None:
 
 def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert main(["doctor", str(data), "--out", str(out)]) == 0
+    assert main(["doctor", str(data), "--out", str(out), "--timing", "false"]) == 0
     assert "0 errors" in capsys.readouterr().out
     all_empty(data)
-    assert main(["doctor", str(data), "--out", str(out)]) == 3
+    assert main(["doctor", str(data), "--out", str(out), "--timing", "false"]) == 3
     assert "no_objects" in capsys.readouterr().out
     assert not (out / "recommended.yaml").exists()  # that of the first look is no longer true
     assert main(["doctor", str(tmp_path / "nowhere")]) == 3
@@ -746,7 +750,7 @@ def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_parts_of_a_data_set_are_told_apart(data: Path, tmp_path: Path) -> None:
     in_parts(data)
-    result = doctor(data, tmp_path / "out", progress=False)
+    result = doctor(data, tmp_path / "out", timing=False, progress=False)
     assert result.survey.splits == SPLITS[:2]
     rows = re.findall(
         r"<tr><td>(\w+)</td><td>(\d+)</td><td>(\d+)", (tmp_path / "out/index.html").read_text()
@@ -765,10 +769,57 @@ def test_odd_names_and_things_in_the_folder(
     os.mkfifo(data / "images/pipe.png")
     os.mkfifo(data / "masks/pipe.png")
     (data / "images/gone.png").symlink_to(data / "nowhere.png")
-    assert main(["doctor", str(data), "--out", str(tmp_path / "out")]) == 3
+    assert main(["doctor", str(data), "--out", str(tmp_path / "out"), "--timing", "false"]) == 3
     screen = capsys.readouterr().out
     assert "\x1b[31m" not in screen
     assert "not_a_file" in screen
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["objects"] == 5 * IMAGES
     assert "missing_pairs" in {f["code"] for f in report["findings"]}
+
+
+# ---------------------------------------------------------------- the recommendation, tried
+
+
+def test_nearest_model_is_the_one_that_sees_the_objects(tmp_path: Path) -> None:
+    """Its own training images lie nearest to ``shapes``, and bright discs in the dark do not."""
+    for i in range(4):
+        bright = discs(SIDE, CENTRES, 8).astype(np.uint16)
+        ground = np.random.default_rng(i).normal(20, 3, bright.shape)
+        nuclei = ndimage.gaussian_filter(160.0 * (bright > 0), 1.5) + ground
+        write(tmp_path / "bright", str(i), nuclei.astype(np.uint8), bright)
+    found = doctor(tmp_path / "bright", tmp_path / "out", timing=False, progress=False)
+    settings = yaml.safe_load((tmp_path / "out/recommended.yaml").read_text())
+    assert settings["init"] in bundled_models()
+    assert settings["init"] == settings_of(found)["init"] == "nuclei"
+
+
+@pytest.mark.slow
+def test_timing_and_the_quick_settings(data: Path, tmp_path: Path) -> None:
+    result = doctor(data, tmp_path / "out", progress=False)
+    assert result.advice is not None
+    assert result.quick is not None
+    assert result.timing is not None
+    whole, quick = (result.timing.minutes(plan) for plan in (result.advice, result.quick))
+    assert 0 < quick <= whole
+    last = result.timing.validation_s / 60
+    assert quick <= 10 + last + 1e-6
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["minutes"] == {"recommended": round(whole, 1), "quick": round(quick, 1)}
+    assert "on this machine" in (tmp_path / "out/recommended.yaml").read_text()
+    words = ["--config", str(tmp_path / "out/quick.yaml"), "--data", str(data)]
+    assert parse(TrainOptions, words, verb="train", help="").max_time == 10
+
+
+def test_quick_settings_fit_their_time(data: Path) -> None:
+    """Known costs: 2 s a step are 4 steps a tenth of ten minutes less what validation takes."""
+    advice = examine(data, progress=False).advice
+    assert advice is not None
+    for step_s in (0.01, 2.0, 60.0):
+        timing = Timing(step_s, 5.0, "one core")
+        cut = quick(advice, timing)
+        assert timing.minutes(cut) <= 10 + 5 / 60 + 1e-6
+        assert cut.steps <= advice.steps
+        assert cut.epochs >= 10
+    assert quick(advice, Timing(0.001, 0.1, "a GPU")).steps == advice.steps
+    assert [s.value for s in quick(advice, None).settings if s.key == "max_time"] == [10]

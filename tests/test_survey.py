@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from spatialembed.doctor.findings import Finding, graded, printable, tally
+from spatialembed.console import printable
+from spatialembed.doctor.findings import Finding, graded, tally
 from spatialembed.doctor.near_duplicates import near_duplicates
 from spatialembed.doctor.probe import ImageFacts, Pair, Reading, _hash, _thumbnail, probe
 from spatialembed.doctor.recommend import Advice, Setting
@@ -235,6 +236,6 @@ def test_findings_in_order() -> None:
 )
 def test_yaml_gives_back_every_value(value: object) -> None:
     settings = (Setting("a", value, "why\nnot"), Setting("stage1.b", value, "so"))
-    text = Advice(1.0, 64, 1, 1, settings, 9.0).yaml("head\nof it: x")
+    text = Advice(1.0, 64, 1, 1, 1, settings, 9.0).yaml("head\nof it: x")
     assert yaml.safe_load(text) == {"a": value, "stage1": {"b": value}}
     assert text.startswith("# head\n# of it: x\n")

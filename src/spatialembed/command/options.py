@@ -196,7 +196,9 @@ class DoctorOptions:
     data: str
     """Folder of images/ and masks/, flat or under train/, val/ and test/."""
     out: str | None = None
-    """Folder of index.html, report.json and recommended.yaml; null: runs/doctor/NAME."""
+    """Folder of the page, the report and the settings to train with; null: runs/doctor/NAME."""
+    timing: bool = True
+    """Time some training steps, to tell how long the recommended training takes here."""
     allow_missing: bool = False
     """As training will be told: images without mask and masks without image are left out."""
     split_components: bool = False

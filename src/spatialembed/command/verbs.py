@@ -61,17 +61,16 @@ def doctor(options: DoctorOptions) -> int:
     from spatialembed.data.open import data_name
     from spatialembed.doctor.doctor import doctor as run
     from spatialembed.doctor.findings import table
+    from spatialembed.doctor.probe import Reading
 
     out = options.out or Path("runs", "doctor", data_name(options.data))
-    result = run(
-        options.data,
-        out,
-        allow_missing=options.allow_missing,
-        split_components=options.split_components,
-        plain_ids=options.plain_ids,
-    )
+    reading = Reading(options.allow_missing, options.split_components, options.plain_ids)
+    result = run(options.data, out, reading, timing=options.timing)
     Console().print(table(result.findings))
-    settings = ", recommended.yaml" if result.advice else ""
+    if result.advice and result.quick and result.timing:
+        print(f"recommended.yaml takes {result.timing.words(result.advice)}")
+        print(f"quick.yaml takes {result.timing.words(result.quick)}")
+    settings = ", recommended.yaml, quick.yaml" if result.advice else ""
     print(f"{out}: {result.tally}; index.html, report.json{settings}")
     return result.exit_code
 

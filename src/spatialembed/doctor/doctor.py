@@ -1,6 +1,6 @@
 """Look at a data set before training: what it is, what is wrong with it, and how to train on it.
 
-survey -> advice -> findings -> index.html, report.json, recommended.yaml
+survey -> advice -> findings -> trial -> index.html, report.json, recommended.yaml, quick.yaml
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -24,9 +24,11 @@ from spatialembed.doctor.plots import covered, pictures, plots
 from spatialembed.doctor.probe import Reading
 from spatialembed.doctor.recommend import Advice, recommend
 from spatialembed.doctor.survey import Survey, survey
+from spatialembed.doctor.trial import Timing, nearest_model, quick, timed
 from spatialembed.errors import INPUT
 from spatialembed.files import atomic_write
 
+READING = Reading()
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
@@ -37,6 +39,7 @@ class Diagnosis:
     survey: Survey
     advice: Advice | None  # None: no object to go by
     findings: tuple[Finding, ...]  # errors first
+    timing: Timing | None = None  # None: not measured
 
     @property
     def exit_code(self) -> int:
@@ -48,17 +51,14 @@ class Diagnosis:
         """How many findings of each grade."""
         return tally(self.findings)
 
+    @property
+    def quick(self) -> Advice | None:
+        """The advice, cut to some minutes."""
+        return quick(self.advice, self.timing) if self.advice else None
 
-def examine(
-    data: str | Path,
-    *,
-    allow_missing: bool = False,
-    split_components: bool = False,
-    plain_ids: bool = False,
-    progress: bool = True,
-) -> Diagnosis:
-    """Examine a data set as ``doctor`` does, without writing anything."""
-    reading = Reading(allow_missing, split_components, plain_ids)
+
+def examine(data: str | Path, reading: Reading = READING, *, progress: bool = True) -> Diagnosis:
+    """Examine a data set as ``doctor`` does, without a trial and without writing anything."""
     found = survey(data, reading, progress=progress)
     advice = recommend(found) if len(found.all("area")) else None
     return Diagnosis(found, advice, tuple(graded(list(findings(found, advice)))))
@@ -67,22 +67,21 @@ def examine(
 def doctor(
     data: str | Path,
     out: str | Path,
+    reading: Reading = READING,
     *,
-    allow_missing: bool = False,
-    split_components: bool = False,
-    plain_ids: bool = False,
+    timing: bool = True,
     progress: bool = True,
 ) -> Diagnosis:
-    """Examine a data set and write ``index.html``, ``report.json`` and ``recommended.yaml``.
+    """Examine a data set, choose a model to start from, time some steps, and write the results:
+    ``index.html``, ``report.json``, ``recommended.yaml`` and ``quick.yaml``.
 
     A broken file is a finding; the others are read all the same.
 
     Args:
         data: A folder, as ``open_folder`` takes it.
-        out: Folder of the three files.
-        allow_missing: As training will be told, like the two below.
-        split_components: See ``open_folder``.
-        plain_ids: See ``open_folder``.
+        out: Folder of the four files.
+        reading: How training will be told to read the data.
+        timing: Whether to time training steps, 20 seconds or so.
         progress: Whether to draw a bar on stderr.
 
     Returns:
@@ -91,44 +90,46 @@ def doctor(
     Raises:
         SpatialEmbedError: ``not_found``, ``no_layout``, ``no_images``, ``disk_full`` (exit 5).
     """
-    result = examine(
-        data,
-        allow_missing=allow_missing,
-        split_components=split_components,
-        plain_ids=plain_ids,
-        progress=progress,
-    )
+    result = examine(data, reading, progress=progress)
+    if result.advice is not None:
+        advice = result.advice.starting_from(nearest_model(result.survey, result.advice.scale))
+        result = replace(result, advice=advice)
+        if timing and not result.exit_code:
+            result = replace(result, timing=timed(result.survey, advice))
     _write(result, Path(out), data_name(data))
     return result
 
 
 def _write(result: Diagnosis, out: Path, name: str) -> None:
-    found, advice = result.survey, result.advice
-    command = (
-        f"spatialembed train --config {quote(str(out / 'recommended.yaml'))} "
-        f"--data {quote(str(found.root))}"
-    )
-    settings = ""
-    if advice is not None:
-        head = (
-            f"For {name}: {len(found.pairs)} images, {len(found.all('area'))} objects.\n{command}"
+    found = result.survey
+    head = f"For {name}: {len(found.pairs)} images, {len(found.all('area'))} objects.\n"
+    settings, commands = [], []
+    for file, advice in (("recommended.yaml", result.advice), ("quick.yaml", result.quick)):
+        command = (
+            f"spatialembed train --config {quote(str(out / file))} --data {quote(str(found.root))}"
         )
+        if advice is None:
+            (out / file).unlink(missing_ok=True)  # of an earlier look
+            continue
+        lines = [head + command]
+        if result.timing is not None:
+            commands.append(f"# {result.timing.words(advice)}")
+            lines.append(f"Takes {result.timing.words(advice)}.")
         if result.exit_code:
-            head += "\nTraining refuses the data as it is: mend the errors of the report first."
-        settings = advice.yaml(head)
-        _save(out / "recommended.yaml", settings)
-    else:
-        (out / "recommended.yaml").unlink(missing_ok=True)  # of an earlier look
+            lines.append("Training refuses the data as it is: correct the errors first.")
+        commands.append(command)
+        settings.append(advice.yaml("\n".join(lines)))
+        _save(out / file, settings[-1])
     page = SurveyPage(
         title=name,
         subtitle=found.layout,
         facts=_facts(found),
         table=_parts(found),
         findings=result.findings,
-        charts=list(plots(found, advice)),
+        charts=list(plots(found, result.advice)),
         pictures=list(pictures(found)),
-        settings=settings,
-        command=command,
+        settings=settings[0] if settings else "",
+        command="\n".join(commands),
     )
     _save(out / "report.json", json.dumps(_report(result), indent=1, allow_nan=False) + "\n")
     _save(out / "index.html", page.html())
@@ -217,6 +218,11 @@ def _report(result: Diagnosis) -> dict[str, Any]:
         "findings": [finding.to_dict() for finding in result.findings],
         "recommended": {s.key: s.value for s in advice.settings} if advice else None,
         "reasons": {s.key: s.reason for s in advice.settings} if advice else None,
+        "minutes": {
+            name: round(result.timing.minutes(plan), 1)
+            for name, plan in (("recommended", advice), ("quick", result.quick))
+            if result.timing and plan
+        },
         "twins": [
             {"kind": t.kind, "a": found.pairs[t.a].name, "b": found.pairs[t.b].name,
              "correlation": round(t.correlation, 4)} for t in found.near_duplicates

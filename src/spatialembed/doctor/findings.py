@@ -10,6 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from spatialembed.console import printable
+
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
 """error: training refuses the data; warning: it would learn something wrong; note: good to know."""
@@ -55,11 +57,6 @@ def tally(findings: Sequence[Finding]) -> str:
     counts = [sum(finding.grade == grade for finding in findings) for grade in GRADES]
     pairs = zip(counts, GRADES, strict=True)
     return ", ".join(f"{count} {grade}{'s' * (count != 1)}" for count, grade in pairs)
-
-
-def printable(text: str) -> str:
-    """Text that is safe on a terminal and in a comment, whatever a file is called."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def table(findings: Sequence[Finding]) -> Table:

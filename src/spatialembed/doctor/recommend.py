@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Advice:
     crop: int
     min_pixels: int
     steps: int
+    epochs: int
     settings: tuple[Setting, ...]
     median_px: float  # area of an object
 
@@ -62,6 +63,10 @@ class Advice:
     def speck_px(self) -> float:
         """Objects of so few pixels are thought slips of the pen."""
         return min(SPECK_PX, self.median_px / 50)
+
+    def starting_from(self, init: Setting | None) -> Advice:
+        """The same, with a model to start from."""
+        return replace(self, settings=(init, *self.settings)) if init else self
 
     def yaml(self, head: str) -> str:
         """The settings as YAML that ``spatialembed train --config`` takes, reasons as comments."""
@@ -110,6 +115,7 @@ def recommend(survey: Survey) -> Advice:
         crop.value,
         min_pixels,
         epochs * steps_an_epoch,
+        epochs,
         tuple(settings),
         float(np.median(survey.all("area"))),
     )
