@@ -60,4 +60,4 @@ def test_every_value_has_its_reason(name: str) -> None:
 def test_a_flag_after_the_file_wins() -> None:
     words = ["--config", "nuclei", "--stage1.epochs", "3", "--data", "x"]
     options = parse(TrainOptions, words, verb="train", help="")
-    assert (options.stage1.epochs, options.stage1.crop) == (3, 320)
+    assert (options.stage1.epochs, options.stage1.crop) == (3, 224)

@@ -521,7 +521,8 @@ def test_the_best_model_is_not_forgotten(trained: Path, tmp_path: Path) -> None:
     net, info = model_file.load(trained / "model")
     facts = info.training | {"validation_ap": 0.75}
     model_file.save(tmp_path / "model", net, replace(info, training=facts))
-    setup: Any = SimpleNamespace(run=tmp_path, options=SimpleNamespace(margin=None))
+    options = TrainOptions(data="x")
+    setup: Any = SimpleNamespace(run=tmp_path, options=options)
     module = training_module.TrainingModule(setup, net)
     module.on_load_checkpoint({"best_ap": 0.5, "seconds": 0.0})
     assert module.best_ap == 0.75

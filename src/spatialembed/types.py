@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 UNIT = 1024
 """Pixels per coordinate unit."""
+Network = Literal["erfnet", "lite"]
+"""Networks by name: that of the paper, and a lighter one."""
 
 
 class Embeddings(NamedTuple):
@@ -72,6 +74,10 @@ class Normalization:
     """Percentile that becomes 0, of kind "percentile" (EmbedSeg: 1)."""
     high: float = 99.8
     """Percentile that becomes 1, of kind "percentile" (EmbedSeg: 99.8)."""
+    noise_floor: float = 0.0
+    """The percentiles are at least so many times the noise of the image apart; 0: however near."""
+    ceiling: float | None = None
+    """Normalised values of kind "percentile" are cut above this; null: none are."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -20,6 +21,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
+from spatialembed.inference.bundled import choices
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ def parse(
     except (ArgumentError, argparse.ArgumentError) as error:
         message = _in_words(" ".join(str(error).split()), types, (positional or "").split())
         remedy = f"see spatialembed {verb} --help"
+        if message == "not given: --model":
+            print(choices(), file=sys.stderr)  # several lines, which an error has not
         raise SpatialEmbedError("bad_setting", message, remedy, USAGE) from error
     return kind(**{f.name: getattr(values, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 

@@ -47,6 +47,8 @@ class EvaluateOptions:
     """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"
     """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
+    diameter: str = "native"
+    """As of predict: px, auto or native."""
     out: str | None = None
     """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes); null:
     runs/evaluate/ and the name of the data, numbered."""
@@ -133,6 +135,9 @@ class PredictOptions:
     max_pixels: int = 1 << 28
     """Images of more pixels go by tiles; pages of --pages all and images of more bytes than 8-bit
     RGB of as many are refused."""
+    diameter: str = "native"
+    """px that objects are wide, which are then shown to the network as large as those it learned;
+    auto: each image is tried at smaller scales too, the best is kept; native: as the model says."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0
@@ -142,7 +147,8 @@ class PredictOptions:
     tile: int | None = None
     """Side of the tiles in px; images above it go by tiles. null: as the memory allows."""
     context: int = 128
-    """Pixels around a tile that the network sees as well, as it sees them; 624 is exact."""
+    """Pixels around a tile that the network sees as well, as it sees them; 624 is exact, or 224 of
+    the network lite."""
     tiled_labels: Literal["tiff", "zarr"] = "tiff"
     """Label file of an image that went by tiles: a tiled TIFF or an OME-Zarr."""
     foreground: float | None = None

@@ -128,6 +128,7 @@ def evaluate(options: EvaluateOptions) -> int:
         engine=options.engine,
         precision=options.precision,
         pixels=_pixels(dataset),
+        diameter=options.diameter,
     )
     predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
     dataset = with_classes_of(predictor.info.class_names, dataset)
@@ -239,6 +240,7 @@ def predict(options: PredictOptions) -> int:
         precision=options.precision,
         threads=options.threads,
         pixels=8 * pixels if options.augment else pixels,
+        diameter=options.diameter,
     )
     thresholds = predictor.options(
         foreground=options.foreground,

@@ -170,9 +170,26 @@ def _ap(pairs: Overlaps, found: np.ndarray, truth: np.ndarray, num_classes: int)
 
 def usual_min_pixels(truths: Iterable[Target]) -> int:
     """Half the area that 99 % of the objects exceed: smaller detections are specks."""
+    return min_pixels_of(areas_of(truths))
+
+
+def areas_of(truths: Iterable[Target]) -> np.ndarray:
+    """Areas (N,) int64 in px of the objects of these images."""
     areas = [np.bincount(truth.labels.numpy().ravel())[1:] for truth in truths]
-    present = np.concatenate([a[a > 0] for a in areas] or [np.zeros(0, np.int64)])
-    return int(np.percentile(present, 1) / 2) if len(present) else 0
+    return np.concatenate([a[a > 0] for a in areas] or [np.zeros(0, np.int64)])
+
+
+def min_pixels_of(areas: np.ndarray) -> int:
+    """As ``usual_min_pixels``, of the objects' areas (N,)."""
+    return int(np.percentile(areas, 1) / 2) if len(areas) else 0
+
+
+def diameters_of(areas: np.ndarray) -> dict[str, float]:
+    """Percentiles 5, 50 and 95 of the diameters, px, of discs as large as objects; {} of none."""
+    if not len(areas):
+        return {}
+    diameters = np.sqrt(areas * 4 / np.pi)
+    return {f"p{p}": round(float(np.percentile(diameters, p)), 1) for p in (5, 50, 95)}
 
 
 def sweep(

@@ -20,6 +20,7 @@ from spatialembed.files import atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
 from spatialembed.method.kernels import levels as kernels
+from spatialembed.method.noise import block_deviations, quiet
 from spatialembed.method.normalization import Levels, check_range, levels_of_counts
 from spatialembed.types import Normalization
 
@@ -94,10 +95,13 @@ def look_over(
     step = max(1, -(-max(image.shape_hw) // side))
     small = rescaled(image, 1 / step)
     picture = np.empty((*small.shape_hw, image.channels), image.dtype)
+    deviations = [np.zeros((0, image.channels))]
     for y0, y1 in _bands(image, step):
         band = image.read(y0, y1, 0, image.shape_hw[1])
         if counter is not None:
             counter.add(band)
+            if how.noise_floor:
+                deviations.append(block_deviations(band))
         elif band.dtype.kind == "f":
             check_range(band, f"{image.name}: ")
         i0, i1 = y0 // step, min(-(-y1 // step), len(picture))
@@ -105,7 +109,8 @@ def look_over(
             part = band if step == 1 else small.read(i0, i1, 0, picture.shape[1])
             picture[i0:i1] = part.reshape(picture[i0:i1].shape)
         advance((y1 - y0) / image.shape_hw[0])
-    levels = counter.levels(how) if counter is not None else None
+    noise = quiet(np.concatenate(deviations), image.dtype) if how.noise_floor else None
+    levels = counter.levels(how, noise) if counter is not None else None
     return Overview(picture[..., 0] if image.channels == 1 else picture, levels)
 
 
@@ -131,13 +136,14 @@ class _Counter:
             pixels = (_keys(pixels) >> 16).astype(np.uint16)
         self._counts += kernels.count_levels(pixels, self._levels)
 
-    def levels(self, how: Normalization) -> Levels:
+    def levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
         if self._image.dtype.kind == "f":
-            return self._float_levels(how)
-        values = np.arange(self._levels).astype(np.float32)  # as to_tensor has them
-        return levels_of_counts(self._counts, values / np.float32(self._levels - 1), how)
+            return self._float_levels(how, noise)
+        most = np.float32(self._levels - 1)
+        values = np.arange(self._levels).astype(np.float32) / most  # as to_tensor has them
+        return levels_of_counts(self._counts, values, how, None if noise is None else noise / most)
 
-    def _float_levels(self, how: Normalization) -> Levels:
+    def _float_levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
         """The lower halves are counted where the percentiles fall, in a second pass."""
         bins = np.unique(np.concatenate([_bins(counts, how) for counts in self._counts]))
         fine = np.zeros((len(self._counts), len(bins) * HALF), np.int64)
@@ -151,7 +157,7 @@ class _Counter:
         keys = np.concatenate(((bins[:, None] * HALF + np.arange(HALF)).ravel(), others * HALF))
         order = np.argsort(keys)
         counts = np.concatenate((fine, self._counts[:, others]), axis=1)[:, order]
-        return levels_of_counts(counts, _values(keys[order].astype(np.uint32)), how)
+        return levels_of_counts(counts, _values(keys[order].astype(np.uint32)), how, noise)
 
 
 def _keys(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.inference.device import memory_is_named
-from spatialembed.method.normalization import levels_of_counts, normalize, to_tensor
+from spatialembed.method.normalization import levels_of_counts, noise_of, normalize, to_tensor
 from spatialembed.types import Normalization
 
 
@@ -27,7 +27,8 @@ def device_input(image: np.ndarray, how: Normalization, device: torch.device) ->
         levels = None
         if how.kind == "percentile":
             counts = torch.stack([torch.bincount(c, minlength=256) for c in channels])  # (C, 256)
-            levels = levels_of_counts(counts.cpu().numpy(), values[0, 0].numpy(), how)
+            counted = counts.cpu().numpy()
+            levels = levels_of_counts(counted, values[0, 0].numpy(), how, noise_of(image, how))
         table = normalize(values.contiguous(), how, levels)[:, 0].to(device)  # (C or 3, 256)
         rows = zip(table, channels.expand(len(table), -1), strict=True)
         looked_up = torch.stack([row.index_select(0, channel) for row, channel in rows])

@@ -162,7 +162,7 @@ class FoldedEngine:
 
     def _run(self, images: Tensor) -> Embeddings:
         height, width = images.shape[-2:]
-        maps = self.run(pad_to_stride(images))
+        maps = self.run(pad_to_stride(images, self.net.stride))
         return Embeddings(*(m[..., :height, :width] for m in maps))
 
 

@@ -34,13 +34,15 @@ from spatialembed.inference.model_json import bad_model, check_keys, parse_field
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.types import Normalization
+from spatialembed.types import Network, Normalization
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # elsewhere in later Pythons
 
 WEIGHTS, FACTS, PENDING = "model.safetensors", "model.json", "model.pending.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 names the network, and of the normalisation its noise floor and ceiling. What a reader
+of version 1 would understand is still written as that."""
 _MAX_WEIGHTS = 1 << 30
 _MAX_FACTS = 1 << 24  # 8 bytes for each image of the training, see SplitRecord
 _KEYS = {
@@ -61,6 +63,7 @@ class ModelInfo:
     scale: float = 1.0  # images are resized by this before the network, and the maps back
     training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
     calibration: Calibration | None = None  # how good objects are expected to be
+    network: Network = "erfnet"
     weights_sha256: str = field(default="", compare=False)  # of the file it was read from
     split: SplitRecord | None = None  # which images it was trained on
 
@@ -88,11 +91,12 @@ def save(
     state = {name: _stored(tensor, half) for name, tensor in net.state_dict().items()}
     _check_finite(state, str(folder))
     weights = safetensors.torch.save(state)
-    if (info.elliptical, len(info.class_names)) != (net.elliptical, net.num_classes):
+    told = (info.network, info.elliptical, len(info.class_names))
+    if told != (net.network, net.elliptical, net.num_classes):
         raise bad_model(
             "ModelInfo",
-            f"elliptical is {info.elliptical}, of {len(info.class_names)} classes, the network's "
-            f"{net.elliptical}, of {net.num_classes}",
+            f"{info.network}, elliptical is {info.elliptical}, of {len(info.class_names)} classes, "
+            f"the network is {net.network}, {net.elliptical}, of {net.num_classes}",
         )
     return _write(folder, weights, info)
 
@@ -140,13 +144,14 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
     info = replace(_parse(_matching_facts(folder, sha256), str(folder)), weights_sha256=sha256)
     state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
     with torch.device("meta"):  # draws no random numbers and fills no memory
-        net = SpatialEmbeddingNet(len(info.class_names), info.elliptical)
+        net = SpatialEmbeddingNet(len(info.class_names), info.elliptical, info.network)
     difference = state_difference(net.state_dict(), state)
     if difference:
         raise SpatialEmbedError(
             "model_mismatch",
             f"{folder}: the weights are not those of the network in {FACTS} "
-            f"({len(info.class_names)} classes, elliptical {info.elliptical}): {difference}",
+            f"({info.network}, {len(info.class_names)} classes, elliptical {info.elliptical}): "
+            f"{difference}",
             "use the two files of one save",
             MODEL,
         )
@@ -177,11 +182,19 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
 
 def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
     """The contents of model.json."""
+    network: dict[str, Any] = {"num_classes": len(info.class_names), "elliptical": info.elliptical}
+    normalization = asdict(info.normalization)
+    how = info.normalization
+    plain = info.network == "erfnet" and how.noise_floor == 0 and how.ceiling is None
+    if plain:
+        del normalization["noise_floor"], normalization["ceiling"]
+    else:
+        network["name"] = info.network
     facts = {
-        "format_version": FORMAT_VERSION,
-        "network": {"num_classes": len(info.class_names), "elliptical": info.elliptical},
+        "format_version": 1 if plain else FORMAT_VERSION,
+        "network": network,
         "class_names": info.class_names,
-        "normalization": asdict(info.normalization),
+        "normalization": normalization,
         "scale": info.scale,
         "thresholds": asdict(info.thresholds),
         "training": info.training,
@@ -299,7 +312,8 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     """Facts of model.json, every key and type checked."""
     check_keys(facts, _KEYS, where, optional=_OPTIONAL_KEYS)
     network = facts["network"]
-    check_keys(network, {"num_classes", "elliptical"}, f"{where}: network")
+    check_keys(network, {"num_classes", "elliptical"}, f"{where}: network", optional={"name"})
+    name = typed(network.get("name", "erfnet"), Network, f"{where}: network: name")
     names, training, elliptical = facts["class_names"], facts["training"], network["elliptical"]
     _check_names(names, network["num_classes"], where)
     if type(elliptical) is not bool:
@@ -309,7 +323,10 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     scale = typed(facts["scale"], float, f"{where}: scale")
     if not 1 / 16 <= scale <= 16:
         raise bad_model(where, f"scale is {scale}, not between 1/16 and 16")
-    normalization = parse_fields(Normalization, facts["normalization"], f"{where}: normalization")
+    stored = facts["normalization"]
+    if isinstance(stored, dict):  # what files of version 1 do not name was not there
+        stored = {"noise_floor": 0.0, "ceiling": None} | stored
+    normalization = parse_fields(Normalization, stored, f"{where}: normalization")
     thresholds = parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
     calibration = facts.get("calibration")
     if calibration is not None:
@@ -328,6 +345,7 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
         scale,
         training,
         calibration,
+        name,
         split=split,
     )
 

@@ -4,7 +4,7 @@
                  \\___ each saved in a work folder ___/
 
 An object across a seam is one object, since only the maps are made in tiles. With a context of
-``tiling.EXACT_CONTEXT`` px the answer is that of the whole image; less is an approximation, whose
+``Parts.exact_context`` px the answer is that of the whole image; less is an approximation, whose
 effect docs/huge.md gives. An interrupted run resumes with the tiles it has.
 """
 
@@ -40,7 +40,6 @@ from spatialembed.inference.tiling import (
     BASE_BYTES,
     BYTES_TILE,
     BYTES_WHOLE,
-    EXACT_CONTEXT,
     WIDEST,
     Tile,
     cut_off,
@@ -50,6 +49,7 @@ from spatialembed.inference.tiling import (
 )
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.kernels.candidates import Candidates, candidates
+from spatialembed.method.model import NETWORKS
 from spatialembed.method.normalization import network_input
 from spatialembed.pictures.drawing import overlay
 from spatialembed.pictures.thumbnail import thumbnail
@@ -86,7 +86,7 @@ class TileOptions:
     tile: int | None = None
     """Side of the tiles in px of the image, images above it go by tiles; none: by memory."""
     context: int = 128
-    """Px around a tile that the network sees too, as the network sees them; 624 is exact."""
+    """Px around a tile that the network sees too, as it sees them; 624 is exact, 224 of lite."""
     memory: float = 3.0
     """Process memory in GB; images whose whole maps need more go by tiles."""
     scale: float = 1.0
@@ -239,16 +239,17 @@ class _Run:
 
     def plan(self, shape_hw: tuple[int, int]) -> list[Tile]:
         """The tiles of the image as it is worked on."""
-        scale = self.engine.scale
-        context = image_context(self.tiles.context, scale)
+        scale, stride = self.engine.scale, NETWORKS[self.info.network].stride
+        context = image_context(self.tiles.context, scale, stride)
         tile = self.tiles.tile or tile_for(
             self.tiles.memory * 1e9 - BASE_BYTES,
             context,
             scale,
             bytes_per_pixel=BYTES_TILE,
             most=WIDEST,
+            stride=stride,
         )
-        return plan_tiles(*shape_hw, tile=tile, context=context, scale=scale)
+        return plan_tiles(*shape_hw, tile=tile, context=context, scale=scale, stride=stride)
 
     def overview(self, image: LargeImage, stages: Stages) -> Overview:
         """The first look at the image; that of an earlier run where there is one."""
@@ -332,16 +333,16 @@ class _Run:
         self, boxes: np.ndarray, plan: Sequence[Tile], shape_hw: tuple[int, int]
     ) -> None:
         """Warn where the context was too small for the detections; boxes in px of the plan."""
-        if self.tiles.context >= EXACT_CONTEXT:
+        if self.tiles.context >= (exact := NETWORKS[self.info.network].exact_context):
             return
         cut = cut_off(boxes, plan, shape_hw)
         if len(cut):
             window = plan[0].window.shape_hw
             logger.warning(
                 "%s: %d of %d objects are longer than a tile could see around them (%d x %d px), "
-                "so their outlines may be wrong: give a larger --context (624 is exact) or a "
+                "so their outlines may be wrong: give a larger --context (%d is exact) or a "
                 "smaller --scale; the first is object %d",
-                self.source, len(cut), len(boxes), window[0], window[1], cut[0] + 1,
+                self.source, len(cut), len(boxes), window[0], window[1], exact, cut[0] + 1,
             )  # fmt: skip
 
     def write(

@@ -22,7 +22,9 @@ from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
+from spatialembed.inference.batches import batches
 from spatialembed.inference.device_input import device_input
+from spatialembed.inference.diameter import Diameter, best_scale, parse_diameter, suited
 from spatialembed.inference.engine import Engine, average_over_turns, build
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.ambiguity import ambiguity as ambiguity_map
@@ -55,6 +57,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     pixels: float | None = None,
+    diameter: str | float = "native",
 ) -> Predictor:
     """Load a model, ready to predict.
 
@@ -68,6 +71,8 @@ def load(
         threads: Of the network on the CPU, for the whole process; None leaves them.
         pixels: Of all images of the job together; None: unknown, for which an engine that starts at
             once is taken.
+        diameter: Of the objects in px; "auto": each image is tried at smaller scales too;
+            "native": the scale that the model names (see ``inference.diameter``).
 
     Returns:
         The model with its engine started.
@@ -75,8 +80,10 @@ def load(
     Raises:
         SpatialEmbedError: ``no_model``, ``bad_model``, ``model_version``, ``model_mismatch``
             (exit 4); ``unknown_engine``, ``no_engine``, ``unknown_device``, ``no_device``,
-            ``unknown_precision``, ``no_precision``, ``bad_threads``, ``missing_extra`` (exit 2).
+            ``unknown_precision``, ``no_precision``, ``bad_threads``, ``missing_extra``,
+            ``bad_setting``, ``no_diameter`` (exit 2).
     """
+    wanted = parse_diameter(diameter)
     net, info = model_file.load(model)
     run = build(
         net,
@@ -87,7 +94,7 @@ def load(
         threads=threads,
         megapixels=None if pixels is None else pixels * info.scale**2 / 1e6,
     )
-    return Predictor(run, info)
+    return Predictor(run, info, wanted)
 
 
 class Predictor:
@@ -102,10 +109,13 @@ class Predictor:
     than ``max_pixels`` are refused; the attribute may be set.
     """
 
-    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+    def __init__(self, engine: Engine, info: ModelInfo, diameter: Diameter = "native") -> None:
         self.engine = engine
         self.info = info
         self.settings = info.thresholds
+        self.diameter = diameter
+        if not isinstance(diameter, str):
+            self.engine, self.settings = suited(engine, info, info.thresholds, diameter)
         self.device = engine.device
         self.max_pixels = MAX_PIXELS
 
@@ -147,8 +157,12 @@ class Predictor:
             min_free=min_free,
             max_instances=max_instances,
         )
-        maps = self.embeddings(image, augment=augment)
-        return self._find(maps, options)[0]
+        pixels = read_pixels(image, max_pixels=self.max_pixels)
+        prepared = self._prepare(pixels)
+        maps = self._maps(prepared[None], augment)
+        return self._at_best_scale(prepared, self._find(maps, options)[0], maps, options, augment)[
+            0
+        ]
 
     def map(
         self,
@@ -277,13 +291,13 @@ class Predictor:
             return min(batch + readers, AHEAD_PIXELS // pixels)
 
         def found(mapped: _Mapped) -> list[Outcome]:
-            return self._found(mapped, options, with_ambiguity)
+            return self._found(mapped, options, with_ambiguity, augment)
 
         def item(source: Any) -> _Item:
             return self._item(source, scale)
 
         read = prefetch(item, images, threads=readers, room=room)
-        mapped = self._all_mapped(_batches(read, batch), augment)
+        mapped = self._all_mapped(batches(read, batch, BATCH_PIXELS), augment)
         for outcomes in prefetch(found, mapped, threads=1, room=lambda _: 1):
             yield from outcomes
 
@@ -317,26 +331,31 @@ class Predictor:
             return _Mapped(items, None, _named(caught))
 
     def _found(
-        self, mapped: _Mapped, options: ClusterOptions, with_ambiguity: bool
+        self, mapped: _Mapped, options: ClusterOptions, with_ambiguity: bool, augment: bool
     ) -> list[Outcome]:
         """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
         items, maps, error = mapped
         if maps is not None:
             try:
-                found = self._find(maps, options)
+                found = [
+                    self._at_best_scale(item.image, instances, _image(maps, b), options, augment)
+                    for b, (item, instances) in enumerate(
+                        zip(items, self._find(maps, options), strict=True)
+                    )
+                ]
                 doubts = [
-                    ambiguity_map(_image(maps, b), instances) if with_ambiguity else None
-                    for b, instances in enumerate(found)
+                    ambiguity_map(of_image, instances) if with_ambiguity else None
+                    for instances, of_image in found
                 ]
                 return [
                     Outcome(item.source, item.pixels, instances, None, doubt)
-                    for item, instances, doubt in zip(items, found, doubts, strict=True)
+                    for item, (instances, _), doubt in zip(items, found, doubts, strict=True)
                 ]
             except (SpatialEmbedError, MemoryError) as caught:
                 error = _named(caught)
                 if len(items) > 1:
                     alone = (_Mapped([item], _image(maps, b), None) for b, item in enumerate(items))
-                    return [self._found(one, options, with_ambiguity)[0] for one in alone]
+                    return [self._found(one, options, with_ambiguity, augment)[0] for one in alone]
         return [Outcome(item.source, item.pixels, None, error) for item in items]
 
     def _find(self, maps: Embeddings, options: ClusterOptions) -> list[Instances]:
@@ -346,6 +365,19 @@ class Predictor:
             with_expected_iou(instances.numpy(), seed, self.info.calibration)
             for instances, seed in zip(found, maps.seed, strict=True)
         ]
+
+    def _at_best_scale(
+        self,
+        image: Tensor | None,
+        found: Instances,
+        maps: Embeddings,
+        options: ClusterOptions,
+        augment: bool,
+    ) -> tuple[Instances, Embeddings]:
+        """These instances of ``image`` and their maps, or those of a scale that suits it better."""
+        if self.diameter != "auto" or image is None:
+            return found, maps
+        return best_scale(self.engine, self.info, image, (found, maps), options, augment)
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""
@@ -418,22 +450,3 @@ def _raising(outcomes: Iterator[Outcome]) -> Iterator[Instances]:
             raise outcome.error
         assert outcome.instances is not None
         yield outcome.instances
-
-
-def _batches(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
-    """Runs of neighbours of one size, at most ``most`` and BATCH_PIXELS; a failed item is alone."""
-    run: list[_Item] = []
-    for item in items:
-        if run and not (len(run) < most and _fits(item, run)):
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run
-
-
-def _fits(item: _Item, run: list[_Item]) -> bool:
-    image, other = item.image, run[0].image
-    if image is None or other is None or image.shape != other.shape:
-        return False
-    return (len(run) + 1) * image.shape[1] * image.shape[2] <= BATCH_PIXELS

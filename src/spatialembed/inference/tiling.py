@@ -8,7 +8,8 @@
     |                              |     are moved inwards, and a core has more context on one side
     +------------------------------+
 
-An output pixel reads at most ``RECEPTIVE_PX`` pixels to each side, along each axis::
+What an output pixel reads, and where cells begin, depends on the network: ``model.NETWORKS`` says
+both. Of ERFNet it is at most ``RECEPTIVE_PX`` pixels to each side, along each axis::
 
     down 1, 2, 3          1 + 2 + 4                              at strides 1, 2, 4
     5 residuals           5 * 4 * (1 + 1)                        at stride 4
@@ -35,9 +36,9 @@ import numpy as np
 from spatialembed.errors import USAGE, SpatialEmbedError
 
 STRIDE = 8
-"""Of the network's coarsest maps: windows must begin where the whole image's cells begin."""
+"""Of ERFNet's coarsest maps: windows must begin where the whole image's cells begin."""
 RECEPTIVE_PX = 622
-"""Farthest pixel, along an axis, that an output pixel of the network depends on."""
+"""Farthest pixel, along an axis, that an output pixel of ERFNet depends on."""
 EXACT_CONTEXT = 624
 """The first multiple of the stride beyond that."""
 BYTES_WHOLE = 200
@@ -82,25 +83,25 @@ class Span(NamedTuple):
     window_end: int
 
 
-def origin_step(scale: float) -> int:
+def origin_step(scale: float, stride: int = STRIDE) -> int:
     """Windows of an image that is resized by ``scale`` for the network begin at multiples of this.
 
-    The smallest number of px that become whole cells of the network: 8 at scale 1, 4 at 2, 16 at
-    0.5 or 1.5.
+    stride: px of a cell of the network. The result is the smallest number of px that become whole
+    cells: of 8, 8 at scale 1, 4 at 2, 16 at 0.5 or 1.5.
     """
     ratio = Fraction(scale).limit_denominator(64)
     if not ratio:
         raise SpatialEmbedError("bad_setting", f"scale is {scale}", "give 1/64 or more", USAGE)
-    unit = STRIDE * ratio.denominator
+    unit = stride * ratio.denominator
     return unit // math.gcd(unit, ratio.numerator)
 
 
-def image_context(network_px: int, scale: float) -> int:
+def image_context(network_px: int, scale: float, stride: int = STRIDE) -> int:
     """Context in px of the image for one of ``network_px`` as the network sees it, at this scale.
 
     Rounded up to whole cells, with one px more where the resizing reads a neighbour.
     """
-    step = origin_step(scale)
+    step = origin_step(scale, stride)
     reach = network_px / scale + (0 if scale == 1 or not network_px else max(1.0, 1 / scale))
     return step * math.ceil(reach / step)
 
@@ -125,13 +126,15 @@ def plan_axis(length: int, tile: int, context: int, step: int) -> list[Span]:
     return spans
 
 
-def plan_tiles(height: int, width: int, *, tile: int, context: int, scale: float) -> list[Tile]:
+def plan_tiles(
+    height: int, width: int, *, tile: int, context: int, scale: float, stride: int = STRIDE
+) -> list[Tile]:
     """Tiles of an image, row by row: their cores part it, each window lies in it.
 
     tile: side of a core. context: px of the image around it that the network sees too, see
-    ``image_context``. Both are rounded up to ``origin_step(scale)``.
+    ``image_context``. Both are rounded up to ``origin_step(scale, stride)``.
     """
-    step = origin_step(scale)
+    step = origin_step(scale, stride)
     rows, columns = (plan_axis(length, tile, context, step) for length in (height, width))
     return [
         Tile(
@@ -164,7 +167,13 @@ def cut_off(boxes: np.ndarray, tiles: Sequence[Tile], shape_hw: tuple[int, int])
 
 
 def tile_for(
-    memory_bytes: float, context: int, scale: float, *, bytes_per_pixel: float, most: int
+    memory_bytes: float,
+    context: int,
+    scale: float,
+    *,
+    bytes_per_pixel: float,
+    most: int,
+    stride: int = STRIDE,
 ) -> int:
     """Side of the largest tile whose window the network can take in ``memory_bytes``, px.
 
@@ -174,7 +183,7 @@ def tile_for(
     Raises SpatialEmbedError ``bad_setting`` (exit 2) where less than a quarter of the window would
     be kept along an axis.
     """
-    step = origin_step(scale)
+    step = origin_step(scale, stride)
     seen = min(math.sqrt(max(0.0, memory_bytes) / bytes_per_pixel), most)
     side = int(seen / scale) // step * step
     tile = side - 2 * context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.method.noise import out_of_noise, quiet_noise
 from spatialembed.types import Normalization
 
 
@@ -56,17 +58,37 @@ def normalize(image: Tensor, how: Normalization, levels: Levels | None = None) -
         values = channels.flatten(1).numpy()  # (1 or 3, H W)
         low, high = np.percentile(values, (how.low, how.high), axis=1)
         levels = Levels(low, high, values.min(1), values.max(1))
-    return _stretch(channels, levels).expand(image.shape)
+        if how.noise_floor:
+            noise = quiet_noise(channels.permute(1, 2, 0).numpy())
+            histograms = (np.unique(row, return_counts=True) for row in values)
+            levels = _floored(levels, histograms, noise, how)
+    return _stretch(channels, levels, how).expand(image.shape)
 
 
-def _stretch(channels: Tensor, levels: Levels) -> Tensor:
+def _floored(
+    levels: Levels,
+    histograms: Iterable[tuple[np.ndarray, np.ndarray]],
+    noise: np.ndarray,
+    how: Normalization,
+) -> Levels:
+    """The levels, apart by what the noise (C,) asks for; histograms: of each channel, if needed."""
+    low, high = (np.array(v, np.float64) for v in levels[:2])
+    for c, (values, counts) in enumerate(histograms):
+        width = how.noise_floor * float(noise[c])
+        if high[c] - low[c] < width:
+            low[c], high[c] = out_of_noise(low[c], high[c], values, counts, width)
+    return levels._replace(low=low, high=high)
+
+
+def _stretch(channels: Tensor, levels: Levels, how: Normalization) -> Tensor:
     """(C, ., .) with ``low`` to 0 and ``high`` to 1; where they coincide, least and most."""
     low, high, least, most = levels
     apart = high > low
     low, high = np.where(apart, low, least), np.where(apart, high, most)
     first, last = (torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (low, high))
     spread = last - first
-    return torch.where(spread > 0, (channels - first) / spread.clamp_min(1e-20), 0.0)
+    stretched = torch.where(spread > 0, (channels - first) / spread.clamp_min(1e-20), 0.0)
+    return stretched if how.ceiling is None else stretched.clamp_max(how.ceiling)
 
 
 def network_input(image: np.ndarray, how: Normalization, levels: Levels | None = None) -> Tensor:
@@ -109,8 +131,8 @@ def _by_level(image: np.ndarray, how: Normalization, known: Levels | None) -> Te
     if how.kind == "percentile":
         if known is None:
             counts = count_levels(flat, levels.shape[-1])  # (1 or 3, L)
-            known = levels_of_counts(counts, levels[0, 0].numpy(), how)
-        table = _stretch(levels[: flat.shape[1]], known)
+            known = levels_of_counts(counts, levels[0, 0].numpy(), how, noise_of(image, how))
+        table = _stretch(levels[: flat.shape[1]], known, how)
     else:
         table = normalize(levels, how)
         table = table[:1] if flat.shape[1] == 1 and table.stride(0) == 0 else table
@@ -118,11 +140,27 @@ def _by_level(image: np.ndarray, how: Normalization, known: Levels | None) -> Te
     return looked_up.view(-1, *image.shape[:2]).expand(3, -1, -1)
 
 
-def levels_of_counts(counts: np.ndarray, values: np.ndarray, how: Normalization) -> Levels:
-    """Levels of an image by how often, counts (C, L), each of the ascending values (L,) occurs."""
+def noise_of(image: np.ndarray, how: Normalization) -> np.ndarray | None:
+    """Noise (C,) of (H, W) or (H, W, C) in the values of ``to_tensor``; None if nothing asks."""
+    if how.kind != "percentile" or not how.noise_floor:
+        return None
+    scale = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1
+    return quiet_noise(image) / scale
+
+
+def levels_of_counts(
+    counts: np.ndarray, values: np.ndarray, how: Normalization, noise: np.ndarray | None = None
+) -> Levels:
+    """Levels of an image by how often, counts (C, L), each of the ascending values (L,) occurs.
+
+    noise: (C,) as ``noise_of`` tells it, for a normalisation with a floor.
+    """
     low, high = _percentiles_of_counts(counts, values, (how.low, how.high))
     least, most = (values[i] for i in _first_and_last(counts))
-    return Levels(low, high, least, most)
+    levels = Levels(low, high, least, most)
+    if noise is None:
+        return levels
+    return _floored(levels, ((values, row) for row in counts), noise, how)
 
 
 def _first_and_last(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

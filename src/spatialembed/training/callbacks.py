@@ -120,7 +120,7 @@ class EpochEnd(Callback):
         done = trainer.current_epoch + 1
         last = done == setup.options.epochs or trainer.should_stop
         row = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row |= {"epoch": done, "lr": setup.options.lr(done - 1), "skipped": module.skipped}
+        row |= {"epoch": done, "lr": module.lr, "skipped": module.skipped}
         if trainer.is_global_zero:
             if last or done % setup.options.validate_every == 0:
                 row |= self._validate(module, done)
@@ -138,12 +138,12 @@ class EpochEnd(Callback):
         there is no AP to compare.
         """
         setup = self.setup_of_run
-        figures = validate(setup, module.net, done, self.bar.note)
+        figures = validate(setup, module.kept, done, self.bar.note)
         ap = figures.get("val_ap")
         if ap is None or ap >= module.best_ap:
             module.best_ap = module.best_ap if ap is None else ap
             facts = setup.facts(ap, done, module.seconds)
-            model_file.save(setup.run / "model", module.net, setup.info(setup.base, facts))
+            model_file.save(setup.run / "model", module.kept, setup.info(setup.base, facts))
         return figures
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
 from spatialembed.method.normalization import network_input
+from spatialembed.training.degrade import after_camera, before_camera, noise_alone
 from spatialembed.types import Normalization, Sample, Target
 
 
@@ -35,16 +36,26 @@ class AugmentOptions:
     """Largest standard deviation of added Gaussian noise, in normalised values."""
     blur: float = 1.0
     """Largest standard deviation of a random Gaussian blur, in px; half of the crops stay sharp."""
+    gamma: float = 0.0
+    """Values are raised to a random power from 1 / (1 + gamma) to 1 + gamma."""
+    objects: float = 0.0
+    """Largest random relative change of how far a single object stands out."""
+    uneven: float = 0.0
+    """Largest random relative change of the light from one place of the crop to another."""
+    jpeg: float = 0.0
+    """Share of crops that are compressed as JPEG, of quality 30 to 95."""
+    blank: float = 0.0
+    """Share of crops that show noise and no object."""
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise SpatialEmbedError(
                 "bad_setting", f"zoom is {self.zoom}", "give 0 < smallest <= largest", USAGE
             )
-        if not 0 <= self.object_centred <= 1:
-            raise SpatialEmbedError(
-                "bad_setting", f"object_centred is {self.object_centred}", "give 0 to 1", USAGE
-            )
+        for name in ("object_centred", "gamma", "objects", "uneven", "jpeg", "blank"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise SpatialEmbedError("bad_setting", f"{name} is {value}", "give 0 to 1", USAGE)
 
 
 class CropDraw(NamedTuple):
@@ -136,7 +147,12 @@ def cut_crop(
     ignore = _window(sample.target.ignore, top, left, side, True)
     image, labels, ignore = _resize(image, labels, ignore, size)
     image, labels, ignore = _turn((image, labels, ignore), augment, rng)
-    image = _photometric(image, augment, rng).expand(3, size, size)
+    if augment.blank and rng.uniform() < augment.blank:
+        image, labels = noise_alone(image, rng), torch.zeros_like(labels)
+        ignore = torch.zeros_like(ignore)
+    image = before_camera(image, labels, augment, rng)
+    image = _photometric(image, augment, rng)
+    image = after_camera(image, augment, rng).expand(3, size, size)
     return image, _present(labels, sample.target.classes, ignore)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method.loss import Center
 from spatialembed.training.crops import AugmentOptions
-from spatialembed.types import Normalization
+from spatialembed.types import Network, Normalization
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,14 @@ class TrainOptions:
     """Folder of a run to go on with, as it began; data, device, devices, workers, max_time may
     change."""
     init: str | None = None
-    """Model whose weights to start from: bundled name or model folder."""
+    """Model whose weights to start from: bundled name or model folder. Of other classes, the layer
+    that tells them starts anew."""
+    network: Network = "erfnet"
+    """erfnet, that of the paper, or lite, which learns and predicts quicker."""
+    pretrained: Literal["imagenet"] | None = None
+    """Weights that the encoder of lite starts from, of the extra pretrained; null: random ones."""
+    average: float = 0.0
+    """Decay of a running mean of the weights, which is validated and kept; 0: the last weights."""
     elliptical: bool = True
     """One bandwidth an axis instead of one for both."""
     center: Center = "learnable"
@@ -111,7 +118,8 @@ class TrainOptions:
     min_pixels: int | None = None
     """Smallest instance, before tuning; null: from the sizes of the training objects."""
     max_time: float | None = None
-    """Minutes of training, after which a last validation and the tuning of thresholds follow."""
+    """Minutes of training, after which a last validation and the tuning of thresholds follow; the
+    learning rate falls as if the epochs were as many as that leaves time for."""
     seed: int = 0
     """Of all randomness, the split included."""
     device: str = "auto"
@@ -127,6 +135,12 @@ class TrainOptions:
         _check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
         _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
         _check(not (self.resume and self.init), "resume and init together", "give one of them")
+        fits = self.pretrained is None or self.network == "lite"
+        _check(fits, f"pretrained with network {self.network}", "set network lite")
+        _check(
+            not (self.pretrained and self.init), "pretrained and init together", "give one of them"
+        )
+        _check(0 <= self.average < 1, f"average is {self.average}", "give 0 to below 1")
         for name in ("scale", "validate_every", "devices"):
             value = getattr(self, name)
             _check(value > 0, f"{name} is {value}", "give a positive number")
@@ -151,6 +165,8 @@ class TrainOptions:
         _check(
             0 <= low < high <= 100, f"percentiles {low} to {high}", "give 0 <= low < high <= 100"
         )
+        floor = self.normalization.noise_floor
+        _check(floor >= 0, f"normalization.noise_floor is {floor}", "give 0 or more")
         std = self.normalization.std
         _check(min(std) > 0, f"normalization.std is {std}", "give positive numbers")
 
@@ -164,12 +180,15 @@ class TrainOptions:
         first = self.stage1.epochs
         return (self.stage1, epoch) if epoch < first else (self.stage2, epoch - first)
 
-    def lr(self, epoch: int) -> float:
-        """Learning rate of an epoch: decay of power 0.9 in each stage, a warm-up in the first."""
+    def lr(self, epoch: int, gone: float = 0.0) -> float:
+        """Learning rate of an epoch: decay of power 0.9 in each stage, a warm-up in the first.
+
+        gone: share of the time of the stage that has passed, where that ends before the epochs do.
+        """
         within_first = epoch < self.stage1.epochs
         stage, epoch = self.stage(min(epoch, self.epochs - 1))
         rise = min(1.0, (epoch + 1) / (self.warmup + 1)) if within_first else 1.0
-        return stage.lr * rise * (1 - epoch / stage.epochs) ** 0.9
+        return stage.lr * rise * (1 - max(epoch / stage.epochs, min(gone, 1.0))) ** 0.9
 
 
 def _check(fine: bool, message: str, remedy: str) -> None:

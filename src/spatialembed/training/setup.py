@@ -13,6 +13,7 @@ import torch
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.open import data_name
 from spatialembed.data.split_record import SplitRecord
+from spatialembed.inference import model_file
 from spatialembed.inference.engine import Precision, TorchEngine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tiled_engine import TiledEngine
@@ -22,6 +23,11 @@ from spatialembed.training.instance_index import InstanceIndex
 from spatialembed.training.loader import CropPlan
 from spatialembed.training.options import TrainOptions
 from spatialembed.types import Normalization
+
+DIAMETERS = "diameter_px"
+"""Name of the fact that says how large the training objects are."""
+ENCODER_WEIGHTS = "encoder_weights"
+"""Name of the fact that says where the encoder's weights come from."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Setup:
     start: Path | None  # checkpoint to go on from
     index: InstanceIndex | None  # of the training images, where it is needed
     foreground_weight: float | list[float]  # of the seed term, as measured where it is
+    diameters: dict[str, float]  # px of the training objects, by percentile; {} of none
     split: SplitRecord | None = None  # for the model file, in the process that writes it
 
     @property
@@ -75,7 +82,18 @@ class Setup:
             scale=self.options.scale,
             training=facts,
             split=self.split,
+            network=self.options.network,
         )
+
+    def _start(self) -> dict[str, Any]:
+        """What the weights started from: the encoder's on ImageNet, maybe by way of a model."""
+        if self.options.pretrained is not None:
+            return {ENCODER_WEIGHTS: "EfficientNet-Lite0, ImageNet, Apache-2.0"}
+        if self.options.init is None:
+            return {}
+        facts = model_file.load(self.options.init)[1].training
+        handed_on = {k: v for k, v in facts.items() if k == ENCODER_WEIGHTS}
+        return {"init": Path(self.options.init).name} | handed_on
 
     def facts(self, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
         """The model file's facts about its training; no path, no name of a person or machine."""
@@ -87,6 +105,8 @@ class Setup:
             "hours": round(seconds / 3600, 2),
             "hardware": f"{self.device.type}, {platform.machine()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
+            **self._start(),
+            DIAMETERS: self.diameters,
             "foreground_weight": self.foreground_weight,
             "validation_metric": self.options.val_metric,
             "validation_ap": ap,

@@ -17,6 +17,7 @@ from spatialembed.inference import model_file
 from spatialembed.method.geometry import log_precision_of
 from spatialembed.method.loss import SMOOTHNESS, LossTerms, hinge_loss, spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.training.average import WeightAverage
 from spatialembed.training.loader import Batch
 from spatialembed.training.run_folder import last_good_checkpoint
 from spatialembed.training.setup import Setup
@@ -36,10 +37,20 @@ class TrainingModule(pl.LightningModule):
         self.setup_of_run = setup
         self.net = net.to(memory_format=torch.channels_last)
         self._keep_margin()
+        decay = setup.options.average
+        # Not a module of this one: Lightning would train it, and other processes wait for it.
+        self.average = [WeightAverage(self.net, decay)] if decay else []
         self.best_ap = -1.0  # below every AP: none yet
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in this epoch
         self.started = time.monotonic()
+        self.began = self.started, 0  # of this sitting: when, and at which epoch
+        self.lr = setup.options.lr(0)
+
+    @property
+    def kept(self) -> SpatialEmbeddingNet:
+        """The network that is validated and saved: of averaged weights, where that is set."""
+        return self.average[0].net if self.average else self.net
 
     @property
     def seconds(self) -> float:
@@ -84,6 +95,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._keep_margin()
+        for average in self.average:
+            average.update(self.net)
 
     def _keep_margin(self) -> None:
         """Set a fixed bandwidth anew: weight decay would move it from step to step."""
@@ -129,8 +142,9 @@ class TrainingModule(pl.LightningModule):
         stage, within = options.stage(epoch)
         if within == 0:  # the second stage starts with a fresh Adam
             self.trainer.optimizers[0].state.clear()
+        self.lr = options.lr(epoch, self._gone())
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = options.lr(epoch)
+            group["lr"] = self.lr
         self.skipped = 0
         self.net.train()
         if stage.freeze_batchnorm:
@@ -141,14 +155,35 @@ class TrainingModule(pl.LightningModule):
         rng = np.random.default_rng((options.seed, epoch, self.trainer.global_rank))
         torch.manual_seed(int(rng.integers(2**62)))
 
+    def on_fit_start(self) -> None:
+        for average in self.average:
+            average.net.to(self.device)
+
+    def on_train_start(self) -> None:
+        self.began = time.monotonic(), self.current_epoch
+
+    def _gone(self) -> float:
+        """Share of the stage that is over if ``max_time`` is its end, counted from where it is."""
+        options = self.setup_of_run.options
+        began, first = self.began
+        if options.max_time is None or not options.max_time:
+            return 0.0
+        # Of two stages the time of each is that of its crops' pixels, roughly: not told apart here.
+        before = first / options.epochs
+        return before + (1 - before) * (time.monotonic() - began) / (60 * options.max_time)
+
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
         state["best_ap"] = self.best_ap
         state["seconds"] = self.seconds
+        if self.average:
+            state["average"] = self.average[0].state_dict()
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         # After an epoch that was cut short the model may be better than the checkpoint knows.
         self.best_ap = max(state["best_ap"], _ap_of_model(self.setup_of_run.run))
         self.started = time.monotonic() - state["seconds"]
+        for average in self.average:
+            average.load_state_dict(state["average"])
 
 
 def _ap_of_model(run: Path) -> float:

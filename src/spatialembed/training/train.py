@@ -40,12 +40,14 @@ from spatialembed.data.open import (
 from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
-from spatialembed.evaluation.threshold_sweep import usual_min_pixels
+from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
 from spatialembed.inference.engine import resolve_device, resolve_precision
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 from spatialembed.training.callbacks import Bar, CheckpointIO, EpochEnd, Interrupted, Limits
+from spatialembed.training.init import start_from
 from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import CropModule, Share
 from spatialembed.training.options import TrainOptions
@@ -216,10 +218,9 @@ def _set_up(
     device = resolve_device(options.device)
     _check_against_data(options, train_set)
     index = _index(options, run, train_set)
-    smallest = options.min_pixels
-    if smallest is None:
-        step = -(-len(train_set) // 200)  # two hundred images tell the sizes
-        smallest = usual_min_pixels(train_set.truth(i) for i in range(0, len(train_set), step))
+    step = -(-len(train_set) // 200)  # two hundred images tell the sizes
+    areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
+    smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
     # A fault of a training image shows in the first epoch; one of these would after hours.
     with Stages(rank() == 0, "validation images") as stages:
         stages.begin("checking", len(val_set))
@@ -237,6 +238,7 @@ def _set_up(
         start,
         index,
         _foreground_weight(options, train_set, index),
+        diameters_of(areas),
         _split(options, run, train_set, val_set) if rank() == 0 else None,
     )
 
@@ -335,29 +337,13 @@ def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
 def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
     options = setup.options
     torch.manual_seed(options.seed)
-    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical)
-    if options.init and setup.start is None:
-        source, info = model_file.load(options.init)
-        if (source.num_classes, source.elliptical) != (net.num_classes, net.elliptical):
-            raise SpatialEmbedError(
-                "model_mismatch",
-                f"{options.init}: {source.num_classes} classes, elliptical {source.elliptical}; "
-                f"this training: {net.num_classes} classes, elliptical {net.elliptical}",
-                "start from a model of the same network, or set elliptical to match",
-                MODEL,
-            )
-        for name in ("normalization", "scale"):
-            theirs, ours = getattr(info, name), getattr(options, name)
-            if theirs != ours:
-                logger.warning(
-                    "%s of %s is %s, of this training %s (set %s to match, unless intended)",
-                    name,
-                    options.init,
-                    theirs,
-                    ours,
-                    name,
-                )
-        net.load_state_dict(source.state_dict())
+    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, options.network)
+    if setup.start is None:
+        if options.pretrained:
+            assert isinstance(net.encoder, LiteEncoder)
+            load_imagenet(net.encoder)
+        if options.init:
+            start_from(net, options.init, options.normalization, options.scale)
     return net
 
 

@@ -19,18 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spatialembed.method.networks.erfnet import Decoder, Down, Encoder, Residual, Up, pad_to_stride
+from spatialembed.method.networks.lite import ConvNorm, LiteDecoder
 from spatialembed.types import Embeddings
 
 Run = Callable[[Tensor], Embeddings]
-"""What an engine makes of ``FoldedCore``: (B, 3, H, W) float32, sides multiples of 8, to maps."""
+"""What an engine makes of ``FoldedCore``: (B, 3, H, W) float32, sides multiples of its stride, to
+maps."""
 _Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
 
 class Branched(Protocol):
     """What is needed of a ``SpatialEmbeddingNet``."""
 
-    encoder: Encoder
-    decoders: nn.ModuleList  # of Decoder
+    stride: int
+    encoder: nn.Module
+    decoders: nn.ModuleList
 
 
 class FoldedNet(nn.Module):
@@ -47,12 +50,12 @@ class FoldedNet(nn.Module):
     def forward(self, images: Tensor) -> Embeddings:
         """images (B, 3, H, W) float32 normalised, any H and W >= 1 -> (B, ., H, W) float32."""
         height, width = images.shape[-2:]
-        maps = self.core(pad_to_stride(images))
+        maps = self.core(pad_to_stride(images, self.core.stride))
         return Embeddings(*(m[..., :height, :width] for m in maps))
 
 
 class FoldedCore(nn.Module):
-    """``FoldedNet`` for images whose sides are multiples of 8: nothing in it depends on the size.
+    """``FoldedNet`` for sides that are multiples of ``stride``: nothing in it depends on the size.
 
     This is what is compiled and exported: with padding and cropping inside, each of the four cases
     (pad below, pad right, both, none) would be compiled for itself.
@@ -60,17 +63,16 @@ class FoldedCore(nn.Module):
 
     def __init__(self, net: Branched, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
-        encoder = (net.encoder.initial_block, *net.encoder.layers)
-        self.encoder = nn.Sequential(*(_folded(block) for block in encoder)).to(dtype)
+        self.dtype, self.stride = dtype, net.stride
+        self.encoder = _encoder(net.encoder).to(dtype)
         self.decoders = nn.ModuleList(FoldedDecoder(d, dtype) for d in net.decoders)
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Embeddings:
-        """images (B, 3, H, W) float32, H and W multiples of 8 -> Embeddings (B, ., H, W)."""
+        """images (B, 3, H, W) float32, sides multiples of the stride -> Embeddings (B, ., H, W)."""
         x = images.to(self.dtype, memory_format=torch.channels_last)
-        features = self.encoder(x)  # (B, 128, H/8, W/8)
+        features = self.encoder(x)
         maps, seed = (decoder(features) for decoder in self.decoders)  # (B, 2 + S, H, W), (B, C, ..
         # Copied first: a tanh over a slice of the channels is not vectorised, five times slower.
         offset = torch.tanh(maps[:, :2].contiguous())
@@ -78,17 +80,33 @@ class FoldedCore(nn.Module):
 
 
 class FoldedDecoder(nn.Module):
-    """(B, 128, H/8, W/8) -> (B, outputs, H, W) float32, without activation."""
+    """What the encoder gives -> (B, outputs, H, W) float32, without activation."""
 
     def __init__(self, decoder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        assert isinstance(decoder, Decoder)
-        self.layers = nn.Sequential(*(_folded(block) for block in decoder.layers)).to(dtype)
-        self.output_conv = _copy(decoder.output_conv)
+        assert isinstance(decoder, (Decoder, LiteDecoder))
+        self.layers = (
+            FoldedLite(decoder)
+            if isinstance(decoder, LiteDecoder)
+            else nn.Sequential(*map(_folded, decoder.layers))
+        ).to(dtype)
+        self.output_conv = deepcopy(decoder.output_conv)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
         # float32 for the reason given in erfnet.Decoder.
-        return self.output_conv(self.layers(x).to(self.output_conv.weight.dtype))
+        return self.output_conv(self.layers(features).to(self.output_conv.weight.dtype))
+
+
+class FoldedLite(nn.Module):
+    """A ``LiteDecoder`` up to its last layer."""
+
+    def __init__(self, decoder: LiteDecoder) -> None:
+        super().__init__()
+        self.decoder = _all_folded(decoder)
+        del self.decoder.output_conv
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.decoder.features(features)
 
 
 class FoldedDown(nn.Module):
@@ -136,6 +154,27 @@ class FoldedUp(nn.Module):
         return F.relu(self.conv(x), inplace=True)
 
 
+def _encoder(encoder: nn.Module) -> nn.Module:
+    if isinstance(encoder, Encoder):
+        return nn.Sequential(*map(_folded, (encoder.initial_block, *encoder.layers)))
+    return _all_folded(encoder)
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _all_folded(module: _Module) -> _Module:
+    """A copy in which each batch-norm of a ``ConvNorm`` has gone into its convolution."""
+    module = deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, ConvNorm):
+            layer.conv = _copy(layer.conv, *_affine(layer.bn))
+            layer.bn = nn.Identity()  # type: ignore[assignment]
+            if isinstance(layer.act, (nn.ReLU, nn.ReLU6)):
+                layer.act.inplace = True
+    return module
+
+
 def _folded(block: nn.Module) -> nn.Module:
     match block:
         case Down():
@@ -167,7 +206,8 @@ def _copy(
     if gain is None or shift is None:
         return copy
     copy = copy.double()
-    assert copy.bias is not None
+    if copy.bias is None:
+        copy.bias = nn.Parameter(torch.zeros(copy.out_channels, dtype=torch.float64))
     outputs = (1, -1, 1, 1) if isinstance(copy, nn.ConvTranspose2d) else (-1, 1, 1, 1)
     copy.weight.mul_(gain.view(outputs))
     copy.bias.mul_(gain).add_(shift)

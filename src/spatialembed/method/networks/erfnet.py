@@ -12,6 +12,8 @@ from torch.nn import functional as F
 BATCH_NORM_EPS = 1e-3
 STRIDE = 8
 """Down-sampling of the encoder: image sides are multiples of it inside the network."""
+REACH_PX = 622
+"""Farthest pixel, along an axis, that an output pixel depends on: see ``tiling``."""
 
 
 class Down(nn.Module):
@@ -102,13 +104,13 @@ class Decoder(nn.Module):
             return self.output_conv(x.to(self.output_conv.weight.dtype))
 
 
-def pad_to_stride(images: Tensor) -> Tensor:
-    """Repeat the last row and column of (B, 3, H, W) until both sides are multiples of 8.
+def pad_to_stride(images: Tensor, stride: int = STRIDE) -> Tensor:
+    """Repeat the last row and column of (B, 3, H, W) until both sides are multiples of ``stride``.
 
     The maps are cropped again before anything is clustered, so the padding never makes an instance.
     """
     height, width = images.shape[-2:]
-    bottom, right = -height % STRIDE, -width % STRIDE
+    bottom, right = -height % stride, -width % stride
     if bottom == right == 0:
         return images
     return F.pad(images, (0, right, 0, bottom), mode="replicate")

@@ -1,0 +1,160 @@
+"""Objects of other sizes than a model was trained on: the scale at which it sees an image.
+
+    native   as the model says: its ``scale`` times the image
+    PX       objects of that diameter are shown as large as those that it was trained on
+    auto     an image is also tried at 1/2, 1/4 and 1/8 of that, as long as each is better than the
+             one before; all of them where what was found first is doubtful
+
+What is found is judged by how much of it is expected to be right: the sum over the objects of
+area (expected IoU - 1/2), which pieces of an object lower and objects that were missed too. Maps
+come back at the image's own pixels, whatever the scale, so results need no enlarging.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.inference.test_time_augmentation import average_over_turns
+from spatialembed.method.calibration import Calibration, with_expected_iou
+from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.types import Embeddings, Instances
+
+Diameter = float | Literal["auto", "native"]
+FACTORS = (0.5, 0.25, 0.125)
+"""Of the model's scale, tried in turn."""
+GAIN = 1.05
+"""By which a smaller scale must be better: of two alike the larger shows outlines finer."""
+DOUBTFUL = 0.6
+"""Mean expected IoU, by area, below which all scales are tried, not only while each is better."""
+LEAST_SIDE = 64
+"""px of the shorter side of an image at a scale that is tried."""
+DIAMETERS = "diameter_px"
+"""Fact of a model: percentiles 5, 50 and 95 of the diameters, px, that it was trained on."""
+
+
+class SeesAtScale(Protocol):
+    """What is needed of an ``Engine``."""
+
+    scale: float
+
+    def __call__(self, images: Tensor) -> Embeddings: ...
+
+
+class KnowsSizes(Protocol):
+    """What is needed of ``ModelInfo``."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def training(self) -> dict[str, Any]: ...
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+
+_E = TypeVar("_E", bound=SeesAtScale)
+
+
+def parse_diameter(text: str | float) -> Diameter:
+    """``auto``, ``native`` or a number of px.
+
+    Raises SpatialEmbedError ``bad_setting`` (exit 2).
+    """
+    if text in {"auto", "native"}:
+        return text  # type: ignore[return-value]
+    try:
+        diameter = float(text)
+    except ValueError:
+        diameter = 0.0
+    if not 0 < diameter < float("inf"):
+        remedy = "give auto, native or the px that objects are wide"
+        raise SpatialEmbedError("bad_setting", f"diameter is {text}", remedy, USAGE)
+    return diameter
+
+
+def factor_for(info: KnowsSizes, diameter_px: float) -> float:
+    """By which the model's scale is changed so that objects of ``diameter_px`` look as trained.
+
+    1 for all within the 5th and the 95th percentile of the training objects: 0.5 for 100 px where
+    that is 50.
+
+    Raises SpatialEmbedError ``no_diameter`` (exit 2) for a model that does not say them.
+    """
+    known: dict[str, Any] = info.training.get(DIAMETERS) or {}
+    if not {"p5", "p50", "p95"} <= set(known):
+        raise SpatialEmbedError(
+            "no_diameter",
+            "the model does not say which diameters it was trained on",
+            "give native, or auto",
+            USAGE,
+        )
+    if known["p5"] <= diameter_px <= known["p95"]:
+        return 1.0
+    return float(known["p50"]) / diameter_px
+
+
+def at_factor(engine: _E, factor: float) -> _E:
+    """The same engine, which sees images at ``factor`` times its scale; shares its network."""
+    scaled = copy.copy(engine)
+    scaled.scale = engine.scale * factor
+    return scaled
+
+
+def rescaled_options(options: ClusterOptions, factor: float) -> ClusterOptions:
+    """Thresholds for objects that are as large in the image as ``factor`` makes them small."""
+    return replace(options, min_pixels=round(options.min_pixels / factor**2))
+
+
+def suited(
+    engine: _E, info: KnowsSizes, options: ClusterOptions, diameter_px: float
+) -> tuple[_E, ClusterOptions]:
+    """Engine and thresholds for objects of that diameter. Raises as ``factor_for`` does."""
+    factor = factor_for(info, diameter_px)
+    return at_factor(engine, factor), rescaled_options(options, factor)
+
+
+def worth(found: Instances) -> float:
+    """How much of what was found, in px, is expected to be right."""
+    return float((found.areas * (found.expected_iou - 0.5)).sum())
+
+
+def is_doubtful(found: Instances) -> bool:
+    """Whether nothing was found, or mostly what is not expected to be right."""
+    areas = found.areas
+    return not len(found) or bool((areas * (found.expected_iou - DOUBTFUL)).sum() < 0)
+
+
+def best_scale(
+    engine: _E,
+    info: KnowsSizes,
+    image: Tensor,
+    native: tuple[Instances, Embeddings],
+    options: ClusterOptions,
+    augment: bool,
+) -> tuple[Instances, Embeddings]:
+    """What was found in ``image`` (3, H, W), normalised, at the best scale, and its maps.
+
+    native: what was found at the model's own. augment: average over turns. A model that is not
+    calibrated cannot judge: what was found stays.
+    """
+    best, maps = native
+    if info.calibration is None:
+        return native
+    most, doubtful = worth(best), is_doubtful(best)
+    for factor in FACTORS:
+        if min(image.shape[-2:]) * engine.scale * factor < LEAST_SIDE:
+            break
+        scaled = at_factor(engine, factor)
+        tried = average_over_turns(scaled, image[None]) if augment else scaled(image[None])
+        found = cluster(tried, rescaled_options(options, factor), info.class_names)[0].numpy()
+        found = with_expected_iou(found, tried.seed[0], info.calibration)
+        value = worth(found)
+        if value > GAIN * max(most, 0.0):
+            best, maps, most = found, tried, value
+        elif not doubtful:
+            break
+    return best, maps

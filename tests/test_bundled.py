@@ -1,0 +1,27 @@
+"""What is said of the bundled models, and where a model is not given."""
+
+from __future__ import annotations
+
+import pytest
+
+from spatialembed.command.main import main
+from spatialembed.inference.bundled import choices, summaries
+from spatialembed.inference.model_file import bundled_models
+
+
+def test_every_bundled_model_has_a_line() -> None:
+    found = summaries()
+    assert sorted(found) == bundled_models()
+    for name, line in found.items():
+        assert 20 < len(line) < 160, name
+        assert line.endswith(".")
+
+
+def test_predict_without_a_model_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "a.png", "--out", "b"]) == 2
+    said = capsys.readouterr().err
+    assert "not given: --model" in said
+    for name, line in summaries().items():
+        assert f"--model {name}" in said
+        assert line in said
+    assert choices() in said
