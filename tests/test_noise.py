@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,17 @@ import tifffile
 import torch
 from PIL import Image
 
+from known_predictor import known
 from spatialembed.images.overview import look_over
 from spatialembed.images.windows import open_large
 from spatialembed.inference.device_input import device_input
-from spatialembed.method.noise import SIGNAL_PX, block_deviations, out_of_noise, quiet_noise
+from spatialembed.method.noise import (
+    SIGNAL_PX,
+    block_deviations,
+    out_of_noise,
+    quiet_noise,
+    stretch_is_noise,
+)
 from spatialembed.method.normalization import network_input
 from spatialembed.types import Normalization
 
@@ -140,3 +148,21 @@ def test_ends_of_a_stretch() -> None:
     assert out_of_noise(0, 2, values, np.array([10, 900, 10, 0, 0]), 5) == (0, 5)
     assert out_of_noise(0, 2, values, np.array([10, 900, 10, 20, 2]), 5) == (0, 50)
     assert out_of_noise(0, 2, values, np.array([10, 900, 10, 8, 7]), 5) == (0, 5)
+
+
+def test_noise_alone_is_told() -> None:
+    blank = noise(3, ground=100)
+    assert stretch_is_noise(blank.astype(np.uint16), 1, 99.8)
+    assert not stretch_is_noise(np.full((64, 64), 5, np.uint8), 1, 99.8)
+    discs(blank, 200, radius=30)
+    assert not stretch_is_noise(blank.astype(np.uint16), 1, 99.8)
+
+
+def test_a_model_without_floor_warns(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = known()
+    for floor, warned in ((0.0, True), (10.0, False)):
+        caplog.clear()
+        how = Normalization(noise_floor=floor)
+        predictor.info = replace(predictor.info, normalization=how)
+        next(predictor.map([noise(3, ground=100, side=64).astype(np.uint8)]))
+        assert ("percentiles lie in the noise" in caplog.text) == warned

@@ -30,6 +30,7 @@ from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.ambiguity import ambiguity as ambiguity_map
 from spatialembed.method.calibration import with_expected_iou
 from spatialembed.method.cluster import ClusterOptions, cluster
+from spatialembed.method.noise import warn_of_noise
 from spatialembed.method.normalization import network_input
 from spatialembed.types import Embeddings, Instances
 
@@ -306,6 +307,7 @@ class Predictor:
         pixels = None
         try:
             pixels = read_pixels(source, max_pixels=self.max_pixels)
+            warn_of_noise(pixels, self.info.normalization, source)
             return _Item(source, pixels, self._prepare(_reduced(pixels, scale)), None)
         except SpatialEmbedError as error:
             return _Item(source, pixels, None, error)

@@ -15,13 +15,21 @@ Of 399 training images of four kinds the stretch is 20 to 900 times the noise, o
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+
+from spatialembed.types import Normalization
+
+logger = logging.getLogger("spatialembed")
 
 BLOCK_PX = 16
 BLOCKS = 4096
 """Of an image, evenly spread, if it has more: 1 MP."""
 QUIET = 10.0
 """Percentile of the blocks' standard deviations that is taken for noise."""
+NOISE_STRETCH = 10.0
+"""A stretch of so many times the noise, or less, is warned of."""
 SIGNAL_PX = 16
 """Pixels far off the median that are objects; fewer are specks of the sensor."""
 SIGNAL_PERCENTILE = 90.0
@@ -52,6 +60,27 @@ def block_deviations(image: np.ndarray) -> np.ndarray:
         rows, BLOCK_PX, columns, BLOCK_PX, pixels.shape[2]
     )[::step, :, ::step]
     return blocks.std(axis=(1, 3), dtype=np.float64).reshape(-1, pixels.shape[2])
+
+
+def stretch_is_noise(image: np.ndarray, low: float, high: float) -> bool:
+    """Whether the percentiles ``low`` and ``high`` of (H, W) or (H, W, C) lie in its noise.
+
+    Of all its channels, from every 16th pixel; a constant image is not noise.
+    """
+    noise = quiet_noise(image)
+    few = image[::4, ::4].reshape(-1, len(noise))
+    stretch = np.subtract(*np.percentile(few, (high, low), axis=0))
+    return bool((stretch > 0).any() and (stretch < NOISE_STRETCH * noise).all())
+
+
+def warn_of_noise(image: np.ndarray, how: Normalization, source: object) -> None:
+    """Log a warning where a normalisation without floor makes objects of an image's noise."""
+    if how.noise_floor or how.kind != "percentile" or not image.size:
+        return
+    if stretch_is_noise(image, how.low, how.high):
+        logger.warning(
+            "%s: its percentiles lie in the noise, which this model takes for objects", source
+        )
 
 
 def out_of_noise(

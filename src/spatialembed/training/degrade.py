@@ -20,6 +20,8 @@ GRID = 3
 JPEG_QUALITY = (30, 95)
 JPEG_RANGE = (-0.25, 1.5)
 """Normalised values that become 0 and 255 of the file."""
+BLOCK_SIDE = (6, 32)
+"""px of the blocks of a compressed blank field, as the network sees them."""
 NOISE_ALONE = (0.02, 0.12)
 """Standard deviation of noise without objects: a stretch of 10 times the noise makes it 0.1."""
 
@@ -96,9 +98,19 @@ def compressed(image: Tensor, quality: int) -> Tensor:
 
 
 def noise_alone(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """A blank field of the shape of ``image``, its noise of some correlation."""
-    grains = torch.from_numpy(rng.standard_normal(image.shape[1:], dtype=np.float32))[None]
-    if rng.uniform() < 0.5:
+    """A blank field of the shape of ``image``: noise, maybe correlated, or what JPEG leaves of it.
+
+    In a blank 8-bit JPEG blocks of 8 x 8 px differ by a level or two; enlarged they are larger.
+    """
+    height, width = image.shape[1:]
+    kind = rng.integers(3)
+    if kind == 2:
+        side = int(rng.integers(*BLOCK_SIDE, endpoint=True))
+        blocks = rng.integers(-1, 2, (height // side + 1, width // side + 1)).astype(np.float32)
+        grains = torch.from_numpy(blocks.repeat(side, 0).repeat(side, 1)[:height, :width])[None]
+    else:
+        grains = torch.from_numpy(rng.standard_normal((height, width), dtype=np.float32))[None]
+    if kind > 0:
         grains = F.avg_pool2d(grains, 3, stride=1, padding=1)
     low, high = NOISE_ALONE
     deviation = rng.uniform(low, high)
