@@ -9,6 +9,8 @@ import os
 import sys
 import tempfile
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,11 @@ logger = logging.getLogger("spatialembed")
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Errors of ``flock`` on file systems that have none: Lustre and NFS, as they are mounted."""
+
+BROKEN_ARRAYS = (
+    OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError,
+)  # fmt: skip
+"""What numpy raises on a missing or damaged .npy or .npz; memory: on a header that promises it."""
 
 
 def check_writable(folder: Path, remedy: str = "choose another folder by --out") -> None:

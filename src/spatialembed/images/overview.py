@@ -7,8 +7,6 @@ percentiles are those of all pixels, to the last bit.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spatialembed.files import atomic_write
+from spatialembed.files import BROKEN_ARRAYS, atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
 from spatialembed.method.kernels import levels as kernels
@@ -49,15 +47,7 @@ class Overview(NamedTuple):
             with np.load(path, allow_pickle=False) as arrays:
                 levels = Levels(*(arrays[n] for n in Levels._fields)) if "low" in arrays else None
                 return cls(arrays["picture"], levels)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            MemoryError,
-        ):
+        except BROKEN_ARRAYS:
             return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
-from spatialembed.files import atomic_write, mapped_array
+from spatialembed.files import BROKEN_ARRAYS, atomic_write, mapped_array
 from spatialembed.inference.tiling import Tile
 from spatialembed.method.kernels.candidates import Candidates
 
@@ -78,14 +78,16 @@ class WorkFolder:
 
     def load(self, tile: Tile) -> np.ndarray | None:
         """The records of a tile, mapped; None where it is not done, or its file is damaged."""
+        file = self._file(tile)
         try:
-            records = np.load(self._file(tile), mmap_mode="r")
-        except (OSError, ValueError):  # an empty array cannot be mapped
             try:
-                records = np.load(self._file(tile))
-            except (OSError, ValueError, EOFError):
-                return None
-        return records if records.dtype == self.record else None
+                records = np.load(file, mmap_mode="r")
+            except (OSError, ValueError):  # an empty array cannot be mapped
+                records = np.load(file)
+            fits = len(records) * self.record.itemsize <= file.stat().st_size  # a header may lie
+        except (*BROKEN_ARRAYS, TypeError, OverflowError):
+            return None
+        return records if fits and records.dtype == self.record and records.ndim == 1 else None
 
     def _file(self, tile: Tile) -> Path:
         return self.path / f"tile_{tile.row:04d}_{tile.column:04d}.npy"

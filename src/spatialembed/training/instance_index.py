@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from spatialembed.concurrency import helpers, prefetch
 from spatialembed.console import Stages
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.files import atomic_write
+from spatialembed.files import BROKEN_ARRAYS, atomic_write
 from spatialembed.results.measurements import regions
 from spatialembed.types import Target
 
@@ -184,15 +182,7 @@ def _read(path: Path) -> InstanceIndex | None:
             return InstanceIndex(**{f.name: file[f.name] for f in fields(InstanceIndex)})
     except FileNotFoundError:
         return None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        MemoryError,
-    ) as error:
+    except BROKEN_ARRAYS as error:
         logger.warning("%s: damaged (%s), rebuilt", path, error)
         return None
 
