@@ -72,9 +72,12 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
     Raises SpatialEmbedError: truncated, too_large, empty_image, unsupported_codec.
     """
     kept, moves, room, palette_due = [_PNG_START], False, 0, False
+    size = file.seek(0, io.SEEK_END)
     file.seek(len(_PNG_START))
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        if length > size:  # room for as much would be made before it is read
+            break
         if kind not in _PIXEL_CHUNKS and not (kind[0] & 0x20):  # an unknown one that must be known
             refuse_codec(path, f"PNG with a chunk {kind!r}, which is not in the standard")
         if kind == b"acTL":

@@ -263,15 +263,17 @@ def _read(file: Traversable, limit: int) -> bytes:
     if not file.is_file():
         raise bad_model(str(file), "not a regular file, or missing")
     try:
-        with file.open("rb") as stream:
-            data = stream.read(limit + 1)
+        data = bytearray()
+        with file.open("rb") as stream:  # in blocks: read(n) makes room for n bytes at once
+            while len(data) <= limit and (block := stream.read(1 << 20)):
+                data += block
     except OSError as error:
         raise bad_model(str(file), f"cannot be read: {error.strerror}") from error
     if not data:
         raise bad_model(str(file), "empty")
     if len(data) > limit:
         raise bad_model(str(file), f"longer than {limit} bytes")
-    return data
+    return bytes(data)
 
 
 def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""kill -9 at random moments of predict, tiled predict and train: what an unbroken run would give?
+
+    python benchmarks/chaos.py [--kills 20] [--what predict,tiled,train] [--log runs/chaos.jsonl]
+
+Each trial starts a command, kills it and all that it started at a moment drawn from the time an
+unbroken run takes, starts it again (train with --resume) to the end, and compares every result
+with that of the unbroken run, bit for bit; besides, nothing temporary may be left. One line a
+trial goes to the log; with the same log the next call goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
+
+CLI = [sys.executable, "-m", "spatialembed"]
+CPU = ["--device", "cpu"]
+ENGINE = [*CPU, "--engine", "torch", "--precision", "float32"]
+STAGE = ["--stage1.epochs", "3", "--stage1.crop", "32", "--stage1.batch", "2"]
+LEARN = [*CPU, *STAGE, "--workers", "1", "--validate-every", "1"]
+KINDS = ("predict", "tiled", "train")
+COMPARED = (".png", ".csv", ".json", ".tif", ".safetensors", ".geojson")
+
+
+def command(kind: str, data: Path, out: Path, *, again: bool = False) -> list[str]:
+    images = str(data / "images")
+    predict = [*CLI, "predict", images, "--model", "shapes", "--out", str(out), *ENGINE]
+    if kind == "predict":
+        return [*predict, "--batch", "1", "--format", "labels,overlay,csv,coco,geojson"]
+    if kind == "tiled":
+        return [*predict, "--tile", "32", "--context", "16", "--format", "labels,csv,coco"]
+    if again and (out / "run" / "config.yaml").exists():
+        return [*CLI, "train", "--resume", str(out / "run")]
+    return [*CLI, "train", "--data", str(data), "--out", str(out), "--name", "run", *LEARN]
+
+
+def run(words: list[str], kill_after: float | None = None) -> tuple[int, float, str]:
+    """Exit code, seconds, and the end of what it said; killed with its children if it lives on."""
+    began = time.monotonic()
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        words,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            text, _ = process.communicate(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            text, _ = process.communicate()
+    return process.returncode, time.monotonic() - began, text.decode("utf-8", "replace")[-2000:]
+
+
+def results(kind: str, out: Path) -> dict[str, str]:
+    """Hashes of what must not depend on kills; of a training, its weights and thresholds."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if not path.is_file() or path.suffix not in COMPARED:
+            continue
+        if kind == "train":
+            if path.name == "model.json":
+                facts = json.loads(path.read_text())
+                facts = {k: facts[k] for k in ("thresholds", "calibration", "split") if k in facts}
+                found[name] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+            elif path.suffix == ".safetensors":
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def left_over(out: Path) -> list[str]:
+    """Temporary files, work folders and locks."""
+    kept = (".spatialembed-results", ".instances")  # a marker; an index, which is a cache
+    hidden = (path for path in out.rglob(".*") if path.name not in kept)
+    return [str(path.relative_to(out)) for path in hidden]
+
+
+def trial(kind: str, data: Path, out: Path, seconds: float, expected: dict[str, str]) -> dict:
+    """One kill, one run to the end, and the faults that were found."""
+    shutil.rmtree(out, ignore_errors=True)
+    after = random.uniform(0, seconds)
+    killed, _, _ = run(command(kind, data, out), kill_after=after)
+    code, _, text = run(command(kind, data, out, again=True))
+    found = results(kind, out)
+    faults = [f"exit {code}: {text}"] if code else []
+    names = expected.keys() | found.keys()
+    faults += [f"differs: {name}" for name in names if found.get(name) != expected.get(name)]
+    faults += [f"left over: {name}" for name in left_over(out)]
+    hit = killed == -signal.SIGKILL
+    return {"kind": kind, "after": round(after, 2), "killed": hit, "faults": faults}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="of each kind, with those in the log")
+    parser.add_argument("--what", default=",".join(KINDS))
+    parser.add_argument("--log", type=Path, default=Path("runs/chaos.jsonl"))
+    given = parser.parse_args()
+    room = given.log.parent / f"{given.log.stem}.work"
+    given.log.parent.mkdir(parents=True, exist_ok=True)
+    lines = given.log.read_text().splitlines() if given.log.exists() else []
+    rows = [json.loads(line) for line in lines]
+    data = room / "data"
+    if not data.exists():
+        write_folder(SyntheticDataset("shapes", (64, 64), 6, seed=1), data, progress=False)
+    for kind in given.what.split(","):
+        done = sum(row["killed"] for row in rows if row["kind"] == kind)
+        if done >= given.kills:
+            continue
+        unbroken = room / f"{kind}_unbroken"
+        shutil.rmtree(unbroken, ignore_errors=True)
+        code, seconds, text = run(command(kind, data, unbroken))
+        if code:
+            print(f"{kind}: the unbroken run fails: {text}", file=sys.stderr)
+            return 1
+        expected = results(kind, unbroken)
+        while done < given.kills:
+            row = trial(kind, data, room / kind, seconds, expected)
+            rows.append(row)
+            done += row["killed"]
+            with given.log.open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(kind, done, row["faults"] or "fine", flush=True)
+    faulty = sum(bool(row["faults"]) for row in rows)
+    kills = sum(row["killed"] for row in rows)
+    print(f"{kills} kills, {faulty} with faults; {given.log}")
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
