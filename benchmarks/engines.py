@@ -35,6 +35,7 @@ from spatialembed.inference.predictor import Predictor
 from spatialembed.method.geometry import LOG_SCALE
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.normalization import network_input
+from spatialembed.options import DeviceOptions, PartOptions
 from spatialembed.types import UNIT, Embeddings
 
 NAMES = [
@@ -74,7 +75,7 @@ def main() -> None:
         ),
     ]
     if options.data:
-        dataset = select(options.data, split="val", group_by=options.group_by)
+        dataset = select(PartOptions(data=options.data, split="val", group_by=options.group_by))
         predictors = {"plain": Predictor(TorchEngine(net, device=device, scale=info.scale), info)}
         for name, engine in engines.items():
             engine.scale = info.scale
@@ -112,7 +113,9 @@ def started(
             continue
         began = time.perf_counter()
         try:
-            run = build(net, engine=engine, precision=precision, device=str(images.device))
+            run = build(
+                net, DeviceOptions(engine=engine, precision=precision, device=str(images.device))
+            )
         except SpatialEmbedError as error:
             print(f"{name} is left out: {error}")
             continue

@@ -33,6 +33,7 @@ from spatialembed.method.calibration import (
 )
 from spatialembed.method.cluster import cluster
 from spatialembed.method.geometry import embed, precision
+from spatialembed.options import PartOptions
 from spatialembed.types import Embeddings, Instances, Sample
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--group-by")
     given = parser.parse_args()
-    dataset = select(given.data, group_by=given.group_by)
+    dataset = select(PartOptions(data=given.data, group_by=given.group_by))
     predictor, groups = load(given.model, device="cpu"), groups_of(dataset, given.group_by)
     parts = [
         measured(predictor, dataset[i], groups[i]) for i in track(range(len(dataset)), "measuring")

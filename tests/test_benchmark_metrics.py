@@ -462,7 +462,7 @@ def test_verb(
     """A model of two of the classes that sees the truth of these."""
     two = streets.with_classes(["car", "person"])
     seen = oracle([two.truth(i) for i in range(len(two))], two.class_names)
-    monkeypatch.setattr("spatialembed.inference.predictor.load", lambda *_, **__: seen)
+    monkeypatch.setattr("spatialembed.inference.predictor.load_for", lambda *_, **__: seen)
     root = streets.image_path(0).parents[3]
     words = f"evaluate --model m --split val --metric {metric} --data {root} --out {tmp_path}"
     assert main.main(words.split()) == 0
@@ -498,7 +498,7 @@ def test_what_cannot_be_scored_is_told_before_the_model_is_loaded(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("spatialembed.inference.predictor.load", loaded)
+    monkeypatch.setattr("spatialembed.inference.predictor.load_for", loaded)
     path = tmp_path / data
     if data == "folder":
         for part in ("images", "masks"):

@@ -20,6 +20,7 @@ from spatialembed.inference import model_file
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import PartOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split
 from spatialembed.types import Normalization, Target
@@ -364,14 +365,14 @@ def test_groups_are_of_the_loss_only(tmp_path: Path) -> None:
 
 
 def test_select(streets: Path, tmp_path: Path) -> None:
-    assert len(select(streets, split="val")) == 1
+    assert len(select(PartOptions(data=str(streets), split="val"))) == 1
     with pytest.raises(SpatialEmbedError, match=r"no_split.*--split with one of train, val"):
-        select(streets)
+        select(PartOptions(data=str(streets)))
     with pytest.raises(SpatialEmbedError, match=r"no_split.*gtFine_trainvaltest|no_split.*it has"):
-        select(streets, split="test")
+        select(PartOptions(data=str(streets), split="test"))
     for name in ("ulm_1_1", "ulm_2_1", "bonn_1_1"):
         add(tmp_path, np.full((4, 6), 26001), name)
-    held_out = select(tmp_path, group_by="city", val_fraction=0.5)
+    held_out = select(PartOptions(data=str(tmp_path), group_by="city", val_fraction=0.5))
     assert {held_out.index_row(i)["city"] for i in range(len(held_out))} in ({"ulm"}, {"bonn"})
 
 
@@ -379,9 +380,9 @@ def test_the_hidden_truth(tmp_path: Path) -> None:
     add(tmp_path, np.full((4, 6), 3), "berlin_1_1", split="test")
     assert len(open_cityscapes(tmp_path, split="test")) == 1
     with pytest.raises(SpatialEmbedError, match=r"no_truth.*upload.zip"):
-        select(tmp_path, split="test")
+        select(PartOptions(data=str(tmp_path), split="test"))
     add(tmp_path, np.full((4, 6), 26001), "berlin_2_1", split="test")
-    assert len(select(tmp_path, split="test")) == 2
+    assert len(select(PartOptions(data=str(tmp_path), split="test"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import model_file, predictor
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import DataOptions, DeviceOptions
 from spatialembed.training.options import TrainOptions
 
 TINY = [
@@ -86,10 +87,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def failed(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> str:
-    """What a command that fails with this exit code says: one line on standard error."""
+    """What a command that fails with this exit code says: one line on standard error, but news."""
     capsys.readouterr()
     assert main.main(words) == code
-    lines = capsys.readouterr().err.strip().splitlines()
+    said = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in said if not line.startswith("info ")]
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -148,10 +150,10 @@ def test_evaluate(
 def test_an_engine_is_chosen_by_the_length_of_the_job(
     model: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    def stop(*_: object, pixels: float, **__: object) -> NoReturn:
+    def stop(model: str, options: object, pixels: float) -> NoReturn:
         raise SpatialEmbedError("stopped", f"{pixels:.0f} px", "go on")
 
-    monkeypatch.setattr(predictor, "load", stop)
+    monkeypatch.setattr(predictor, "load_for", stop)
     options = {
         "evaluate": main.EvaluateOptions(model=str(model), data=str(scenes)),
         "tune": main.TuneOptions(model=str(model), data=str(scenes), out=str(tmp_path / "m")),
@@ -282,14 +284,16 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        pytest.param("train --data d --stage1.epoch 3", "nearest is stage1.epochs", id="TRN-18"),
-        pytest.param("train --data d --epochs 3", "nearest is stage1.epochs", id="last part"),
-        pytest.param("train --data d --max-tim 3", "nearest is max_time", id="dashes"),
-        pytest.param("predict a --augmnt --out o --model m", "nearest is augment", id="bare"),
+        pytest.param("train --data d --stage1.epoch 3", "nearest is --stage1.epochs", id="TRN-18"),
+        pytest.param("train --data d --epochs 3", "nearest is --stage1.epochs", id="last part"),
+        pytest.param("train --data d --max-tim 3", "nearest is --max-time", id="dashes"),
+        pytest.param("predict a --augmnt --out o --model m", "nearest is --augment", id="bare"),
         pytest.param("trian --data d", "nearest is spatialembed train", id="verb"),
         pytest.param("pedict a/images", "nearest is spatialembed predict", id="verb and path"),
         pytest.param("foo", "see spatialembed --help", id="no verb like it"),
-        pytest.param("bench --image a.png", "--help lists all", id="no setting like it"),
+        pytest.param(
+            "bench --image a.png", "see spatialembed bench --help", id="no setting like it"
+        ),
         pytest.param("data scene --out o", "nearest is spatialembed data scenes", id="two words"),
         pytest.param("train --data d --stage1.epochs few", "few", id="type"),
         pytest.param("train --data d --center middle", "learnable", id="choice"),
@@ -299,18 +303,16 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d --normalization.low 99.9", "percentiles 99.9", id="percents"),
         pytest.param("train --data d --normalization.std [1,0,1]", "std is (1", id="std"),
         pytest.param("train", "--data", id="no data"),
-        pytest.param("train --data", "--data has no value", id="no value"),
+        pytest.param("train --data", "--data: expected one argument", id="no value"),
         pytest.param("train --data d more", "more", id="too many words"),
         pytest.param("evaluate --model m", "data", id="missing"),
-        pytest.param("predict --model m --out o", "not given: SOURCES", id="no source"),
-        pytest.param("predict --model m a.png", "not given: --out", id="no out"),
-        pytest.param(
-            "train --stage1.epochs many", "stage1.epochs: many is not of type int", id="type"
-        ),
-        pytest.param("train --center middle", "middle is not one of centroid", id="choice"),
+        pytest.param("predict --model m --out o", "required: sources", id="no source"),
+        pytest.param("predict --model m a.png", "required: out", id="no out"),
+        pytest.param("train --stage1.epochs many", "stage1.epochs", id="type and key"),
+        pytest.param("train --center middle", "centroid", id="choices"),
         pytest.param("data scenes --out o --size big", "size is big", id="size"),
         pytest.param("data scenes --out o --size 0x9", "size is 0x9", id="no size"),
-        pytest.param("train --data d --config nowhere", "nowhere", id="no config"),
+        pytest.param("train --data d --config nowhere", "error bad_config: ", id="no config"),
     ],
 )
 def test_usage_faults(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,8 +327,9 @@ def test_usage_faults(words: str, expected: str, capsys: pytest.CaptureFixture[s
         pytest.param("stage1: {epoch: 3}", "nearest is stage1.epochs", id="TRN-18"),
         pytest.param("centre: learnable", "nearest is center", id="top"),
         pytest.param("stage1: {epochs: few}", "few", id="type"),
-        pytest.param("- a\n- b", "no settings in it", id="list"),
-        pytest.param("a: [", "bad_config", id="no YAML"),
+        pytest.param("- a\n- b", "error bad_config: ", id="list"),
+        pytest.param("a: [", "error bad_config: ", id="no YAML"),
+        pytest.param("", "error bad_config: ", id="empty"),
     ],
 )
 def test_faults_in_yaml(
@@ -369,7 +372,7 @@ def test_faults_of_the_machine(
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise fault
 
-    monkeypatch.setattr(predictor, "load", fail)
+    monkeypatch.setattr(predictor, "load_for", fail)
     assert failed(capsys, ["predict", "a", "--model", "m", "--out", "o"], code).startswith(expected)
 
 
@@ -377,7 +380,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(predictor, "load", fail)
+    monkeypatch.setattr(predictor, "load_for", fail)
     with pytest.raises(ZeroDivisionError):
         main.main(["predict", "a", "--model", "m", "--out", "o"])
 
@@ -395,7 +398,7 @@ def test_signal_in_a_finaliser_is_not_lost(
         time.sleep(20)
         pytest.fail("the signal was lost")
 
-    monkeypatch.setattr(predictor, "load", wait)
+    monkeypatch.setattr(predictor, "load_for", wait)
     assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == code
 
 
@@ -410,7 +413,7 @@ def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:
             unwound.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(predictor, "load", wait)
+    monkeypatch.setattr(predictor, "load_for", wait)
     assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == 143
     assert unwound
     assert signal.getsignal(signal.SIGTERM) == before
@@ -498,7 +501,7 @@ def test_a_word_alone_is_the_data() -> None:
     for words in (["DIR"], ["--stage1.epochs", "3", "DIR"], ["--data", "DIR"]):
         assert arguments.parse(TrainOptions, words, verb="train", help="").data == "DIR"
     for words in (["A", "B"], ["A", "--data", "B"], ["--data=B", "A"]):
-        with pytest.raises(SpatialEmbedError, match=r"bad_setting.*A and B: one data set"):
+        with pytest.raises(SpatialEmbedError, match=r"bad_setting.*[AB] and [AB]: one data set"):
             arguments.parse(TrainOptions, words, verb="train", help="")
 
 
@@ -514,7 +517,8 @@ def test_negative_numbers_and_names_with_a_dash() -> None:
 
 def documented(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     hints = get_type_hints(kind)
-    texts = {p.arg_name: p.description for p in parse_from_object(kind).params}
+    parts = reversed(kind.__mro__[:-1])
+    texts = {p.arg_name: p.description for part in parts for p in parse_from_object(part).params}
     for field in fields(kind):
         if is_dataclass(hints[field.name]):
             yield from documented(hints[field.name], f"{prefix}{field.name}.")
@@ -534,17 +538,28 @@ def test_help_lists_every_setting_with_its_docstring(
     shown = bare(capsys.readouterr().out)
     assert bare(main.VERBS[verb].help) in shown
     for name, text in documented(main.VERBS[verb].settings()):
-        assert name in shown, name
+        assert f"--{name.replace('_', '-')}" in shown or name in main.VERBS[verb].positional, name
         assert text, name
         assert bare(text) in shown, name
 
 
 @pytest.mark.parametrize("name", ["stage1.epochs", "val_fraction", "normalization.kind"])
-def test_nearest_to_itself_and_to_a_slip(name: str) -> None:
-    known = [key for key, _ in arguments._settings(TrainOptions)]
-    assert arguments.nearest(name, known) == name
-    assert arguments.nearest(name[:-1], known) == name
-    assert arguments.nearest(name[1:], known) == name
+def test_nearest_to_a_slip(name: str) -> None:
+    for slip in (name[:-1], name[1:]):
+        with pytest.raises(SpatialEmbedError, match=re.escape(name.replace("_", "-"))) as caught:
+            parsed(TrainOptions, "--data=d", f"--{slip}", "1")
+        assert caught.value.code == "unknown_setting"
+
+
+def test_settings_that_verbs_share_are_one_flat_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "DIR", "--model=m", "--group-by=g", "--threads=2", "--plain-ids"]
+    assert main.main([*words, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    options = parsed(EvaluateOptions, *words[1:])
+    assert printed == {f.name: getattr(options, f.name) for f in fields(EvaluateOptions)}
+    assert (printed["data"], printed["group_by"], printed["threads"]) == ("DIR", "g", 2)
+    assert isinstance(options, DataOptions)
+    assert isinstance(options, DeviceOptions)
 
 
 # ---------------------------------------------------------------- the process

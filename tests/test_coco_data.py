@@ -17,6 +17,7 @@ from spatialembed.data.coco import annotation_runs, open_coco
 from spatialembed.data.open import open_data
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method import labels
+from spatialembed.options import DataOptions
 
 SIZE = (20, 30)
 
@@ -305,7 +306,7 @@ def test_crowds_are_counted_aloud_and_can_be_taken(
     assert "--crowd-as-objects" in caplog.text
     assert len(ignored[0].target.classes) == 1
     caplog.clear()
-    taken = open_data(path, crowd_as_objects=True)
+    taken = open_data(path, reading=DataOptions(crowd_as_objects=True))
     assert not caplog.records
     assert len(taken[0].target.classes) == 2
     assert not taken[0].target.ignore.any()

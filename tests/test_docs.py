@@ -145,7 +145,7 @@ def check_spatialembed(words: list[str], where: str) -> None:
     try:
         parse(verb.settings(), rest, verb=name, help=verb.help, positional=verb.positional)
     except SpatialEmbedError as error:
-        if error.message.startswith(("not given", "no data")):
+        if error.message.startswith(("the following arguments are required", "no data")):
             raise NotGiven(f"{where}: {error.message}") from error
         raise AssertionError(f"{where}: {error}") from error
     except SystemExit as stop:  # --help, --print_config

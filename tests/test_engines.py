@@ -27,6 +27,7 @@ from spatialembed.inference.engines.choice import COSTS, ENGINES, choose
 from spatialembed.inference.engines.cuda_graphs import Recorded, Recording
 from spatialembed.inference.engines.folded import FoldedCore, FoldedNet
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings
 
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def reference() -> TorchEngine:
 @pytest.fixture(scope="module", params=ABLE, ids=" ".join)
 def started(request: pytest.FixtureRequest) -> FoldedEngine:
     name, precision = request.param
-    run = build(trained(), engine=name, precision=precision, device="cpu")
+    run = build(trained(), DeviceOptions(engine=name, precision=precision, device="cpu"))
     assert (run.name, run.precision, run.device) == (name, precision, CPU)
     return run
 
@@ -107,7 +108,9 @@ def test_folding_is_exact(elliptical: bool) -> None:
 def test_folding_leaves_the_network_alone() -> None:
     net = trained().train()
     before = copy.deepcopy(net.state_dict())
-    build(net, engine="torch", precision="bfloat16", device="cpu")(images(1, 3, 16, 16))
+    build(net, DeviceOptions(engine="torch", precision="bfloat16", device="cpu"))(
+        images(1, 3, 16, 16)
+    )
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
@@ -168,7 +171,7 @@ def test_a_view_is_read_as_what_it_shows(started: FoldedEngine, reference: Torch
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_compiled_once_for_all_sizes(reference: TorchEngine, precision: str) -> None:
     torch.compiler.reset()
-    run = build(trained(), engine="compiled", precision=precision, device="cpu")
+    run = build(trained(), DeviceOptions(engine="compiled", precision=precision, device="cpu"))
     assert run.name == "compiled"
     with torch._dynamo.config.patch(error_on_recompile=True):
         for size in [*SIZES, (1, 128, 128), (1, 130, 300), (3, 129, 170), (1, 200, 200)]:
@@ -201,7 +204,7 @@ def test_a_package_that_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SpatialEmbedError, match=rf"missing_extra: .*{package}.*\[{extra}\]"):
-        build(trained(), engine=engine, device="cpu")
+        build(trained(), DeviceOptions(engine=engine, device="cpu"))
     assert engine not in engines._there(CPU)
 
 
@@ -209,7 +212,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "compiled" not in engines._there(CPU)
-    run = build(trained(), engine="compiled", device="cpu", precision="float32")
+    run = build(trained(), DeviceOptions(engine="compiled", device="cpu", precision="float32"))
     assert run.name == "torch"
     assert "no-such-compiler is not installed; using torch" in caplog.text
 
@@ -227,7 +230,9 @@ def test_an_engine_that_fails_gives_way(
     monkeypatch.setattr(engines, "openvino_run", fail)
     monkeypatch.setattr(engines, "choose", lambda *_: "openvino")
     with caplog.at_level(logging.INFO, "spatialembed"):
-        run = build(trained(), engine="openvino" if named else "auto", precision="float32")
+        run = build(
+            trained(), DeviceOptions(engine="openvino" if named else "auto", precision="float32")
+        )
     assert run.name == "torch"
     assert [record.levelname for record in caplog.records][-2:] == ["WARNING", "INFO"]
     assert "openvino does not start: no such plugin; using torch" in caplog.text
@@ -242,7 +247,7 @@ def test_auto_goes_on_without_a_package(
     """One that seemed to be there, and is not whole."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(engines, "choose", lambda *_: "openvino")
-    assert build(trained(), device="cpu").name == "torch"
+    assert build(trained(), DeviceOptions(device="cpu")).name == "torch"
     assert "openvino does not start" in caplog.text
 
 
@@ -281,7 +286,7 @@ def test_refused_settings(
     if settings.get("device") == "meta":  # stands for a GPU that works
         monkeypatch.setattr(engines, "resolve_device", torch.device)
     with pytest.raises(SpatialEmbedError) as caught:
-        build(trained(), **settings)  # type: ignore[arg-type]
+        build(trained(), DeviceOptions(**settings))  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.exit_code) == (code, 2)
 
 
@@ -290,7 +295,7 @@ def test_threads_are_those_asked_for(threads: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         engines, "openvino_run", lambda core, threads, **_: given_threads.append(threads) or core
     )
-    build(trained(), engine="openvino", threads=3)
+    build(trained(), DeviceOptions(engine="openvino", threads=3))
     assert (torch.get_num_threads(), given_threads) == (3, [3])
 
 
@@ -410,7 +415,7 @@ def test_recordings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["torch", "compiled"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_engines_on_cuda(reference: TorchEngine, name: str, precision: str) -> None:
-    run = build(trained(), engine=name, precision=precision, device="cuda")
+    run = build(trained(), DeviceOptions(engine=name, precision=precision, device="cuda"))
     assert run.name == name
     for size in [(1, 70, 100), (1, 70, 100), (2, 128, 64), (1, 33, 18)]:
         x = images(size[0], 3, *size[1:])

@@ -23,6 +23,7 @@ from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import PartOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split
 from spatialembed.types import Embeddings, Normalization
@@ -69,10 +70,13 @@ def test_a_coco_file_is_split_like_a_folder(coco: Path) -> None:
     assert (len(train), len(val)) == (4, 2)
     assert not set(train.names) & set(val.names)
     assert train.class_names == val.class_names == CLASSES
-    held_out = select(coco, split="val", val_fraction=0.3, seed=4)
+    held_out = select(PartOptions(data=str(coco), split="val", val_fraction=0.3, seed=4))
     assert held_out.names == val.names
-    assert select(coco, split="train", val_fraction=0.3, seed=4).names == train.names
-    assert len(select(coco)) == 6
+    assert (
+        select(PartOptions(data=str(coco), split="train", val_fraction=0.3, seed=4)).names
+        == train.names
+    )
+    assert len(select(PartOptions(data=str(coco)))) == 6
     assert sorted(open_data(coco)[0].target.classes.tolist()) == [0, 1]
 
 
@@ -89,9 +93,9 @@ def test_the_same_picture_on_both_sides_is_said(
 
 def test_what_a_file_has_not(coco: Path) -> None:
     with pytest.raises(SpatialEmbedError, match="no_split"):
-        select(coco, split="test")
+        select(PartOptions(data=str(coco), split="test"))
     with pytest.raises(SpatialEmbedError, match="no_column"):
-        select(coco, group_by="patient")
+        select(PartOptions(data=str(coco), group_by="patient"))
 
 
 def test_the_folder_of_a_coco_file_names_the_file(coco: Path) -> None:

@@ -216,13 +216,28 @@ def test_same_bytes_same_result(random_net: SpatialEmbeddingNet, precision: str)
     assert all(same(a, b) for a, b in zip(first, reversed(again), strict=True))
 
 
+def test_the_network_once_and_questions_often() -> None:
+    calibration = Calibration((0.9, 1.0), (0.2, 0.7), objects=500, error=0.01, error_of_score=0.1)
+    predictor = known(replace(INFO, calibration=calibration))
+    maps = predictor.embeddings(scene(0))
+    for thresholds in ({}, {"min_pixels": 40}, {"start": 0.92, "foreground": 0.92}):
+        found = predictor.instances(maps, **thresholds)
+        whole = known(predictor.info)(scene(0), **thresholds)
+        assert same(found, whole)
+        assert np.array_equal(found.expected_iou, whole.expected_iou)
+    assert predictor.engine.batches == [1]  # type: ignore[attr-defined]
+    two = Embeddings(*(torch.cat((m, m)) for m in maps))
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*2 images"):
+        predictor.instances(two)
+
+
 # Many images
 
 
 def test_map_is_the_call_in_order() -> None:
     images = [scene(i, (32, 40) if i % 4 else (30, 44)) for i in range(9)]
     predictor = known()
-    found = list(predictor.map(images, batch=2, min_pixels=3))
+    found = list(predictor.map(images, batch=2, options=predictor.options(min_pixels=3)))
     assert all(same(a, known()(b)) for a, b in zip(found, images, strict=True))
     assert predictor.engine.batches == [1, 2, 1, 1, 2, 1, 1]  # type: ignore[attr-defined]
 
@@ -325,7 +340,7 @@ def test_map_of_nothing_and_bad_batch() -> None:
     with pytest.raises(SpatialEmbedError, match=r"bad_setting.*batch"):
         known().map([], batch=0)
     with pytest.raises(SpatialEmbedError, match=r"bad_setting.*start"):
-        known().map([], start=2)
+        known().options(start=2)
 
 
 def test_map_raises_at_its_turn(tmp_path: Path) -> None:

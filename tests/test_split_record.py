@@ -22,6 +22,7 @@ from spatialembed.inference import model_file
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import PartOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.training.train import train
 from spatialembed.types import Normalization
@@ -97,11 +98,11 @@ def test_what_was_trained_on_is_left_out(data: Path, caplog: pytest.LogCaptureFi
     """Whatever images are called and in whatever order, and new ones of a trained plate too."""
     train, val, record = parted(data)
     caplog.set_level(logging.INFO, "spatialembed")
-    assert select(data, record=record).names == val.names
+    assert select(PartOptions(data=str(data)), record).names == val.names
     assert "4 of 8 images were trained on and are left out" in caplog.text
-    assert select(data, split="val", record=record).names == val.names
-    assert select(data, split="train", record=record).names == train.names
-    assert len(select(data, split="all", record=record)) == 8
+    assert select(PartOptions(data=str(data), split="val"), record).names == val.names
+    assert select(PartOptions(data=str(data), split="train"), record).names == train.names
+    assert len(select(PartOptions(data=str(data), split="all"), record)) == 8
     for part in ("images", "masks"):
         for n in range(8):
             (data / part / f"{n}.png").rename(data / part / f"z{9 - n}.png")
@@ -114,22 +115,22 @@ def test_what_was_trained_on_is_left_out(data: Path, caplog: pytest.LogCaptureFi
     rows += [f"new_trained,{trained}", f"new_held_out,{held_out}"]
     (data / "index.csv").write_text("\n".join(("image,plate", *rows)) + "\n")
     kept = {f"z{9 - int(name)}" for name in val.names} | {"new_held_out"}
-    assert set(select(data, record=record).names) == kept
+    assert set(select(PartOptions(data=str(data)), record).names) == kept
 
 
 def test_flags_and_other_images_part_as_before(data: Path) -> None:
     _, _, record = parted(data)
     plain = split_dataset(open_folder(data), fraction=0.25, seed=1)
-    by_flags = select(data, split="val", val_fraction=0.25, seed=1, record=record)
+    by_flags = select(PartOptions(data=str(data), split="val", val_fraction=0.25, seed=1), record)
     assert by_flags.names == plain[1].names
     stranger = replace(record, trained=frozenset({b"none of"[:6]}))
-    assert len(select(data, record=stranger)) == 8
+    assert len(select(PartOptions(data=str(data)), stranger)) == 8
     usual = split_dataset(open_folder(data))
-    assert select(data, split="val", record=stranger).names == usual[1].names
+    assert select(PartOptions(data=str(data), split="val"), stranger).names == usual[1].names
     images = open_folder(data)
     nothing = images.subset([])
     all_of_it = split_record(images, nothing, val_fraction=None, group_by=None, seed=0)
-    assert len(select(data, record=all_of_it)) == 8  # nothing else is left
+    assert len(select(PartOptions(data=str(data)), all_of_it)) == 8  # nothing else is left
 
 
 @pytest.mark.parametrize(

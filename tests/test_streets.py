@@ -78,7 +78,7 @@ def test_a_rider_is_an_instance_of_its_own() -> None:
 
 def test_layout(tmp_path: Path) -> None:
     assert (
-        main.main(["data", "streets", "--out", str(tmp_path), "--images", "4", "--size", "96x64"])
+        main.main(["data", "streets", "--out", str(tmp_path), "--images", "4", "--size", "64x96"])
         == 0
     )
     images = sorted(tmp_path.glob("leftImg8bit/*/*/*_leftImg8bit.png"))

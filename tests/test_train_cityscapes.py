@@ -273,7 +273,7 @@ def test_what_the_data_cannot_give_is_refused_first(streets: Path, tmp_path: Pat
 def test_the_smoke_settings_run_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data", "streets", "--images=6", "--size=256x128", "--out", str(tmp_path / "streets")]
+    words = ["data", "streets", "--images=6", "--size=128x256", "--out", str(tmp_path / "streets")]
     assert main.main(words) == 0
     words = ["train", str(tmp_path / "streets"), "--config", "smoke", "--device", "cpu"]
     assert main.main([*words, "--out", str(tmp_path), "--name", "run"]) == 0

@@ -23,6 +23,7 @@ from spatialembed.inference.model_file import ModelInfo, load, save
 from spatialembed.method.calibration import LEAST_OBJECTS, Objects
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.options import PartOptions
 from spatialembed.types import Normalization
 
 BASE = ClusterOptions(min_pixels=20)
@@ -239,4 +240,4 @@ def test_classes_of_others_are_refused(folder: Path, tmp_path: Path) -> None:
     info = ModelInfo(("a", "b"), True, Normalization("none"), BASE)
     predictor = load_predictor(save(tmp_path / "two", new_net(classes=2), info), device="cpu")
     with pytest.raises(SpatialEmbedError, match="class_mismatch"):
-        tune.tune(predictor, select(folder), progress=False)
+        tune.tune(predictor, select(PartOptions(data=str(folder))), progress=False)

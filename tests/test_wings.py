@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
-ROOT = {"types", "errors", "files", "concurrency", "console"}
+ROOT = {"types", "options", "errors", "files", "concurrency", "console"}
 WINGS = (
     "method", "images", "pictures", "data", "generated", "results", "inference", "evaluation",
     "training", "doctor", "export", "command",
@@ -33,7 +33,7 @@ DOORS = {
     "roifile": {"results.imagej"},
     "supervision": {"results.supervision_detections"},
 }
-TORCH_FREE = {"types", "errors", "files", "concurrency", "console"} | {
+TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} | {
     f"method.kernels.{name}"
     for name in ("jit", "cpu", "hinge", "levels", "candidates", "groups", "rounds")
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spatialembed.options import DeviceOptions, PartOptions
+
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -23,23 +25,11 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(PartOptions, DeviceOptions):
     """Settings of ``spatialembed evaluate``."""
 
     model: str
     """Bundled name, model folder, or a file inside one."""
-    data: str
-    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
-    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the folder. Of a flat one, train or val by the images that the model was trained on,
-    or by the next three; null: all but those that it was trained on; all: those too."""
-    val_fraction: float | None = None
-    """Share that training held out of a flat folder; null: as the model says, or 0.2."""
-    group_by: str | None = None
-    """Column of index.csv whose groups training held out whole; alone it means --split val."""
-    seed: int | None = None
-    """Of that split; null: as the model says, or 0."""
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
     """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
     its official tools too; coco: of masks as COCO counts it, for any data."""
@@ -52,61 +42,23 @@ class EvaluateOptions:
     out: str | None = None
     """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes); null:
     runs/evaluate/ and the name of the data, numbered."""
-    allow_missing: bool = False
-    """Leave out images without mask and masks without image."""
-    split_components: bool = False
-    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
-    plain_ids: bool = False
-    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
-    max_pixels: int = 1 << 28
-    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    engine: str = "auto"
-    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
-    precision: str = "auto"
-    """auto, float32 or bfloat16 (of the network)."""
 
 
 @dataclass(frozen=True)
-class TuneOptions:
+class TuneOptions(PartOptions, DeviceOptions):
     """Settings of ``spatialembed tune``."""
 
     model: str
     """Bundled name, model folder, or a file inside one."""
-    data: str
-    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
-    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the folder. Of a flat one, train or val by the images that the model was trained on,
-    or by the next three; null: all but those that it was trained on; all: those too."""
-    val_fraction: float | None = None
-    """Share that training held out of a flat folder; null: as the model says, or 0.2."""
-    group_by: str | None = None
-    """Column of index.csv whose groups training held out whole; alone it means --split val."""
-    seed: int | None = None
-    """Of that split; null: as the model says, or 0."""
     out: str | None = None
     """Model folder to write; null: the model's own, which a bundled model has not."""
     report: str | None = None
     """Folder of tuning.png, tuning.csv and tuning.json; null: runs/tune/ and the name of the data,
     numbered."""
-    allow_missing: bool = False
-    """Leave out images without mask and masks without image."""
-    split_components: bool = False
-    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
-    plain_ids: bool = False
-    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
-    max_pixels: int = 1 << 28
-    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    precision: str = "auto"
-    """auto, float32 or bfloat16 (of the network)."""
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(DeviceOptions):
     """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
 
     sources: list[str]
@@ -164,14 +116,6 @@ class PredictOptions:
     """More than this share of an instance's pixels must not belong to a better one."""
     max_instances: int | None = None
     """Stop after so many instances in an image."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    engine: str = "auto"
-    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
-    precision: str = "auto"
-    """auto, float32 or bfloat16 (of the network)."""
-    threads: int | None = None
-    """Processor threads; null leaves it to torch."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +125,8 @@ class BenchOptions:
     model: str = "nuclei"
     """Bundled name, model folder, or a file inside one."""
     sizes: str = "256,512"
-    """Images to time, px: 256 is square, 1024x2048 height first, several with commas between."""
+    """Images to time, height x width in px, as 1024x2048, or one side of squares, with commas
+    between."""
     engines: str = "torch:float32,torch,onnxruntime,openvino"
     """As predict takes them, with a precision after a colon; those not installed are left out.
     compiled is a further one, which takes a minute more."""
@@ -266,7 +211,7 @@ class StreetsOptions:
     """Folder to write in the layout of Cityscapes: leftImg8bit/ and gtFine/, train and val."""
     images: int = 100
     """How many; a fifth of them is val."""
-    size: str = "2048x1024"
-    """Width x height in px."""
+    size: str = "1024x2048"
+    """Height x width in px."""
     seed: int = 0
     """Image i follows from (seed, i)."""

@@ -117,19 +117,12 @@ def evaluate(options: EvaluateOptions) -> int:
     from spatialembed.data.open import with_classes_of
     from spatialembed.evaluation.evaluate import FILES, check_metric
     from spatialembed.evaluation.evaluate import evaluate as run
-    from spatialembed.inference.predictor import Predictor, load
+    from spatialembed.inference.predictor import Predictor, load_for
     from spatialembed.inference.tiled_engine import TiledEngine
 
     dataset = _dataset(options)
     check_metric(options.metric, dataset)
-    predictor = load(
-        options.model,
-        device=options.device,
-        engine=options.engine,
-        precision=options.precision,
-        pixels=_pixels(dataset),
-        diameter=options.diameter,
-    )
+    predictor = load_for(options.model, options, _pixels(dataset), options.diameter)
     predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     out = _new_folder(options.out, "evaluate", options.data)
@@ -153,17 +146,12 @@ def tune(options: TuneOptions) -> int:
 
     from spatialembed.data.open import data_name, with_classes_of
     from spatialembed.evaluation import tune as tuning
-    from spatialembed.inference.predictor import Predictor, load
+    from spatialembed.inference.predictor import Predictor, load_for
     from spatialembed.inference.tiled_engine import TiledEngine
 
     folder = tuning.prepare(options.model, options.out)
     dataset = _dataset(options)
-    predictor = load(
-        options.model,
-        device=options.device,
-        precision=options.precision,
-        pixels=_pixels(dataset),
-    )
+    predictor = load_for(options.model, options, _pixels(dataset))
     predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     groups = tuning.groups(dataset, options.group_by)
@@ -187,18 +175,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     record = None
     with suppress(SpatialEmbedError):  # of the model: told when all else is fine
         record = load(options.model)[1].split
-    dataset = select(
-        options.data,
-        split=options.split,
-        val_fraction=options.val_fraction,
-        group_by=options.group_by,
-        seed=options.seed,
-        record=record,
-        allow_missing=options.allow_missing,
-        split_components=options.split_components,
-        plain_ids=options.plain_ids,
-        max_pixels=options.max_pixels,
-    )
+    dataset = select(options, record)
     print(described(options.data, dataset))
     return dataset
 
@@ -225,7 +202,7 @@ def predict(options: PredictOptions) -> int:
     """Find the instances in images: label images, overlays, a table, COCO JSON and more."""
     from spatialembed.inference.predict_folder import job_pixels, predict_folder
     from spatialembed.inference.predict_large import TileOptions
-    from spatialembed.inference.predictor import load
+    from spatialembed.inference.predictor import load_for
     from spatialembed.results.formats import chosen
 
     formats = chosen(options.format)
@@ -233,15 +210,8 @@ def predict(options: PredictOptions) -> int:
         options.tile, options.context, options.memory, options.scale, options.tiled_labels
     )
     pixels = job_pixels(options.sources, options.out) * options.scale**2
-    predictor = load(
-        options.model,
-        device=options.device,
-        engine=options.engine,
-        precision=options.precision,
-        threads=options.threads,
-        pixels=8 * pixels if options.augment else pixels,
-        diameter=options.diameter,
-    )
+    pixels *= 8 if options.augment else 1
+    predictor = load_for(options.model, options, pixels, options.diameter)
     thresholds = predictor.options(
         foreground=options.foreground,
         start=options.start,
@@ -363,8 +333,7 @@ def streets(options: StreetsOptions) -> int:
     """Write generated street scenes with exact truth in the layout of Cityscapes."""
     from spatialembed.generated.streets import write_streets
 
-    width, height = _size(options.size)
-    write_streets(options.out, options.images, (height, width), options.seed)
+    write_streets(options.out, options.images, _size(options.size), options.seed)
     print(f"{options.out}: {options.images} streets in leftImg8bit/ and gtFine/")
     return 0
 

@@ -17,7 +17,7 @@ from spatialembed.data.folder import FolderDataset, open_folder
 from spatialembed.data.split_record import SplitRecord
 from spatialembed.data.splitting import split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
-from spatialembed.images.read import MAX_PIXELS
+from spatialembed.options import DataOptions, PartOptions
 
 logger = logging.getLogger("spatialembed")
 
@@ -76,11 +76,7 @@ def open_data(
     split: Split | None = None,
     classes: str | None = None,
     groups: Groups = "ignore",
-    allow_missing: bool = False,
-    split_components: bool = False,
-    plain_ids: bool = False,
-    crowd_as_objects: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    reading: DataOptions = DataOptions(),
 ) -> FileDataset:
     """Open a folder of images/ and masks/, a .json file of COCO instances, or a Cityscapes root.
 
@@ -91,11 +87,7 @@ def open_data(
         split: "train", "val" or "test": that part of it. A COCO file has none; None: the whole.
         classes: Cityscapes only: names of classes with commas between; None: all eight.
         groups: Cityscapes only: "ignore" or "background", the meaning of groups in the loss.
-        allow_missing: Leave out images without mask and masks without image, instead of refusing.
-        split_components: Masks only: each connected part of a mask with one id is an instance.
-        plain_ids: Masks only: take ids that look like class x 1000 + number as mere numbers.
-        crowd_as_objects: COCO only: take annotations with iscrowd 1 as objects, not as crowds.
-        max_pixels: Largest image that is read, in px.
+        reading: How files are read; ``DataOptions`` names what each layout knows.
 
     Returns:
         A data set whose items are ``Sample``s.
@@ -112,8 +104,8 @@ def open_data(
             split=split,
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             groups=groups,
-            allow_missing=allow_missing,
-            max_pixels=max_pixels,
+            allow_missing=reading.allow_missing,
+            max_pixels=reading.max_pixels,
         )
     if classes is not None or groups != "ignore":
         raise SpatialEmbedError(
@@ -126,41 +118,24 @@ def open_data(
         return open_folder(
             path,
             split=split,
-            allow_missing=allow_missing,
-            split_components=split_components,
-            plain_ids=plain_ids,
-            max_pixels=max_pixels,
+            allow_missing=reading.allow_missing,
+            split_components=reading.split_components,
+            plain_ids=reading.plain_ids,
+            max_pixels=reading.max_pixels,
         )
     if split is not None:
         what, remedy = f"{path}: a file has no part {split!r}", "name the file of that part"
         raise SpatialEmbedError("no_split", what, remedy)
     return open_coco(
         path,
-        allow_missing=allow_missing,
-        crowd_as_objects=crowd_as_objects,
-        max_pixels=max_pixels,
+        allow_missing=reading.allow_missing,
+        crowd_as_objects=reading.crowd_as_objects,
+        max_pixels=reading.max_pixels,
     )
 
 
-Part = Literal["train", "val", "test", "all"]
-"""What may be scored on: a part of the data set, or of a flat one all."""
-
-
-def select(
-    path: str | Path,
-    *,
-    split: Part | None = None,
-    val_fraction: float | None = None,
-    group_by: str | None = None,
-    seed: int | None = None,
-    record: SplitRecord | None = None,
-    allow_missing: bool = False,
-    split_components: bool = False,
-    plain_ids: bool = False,
-    crowd_as_objects: bool = False,
-    max_pixels: int = MAX_PIXELS,
-) -> FileDataset:
-    """Images with truth, to score or tune on; ``path`` is as ``open_data`` takes it.
+def select(options: PartOptions, record: SplitRecord | None = None) -> FileDataset:
+    """Images with truth, to score or tune on; data is as ``open_data`` takes it.
 
     split: a subfolder where there is one of that name, otherwise the side that training learned
     from ("train") or held out ("val"): by the ``record`` of the model, or as a training with this
@@ -171,6 +146,7 @@ def select(
 
     Raises SpatialEmbedError as ``open_data`` and ``split_dataset`` do, and: no_truth.
     """
+    path, split = options.data, options.split
     there = splits(path)
     named = split if split in there and split != "all" else None
     if split in (None, "all") and len(there) > 1:
@@ -180,20 +156,15 @@ def select(
             f"add --split with one of {', '.join(there)}",
             USAGE,
         )
-    dataset = open_data(
-        path,
-        split=named or ("test" if split == "test" else None),
-        allow_missing=allow_missing,
-        split_components=split_components,
-        plain_ids=plain_ids,
-        crowd_as_objects=crowd_as_objects,
-        max_pixels=max_pixels,
-    )
+    opened = named or ("test" if split == "test" else None)
+    dataset = open_data(path, split=opened, reading=options)
     if split == "test":
         _refuse_hidden_truth(path, dataset)
     if named or split == "all":
         return dataset
-    by_flags = group_by is not None or (split and (val_fraction, seed) != (None, None))
+    by_flags = options.group_by is not None or (
+        split and (options.val_fraction, options.seed) != (None, None)
+    )
     if not by_flags:
         if split is None and record is None:
             logger.info(
@@ -205,12 +176,14 @@ def select(
         parted = None if record is None else _by_record(dataset, split, record)
         if parted is not None:
             return parted
-    fraction = 0.2 if val_fraction is None else val_fraction
-    parts = split_dataset(dataset, fraction=fraction, group_by=group_by, seed=seed or 0)
+    fraction = 0.2 if options.val_fraction is None else options.val_fraction
+    parts = split_dataset(
+        dataset, fraction=fraction, group_by=options.group_by, seed=options.seed or 0
+    )
     return parts[0] if split == "train" else parts[1]
 
 
-def _by_record(dataset: FileDataset, split: Part | None, record: SplitRecord) -> FileDataset | None:
+def _by_record(dataset: FileDataset, split: str | None, record: SplitRecord) -> FileDataset | None:
     """The side of a flat data set by the record; None where the record does not part it."""
     saw = record.saw(dataset)
     count = sum(saw)

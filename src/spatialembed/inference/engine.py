@@ -41,6 +41,7 @@ from spatialembed.inference.test_time_augmentation import average_over_turns
 from spatialembed.method.geometry import LOG_SCALE
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.erfnet import pad_to_stride
+from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings
 
 __all__ = [
@@ -178,23 +179,19 @@ def compute_alone_when_forked() -> None:
 
 def build(
     net: SpatialEmbeddingNet,
+    options: DeviceOptions = DeviceOptions(),
     *,
     scale: float = 1.0,
-    engine: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
     megapixels: float | None = None,
 ) -> FoldedEngine:
     """Start an engine for a network; logs which, and how long it took.
 
     Args:
         net: The network, which is left as it is.
+        options: Engine, one of ENGINES, or "auto": the one expected to finish a job of
+            ``megapixels`` first; device and precision, see ``resolve_device`` and
+            ``resolve_precision``; threads on the CPU, for the whole process, None leaves them.
         scale: Factor by which images are resized before the network, and maps back after it.
-        engine: One of ENGINES, or "auto": the one expected to finish a job of ``megapixels`` first.
-        device: See ``resolve_device``.
-        precision: See ``resolve_precision``.
-        threads: On the CPU, for the whole process; None leaves them.
         megapixels: Of all images of the job, as the network sees them; None: unknown.
 
     Returns:
@@ -206,12 +203,13 @@ def build(
             ``unknown_precision``, ``bad_threads``; for an engine that is named, ``missing_extra``,
             and ``no_device`` or ``no_precision`` where it lacks the device or precision.
     """
+    engine, device = options.engine, options.device
     if engine not in ("auto", *ENGINES):
         remedy = f"use auto, {', '.join(ENGINES)}"
         raise SpatialEmbedError("unknown_engine", f"{engine!r} is not an engine", remedy, USAGE)
-    _set_threads(threads)
+    _set_threads(options.threads)
     where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
-    how = _precision_of(engine, precision, where)
+    how = _precision_of(engine, options.precision, where)
     _check_device(engine, where)
     name = engine
     if engine == "auto":

@@ -32,6 +32,7 @@ from spatialembed.method.calibration import with_expected_iou
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.noise import warn_of_noise
 from spatialembed.method.normalization import network_input
+from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings, Instances
 
 BATCH_PIXELS = 1 << 24
@@ -84,17 +85,21 @@ def load(
             ``unknown_precision``, ``no_precision``, ``bad_threads``, ``missing_extra``,
             ``bad_setting``, ``no_diameter`` (exit 2).
     """
+    options = DeviceOptions(device=device, engine=engine, precision=precision, threads=threads)
+    return load_for(model, options, pixels, diameter)
+
+
+def load_for(
+    model: str | Path,
+    options: DeviceOptions,
+    pixels: float | None = None,
+    diameter: str | float = "native",
+) -> Predictor:
+    """``load`` with the device settings as one object, as the verbs have them."""
     wanted = parse_diameter(diameter)
     net, info = model_file.load(model)
-    run = build(
-        net,
-        scale=info.scale,
-        engine=engine,
-        device=device,
-        precision=precision,
-        threads=threads,
-        megapixels=None if pixels is None else pixels * info.scale**2 / 1e6,
-    )
+    megapixels = None if pixels is None else pixels * info.scale**2 / 1e6
+    run = build(net, options, scale=info.scale, megapixels=megapixels)
     return Predictor(run, info, wanted)
 
 
@@ -171,22 +176,17 @@ class Predictor:
         *,
         batch: int = 8,
         augment: bool = False,
-        foreground: float | None = None,
-        start: float | None = None,
-        membership: float | None = None,
-        min_pixels: int | None = None,
-        min_free: float | None = None,
-        max_instances: int | None = None,
+        options: ClusterOptions | None = None,
     ) -> Iterator[Instances]:
         """Detect the instances of many images, in order.
 
-        The next images are read while one is predicted; neighbours of one size share a batch. The
-        thresholds are as of a call.
+        The next images are read while one is predicted; neighbours of one size share a batch.
 
         Args:
             images: Images as a call takes them.
             batch: Most images that go through the network together, 1 or more.
             augment: Average the maps over the 8 turns and flips.
+            options: Thresholds, as ``predictor.options(min_pixels=30)``; None: the model's own.
 
         Returns:
             An iterator over one ``Instances`` per image, each as a call returns it.
@@ -195,14 +195,6 @@ class Predictor:
             SpatialEmbedError: At the turn of an image, the errors of a call. ``outcomes`` yields
                 them instead and continues.
         """
-        options = self.options(
-            foreground=foreground,
-            start=start,
-            membership=membership,
-            min_pixels=min_pixels,
-            min_free=min_free,
-            max_instances=max_instances,
-        )
         return _raising(self.outcomes(images, batch=batch, augment=augment, options=options))
 
     def outcomes(
@@ -254,6 +246,42 @@ class Predictor:
         """
         pixels = read_pixels(image, max_pixels=self.max_pixels)
         return self._maps(self._prepare(pixels)[None], augment)
+
+    def instances(
+        self,
+        embeddings: Embeddings,
+        *,
+        foreground: float | None = None,
+        start: float | None = None,
+        membership: float | None = None,
+        min_pixels: int | None = None,
+        min_free: float | None = None,
+        max_instances: int | None = None,
+    ) -> Instances:
+        """Detect the instances in the maps of one image: the network once, questions often.
+
+        The thresholds are as of a call, and so is the result, but for ``diameter`` "auto": the
+        scale is that of the maps.
+
+        Args:
+            embeddings: Maps (1, ., H, W), as ``embeddings`` returns them.
+
+        Raises:
+            SpatialEmbedError: ``bad_setting`` (exit 2), also for maps of several images;
+                ``non_finite_output`` (exit 4).
+        """
+        options = self.options(
+            foreground=foreground,
+            start=start,
+            membership=membership,
+            min_pixels=min_pixels,
+            min_free=min_free,
+            max_instances=max_instances,
+        )
+        if len(embeddings.seed) != 1:
+            what = f"maps of {len(embeddings.seed)} images"
+            raise SpatialEmbedError("bad_setting", what, "give those of one image", USAGE)
+        return self._find(embeddings, options)[0]
 
     def options(
         self,

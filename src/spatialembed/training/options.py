@@ -8,6 +8,7 @@ from typing import Literal
 
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method.loss import Center
+from spatialembed.options import DataOptions
 from spatialembed.training.crops import AugmentOptions
 from spatialembed.types import Network, Normalization
 
@@ -42,7 +43,7 @@ class StageOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(DataOptions):
     """Settings of ``spatialembed train``."""
 
     data: str = ""
@@ -56,14 +57,8 @@ class TrainOptions:
     """Share held out for validation where there is no val/."""
     group_by: str | None = None
     """Column of index.csv whose groups are held out whole (adjoining tiles of one field, say)."""
-    allow_missing: bool = False
-    """Leave out images without mask and masks without image."""
-    split_components: bool = False
-    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
-    plain_ids: bool = False
-    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
-    max_pixels: int = 1 << 28
-    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    seed: int = 0
+    """Of all randomness, the split included."""
     out: str = "runs/train"
     """Folder of runs."""
     name: str | None = None
@@ -120,8 +115,6 @@ class TrainOptions:
     max_time: float | None = None
     """Minutes of training, after which a last validation and the tuning of thresholds follow; the
     learning rate falls as if the epochs were as many as that leaves time for."""
-    seed: int = 0
-    """Of all randomness, the split included."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int = 1

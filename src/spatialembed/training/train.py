@@ -135,10 +135,7 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
         options.data,
         classes=options.classes,
         groups=options.groups,
-        allow_missing=options.allow_missing,
-        split_components=options.split_components,
-        plain_ids=options.plain_ids,
-        max_pixels=options.max_pixels,
+        reading=options,
     )
     if _in_parts(options):
         train_set, val_set = opened(split="train"), opened(split="val")
