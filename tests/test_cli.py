@@ -150,7 +150,7 @@ def test_evaluate(
 def test_an_engine_is_chosen_by_the_length_of_the_job(
     model: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    def stop(model: str, options: object, pixels: float) -> NoReturn:
+    def stop(model: str, options: object, pixels: float, *_: object) -> NoReturn:
         raise SpatialEmbedError("stopped", f"{pixels:.0f} px", "go on")
 
     monkeypatch.setattr(predictor, "load_for", stop)
