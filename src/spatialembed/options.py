@@ -20,7 +20,7 @@ class DeviceOptions:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     engine: str = "auto"
-    """torch, compiled, onnxruntime or openvino; auto: the one that should end the job first."""
+    """torch, compiled, onnxruntime or openvino; auto: the one expected to finish the job first."""
     precision: str = "auto"
     """auto, float32 or bfloat16 (of the network)."""
     threads: int | None = None
@@ -37,13 +37,13 @@ class DataOptions:
     allow_missing: bool = False
     """Leave out images without mask and masks without image."""
     split_components: bool = False
-    """Take each connected part of a mask with one id only as an instance (masks of 0 and 255)."""
+    """In masks with a single id (0 and 255), take each connected part as an instance."""
     plain_ids: bool = False
-    """Take ids that look like class x 1000 + number, as Cityscapes has them, as mere numbers."""
+    """Take ids that look like class x 1000 + number, as in Cityscapes, as plain numbers."""
     crowd_as_objects: bool = False
     """Of a COCO file: take annotations with iscrowd 1 as objects, not as crowds to be ignored."""
     max_pixels: int = 1 << 28
-    """Refuse images of more pixels; nor may one take more bytes than 8-bit RGB of as many."""
+    """Refuse images of more pixels, or of more bytes than 8-bit RGB of that many pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,16 @@ class PartOptions(DataOptions):
     """
 
     data: str
-    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO instances,
-    .json, beside images/; or a Cityscapes root, of which the classes of the model are taken."""
+    """Folder of images/ and masks/, flat or under train/, val/ and test/; a file of COCO
+    instances, .json, beside images/; or a Cityscapes root, in which the classes of the model
+    count."""
     split: Literal["train", "val", "test", "all"] | None = None
-    """Part of the folder. Of a flat one, train or val by the images that the model was trained on,
-    or by the next three; null: all but those that it was trained on; all: those too."""
+    """Part of the folder. In a flat one, train and val follow from the images that the model was
+    trained on, or from the next three settings; null: all but those that it was trained on; all:
+    those too."""
     val_fraction: float | None = None
-    """Share that training held out of a flat folder; null: as the model says, or 0.2."""
+    """Share that training held out of a flat folder; null: as recorded in the model, or 0.2."""
     group_by: str | None = None
     """Column of index.csv whose groups training held out whole; alone it means --split val."""
     seed: int | None = None
-    """Of that split; null: as the model says, or 0."""
+    """Seed of that split; null: as recorded in the model, or 0."""

@@ -21,7 +21,7 @@ class DemoOptions:
     train: bool = False
     """Train a small model of shapes from scratch instead; about five minutes on two cores."""
     seed: int = 0
-    """Of the generated pictures and of the training."""
+    """Seed of the generated pictures and of the training."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     model: str
     """Bundled name, model folder, or a file inside one."""
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
-    """ap: of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: of that benchmark, by
-    its official tools too; coco: of masks as COCO counts it, for any data."""
+    """ap: AP of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: AP of that
+    benchmark, by its official tools too; coco: mask AP as COCO defines it, for any data."""
     max_dets: int = 100
     """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"
-    """seed: what a user gets; truth: from true centres and bandwidths, without the seed map."""
+    """seed: as in prediction; truth: from true centres and bandwidths, without the seed map."""
     diameter: str = "native"
     """As of predict: px, auto or native."""
     out: str | None = None
@@ -51,7 +51,7 @@ class TuneOptions(PartOptions, DeviceOptions):
     model: str
     """Bundled name, model folder, or a file inside one."""
     out: str | None = None
-    """Model folder to write; null: the model's own, which a bundled model has not."""
+    """Model folder to write; null: the model's own. A bundled model needs one."""
     report: str | None = None
     """Folder of tuning.png, tuning.csv and tuning.json; null: runs/tune/ and the name of the data,
     numbered."""
@@ -59,7 +59,7 @@ class TuneOptions(PartOptions, DeviceOptions):
 
 @dataclass(frozen=True)
 class PredictOptions(DeviceOptions):
-    """Settings of ``spatialembed predict``; a threshold that is null is what the model says."""
+    """Settings of ``spatialembed predict``; a threshold that is null is the model's own."""
 
     sources: list[str]
     """Image files, folders, and globs in quotes."""
@@ -68,10 +68,11 @@ class PredictOptions(DeviceOptions):
     out: str
     """Folder of the results."""
     format: str = "labels,overlay,csv,coco"
-    """What to write, with commas between: labels (NAME_labels.png, 16 bit; above 65,535 objects a
-    32-bit TIFF), tiff (labels as TIFF instead), overlay (NAME_overlay.png), csv (objects.csv of all
-    images), coco (instances.json of all images), geojson (NAME.geojson for QuPath), imagej
-    (NAME_rois.zip for ImageJ), cityscapes (cityscapes/ with upload.zip for the benchmark)."""
+    """Formats to write, with commas between: labels (NAME_labels.png, 16 bit; above 65,535
+    objects a 32-bit TIFF), tiff (labels as TIFF instead), overlay (NAME_overlay.png), csv
+    (objects.csv of all images), coco (instances.json of all images), geojson (NAME.geojson for
+    QuPath), imagej (NAME_rois.zip for ImageJ), cityscapes (cityscapes/ with upload.zip for the
+    benchmark)."""
     simplify: float = 0.0
     """Px by which outlines of geojson and imagej may depart from the pixel edges; 0 is exact."""
     augment: bool = False
@@ -83,26 +84,26 @@ class PredictOptions(DeviceOptions):
     ambiguity: bool = False
     """Write NAME_ambiguity.png as well: 255 times how near each pixel came to another answer."""
     pages: Literal["first", "all"] = "first"
-    """Of a TIFF of several pages: the first, or each as an image NAME_p0001 and so on."""
+    """For a TIFF of several pages: the first page, or each as an image NAME_p0001 and so on."""
     max_pixels: int = 1 << 28
-    """Images of more pixels go by tiles; pages of --pages all and images of more bytes than 8-bit
-    RGB of as many are refused."""
+    """Images of more pixels are predicted by tiles; pages of --pages all, and images of more
+    bytes than 8-bit RGB of that many pixels, are refused."""
     diameter: str = "native"
     """px that objects are wide, which are then shown to the network as large as those it learned;
     auto: each image is tried at smaller scales too, the best is kept; native: as the model says."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0
-    """Reduce images by this, in (0, 1], and enlarge what is found again; quicker on huge ones."""
+    """Factor in (0, 1] to reduce images by; results are enlarged again. Quicker on huge images."""
     memory: float = 3.0
     """Process memory in GB; an image that needs more goes through the network tile by tile."""
     tile: int | None = None
-    """Side of the tiles in px; images above it go by tiles. null: as the memory allows."""
+    """Side of the tiles in px; larger images are tiled. null: as large as the memory allows."""
     context: int = 128
     """Pixels around a tile that the network sees as well, as it sees them; 624 is exact, or 224 of
     the network lite."""
     tiled_labels: Literal["tiff", "zarr"] = "tiff"
-    """Label file of an image that went by tiles: a tiled TIFF or an OME-Zarr."""
+    """Label file of a tiled image: a tiled TIFF or an OME-Zarr."""
     foreground: float | None = None
     """A pixel takes part if its seed is above this."""
     start: float | None = None
@@ -115,7 +116,7 @@ class PredictOptions(DeviceOptions):
     min_free: float | None = None
     """More than this share of an instance's pixels must not belong to a better one."""
     max_instances: int | None = None
-    """Stop after so many instances in an image."""
+    """Stop after this many instances in an image."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,10 @@ class BenchOptions:
     """Images to time, height x width in px, as 1024x2048, or one side of squares, with commas
     between."""
     engines: str = "torch:float32,torch,onnxruntime,openvino"
-    """As predict takes them, with a precision after a colon; those not installed are left out.
-    compiled is a further one, which takes a minute more."""
+    """As in predict, with a precision after a colon; those not installed are left out. compiled
+    is available too, and takes a minute longer."""
     rounds: int = 3
-    """Times that each stage is run after a first one."""
+    """Runs of each stage after a first one."""
     out: str = "runs/bench"
     """Folder of bench.json."""
     device: str = "auto"
@@ -151,11 +152,12 @@ class DoctorOptions:
     timing: bool = True
     """Time some training steps, to tell how long the recommended training takes here."""
     allow_missing: bool = False
-    """As training will be told: images without mask and masks without image are left out."""
+    """Leave out images without mask and masks without image, as training will."""
     split_components: bool = False
-    """As training will be told: each connected part of a mask with one id only is an instance."""
+    """In masks with a single id (0 and 255), take each connected part as an instance, as
+    training will."""
     plain_ids: bool = False
-    """As training will be told: ids that look like 1000 x class + number are mere numbers."""
+    """Take ids that look like class x 1000 + number as plain numbers, as training will."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ class ExportOptions:
     precision: Literal["float32", "float16"] = "float32"
     """Of weights and convolutions; geometry, input and output are always float32."""
     int8: str | None = None
-    """Folder of images to calibrate 8-bit convolutions on; with images/ and masks/, the AP that
-    they cost is shown too."""
+    """Folder of images to calibrate 8-bit convolutions on; with images/ and masks/, the loss of
+    AP is reported too."""
     check: bool = False
     """Compare maps and instances with torch at five sizes, and write FILE.check.json."""
 
@@ -196,7 +198,7 @@ class ScenesOptions:
     kind: Literal["nuclei", "shapes"] = "nuclei"
     """Fluorescence fields of nuclei, or grey photographs of plain shapes."""
     images: int = 100
-    """How many."""
+    """Number of images."""
     size: str = "256"
     """Height x width in px, as 520x696, or one side of squares."""
     seed: int = 0
@@ -210,7 +212,7 @@ class StreetsOptions:
     out: str
     """Folder to write in the layout of Cityscapes: leftImg8bit/ and gtFine/, train and val."""
     images: int = 100
-    """How many; a fifth of them is val."""
+    """Number of images; a fifth of them is val."""
     size: str = "1024x2048"
     """Height x width in px."""
     seed: int = 0

@@ -1,6 +1,6 @@
 """The verbs of the command line, one function each; the settings of each are in ``options``.
 
-Each opens what it is told, hands it to the part that does the work, and says where the results lie.
+Each opens its inputs, hands them to the part that does the work, and names the results.
 It returns an exit code. The parts are imported late: torch takes seconds, and --help needs none.
 """
 
@@ -39,7 +39,7 @@ SOURCES = 20
 
 
 def demo(options: DemoOptions) -> int:
-    """Show what it does, on a generated field of nuclei and a photograph of coins."""
+    """Show the bundled models at work, on a generated field of nuclei and a photograph of coins."""
     from spatialembed.command.demo import demo as run
     from spatialembed.command.demo import train_demo
     from spatialembed.files import free_name
@@ -89,14 +89,14 @@ def train(options: TrainOptions) -> int:
         from spatialembed.training.train import train as run
 
         run(options)
-    if rank() == 0:  # of several processes that train together, one speaks
+    if rank() == 0:  # of several processes that train together, one reports
         print(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
     return 0
 
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Training, which needs its extra, and which a signal may stop for the time being."""
+    """Train; it needs its extra, and a signal may interrupt it until it is resumed."""
     try:
         from spatialembed.training.callbacks import Interrupted
     except ModuleNotFoundError as error:
@@ -111,7 +111,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Score a model on images with masks: AP, F1, PQ; or as Cityscapes or COCO counts."""
+    """Score a model on images with masks: AP, F1, PQ; or the AP of Cityscapes or COCO."""
     from rich.console import Console
 
     from spatialembed.data.open import with_classes_of
@@ -181,7 +181,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
 
 
 def _new_folder(given: str | None, verb: str, data: str) -> Path:
-    """The folder that is given, or a new one of runs/, so that no report takes another's place."""
+    """The folder that is given, or a new one in runs/, so that no report is overwritten."""
     from spatialembed.data.open import data_name
     from spatialembed.files import check_writable, free_name
 
@@ -192,14 +192,14 @@ def _new_folder(given: str | None, verb: str, data: str) -> Path:
 
 
 def _pixels(dataset: FileDataset) -> float:
-    """Of all images, by which an engine is chosen."""
+    """Pixels of all images, by which an engine is chosen."""
     from spatialembed.inference.predict_folder import pixels_of
 
     return pixels_of([dataset.image_path(i) for i in range(len(dataset))])
 
 
 def predict(options: PredictOptions) -> int:
-    """Find the instances in images: label images, overlays, a table, COCO JSON and more."""
+    """Detect the instances in images: label images, overlays, a table, COCO JSON and more."""
     from spatialembed.inference.predict_folder import job_pixels, predict_folder
     from spatialembed.inference.predict_large import TileOptions
     from spatialembed.inference.predictor import load_for
@@ -252,7 +252,7 @@ def _seen_pixels(pixels: int | None, scale: float) -> int | None:
 def _about(
     options: PredictOptions, predictor: Predictor, thresholds: ClusterOptions
 ) -> dict[str, object]:
-    """The settings of a prediction as they came to be, for its page."""
+    """The settings of a prediction in force, for its page."""
     sources = [str(source) for source in options.sources]
     more = [f"and {len(sources) - SOURCES} more"] * (len(sources) > SOURCES)
     given = {"scale", "augment", "pages", "format", "simplify"}

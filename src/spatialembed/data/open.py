@@ -34,7 +34,7 @@ def data_name(path: str | Path) -> str:
 def layout_of(path: str | Path) -> Layout:
     """A Cityscapes root has leftImg8bit/ and gtFine/, COCO instances are a file .json.
 
-    All else counts as a folder of images/ and masks/, whose reader says what is missing.
+    All else counts as a folder of images/ and masks/, whose reader reports what is missing.
     Raises SpatialEmbedError ``no_layout`` for a part of a Cityscapes root.
     """
     path = Path(path)
@@ -54,7 +54,7 @@ def layout_of(path: str | Path) -> Layout:
 
 
 def described(path: str | Path, *parts: Dataset) -> str:
-    """A line that says what was found at ``path``: its layout, images of each part, classes."""
+    """A line about the data at ``path``: its layout, images of each part, classes."""
     layout = {"folder": "images and masks", "coco": "COCO instances", "cityscapes": "Cityscapes"}
     images = " + ".join(str(len(part)) for part in parts)
     names = parts[0].class_names

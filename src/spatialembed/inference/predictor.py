@@ -36,7 +36,7 @@ from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings, Instances
 
 BATCH_PIXELS = 1 << 24
-"""A batch holds no more pixels than this (eight Cityscapes images), whatever was asked for."""
+"""A batch holds no more pixels than this (eight Cityscapes images), whatever ``batch`` is."""
 AHEAD_PIXELS = 1 << 26
 """No more pixels than this are read ahead: about a gigabyte as the network sees them."""
 
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     pixels: np.ndarray | None  # as it was read, (H, W) or (H, W, 3); None if it could not be
     instances: Instances | None
     error: SpatialEmbedError | None
-    ambiguity: np.ndarray | None = None  # (H, W) float32 in [0, 1], where it was asked for
+    ambiguity: np.ndarray | None = None  # (H, W) float32 in [0, 1], on request
 
 
 def load(

@@ -22,17 +22,17 @@ class StageOptions:
     epochs: int = 200
     """Number of epochs."""
     batch: int = 8
-    """Crops a step, over all devices together."""
+    """Crops per step, over all devices together."""
     lr: float = 5e-4
     """Learning rate of Adam at the start; it falls by (1 - epoch / epochs)^0.9."""
     crops: int | None = None
-    """Crops an epoch; null: one an image."""
+    """Crops per epoch; null: one per image."""
     sampling: Literal["image", "natural", "balanced"] = "image"
-    """What a crop is drawn by: images, each as often as any other; natural: objects, each as often,
-    with a crop around it; balanced: classes, each as often, then its objects. Only for image
-    augment.object_centred says how many crops lie around an object."""
+    """How crops are drawn. image: from all images equally often, a share augment.object_centred
+    of them around an object; natural: around all objects equally often; balanced: around objects
+    of all classes equally often."""
     freeze_batchnorm: bool = False
-    """Leave the batch-norm statistics as they are (the second stage of the paper)."""
+    """Keep the batch-norm statistics fixed (the second stage of the paper)."""
 
     def __post_init__(self) -> None:
         _check(self.crop >= 16, f"crop is {self.crop}", "give at least 16 px")
@@ -50,22 +50,24 @@ class TrainOptions(DataOptions):
     """Folder of images/ and masks/, flat or under train/ and val/; a file of COCO instances, .json,
     beside images/; or a Cityscapes root, with leftImg8bit/ and gtFine/."""
     classes: str | None = None
-    """Of a Cityscapes root: the classes to learn, with commas between; null: all eight."""
+    """Cityscapes only: the classes to learn, with commas between; null: all eight."""
     groups: Literal["ignore", "background"] = "ignore"
-    """Of a Cityscapes root: what the loss takes a group without single objects for."""
+    """Cityscapes only: whether the loss ignores a group without single objects or takes it as
+    background."""
     val_fraction: float = 0.2
     """Share held out for validation where there is no val/."""
     group_by: str | None = None
-    """Column of index.csv whose groups are held out whole (adjoining tiles of one field, say)."""
+    """Column of index.csv whose groups are held out whole (adjoining tiles of one field, for
+    example)."""
     seed: int = 0
-    """Of all randomness, the split included."""
+    """Seed of all randomness, including the split."""
     out: str = "runs/train"
     """Folder of runs."""
     name: str | None = None
     """Name of the run; null: the name of the data folder, numbered."""
     resume: str | None = None
-    """Folder of a run to go on with, as it began; data, device, devices, workers, max_time may
-    change."""
+    """Folder of a run to continue, with its own settings; data, device, devices, workers and
+    max_time may change."""
     init: str | None = None
     """Model whose weights to start from: bundled name or model folder. Of other classes, the layer
     that tells them starts anew."""
@@ -76,12 +78,13 @@ class TrainOptions(DataOptions):
     average: float = 0.0
     """Decay of a running mean of the weights, which is validated and kept; 0: the last weights."""
     elliptical: bool = True
-    """One bandwidth an axis instead of one for both."""
+    """One bandwidth per axis instead of one for both."""
     center: Center = "learnable"
     """Centre of an instance: mean of its embeddings (learnable), of its positions, or a medoid."""
     margin: float | None = None
-    """Fixed bandwidth, as the px of the network's input that an embedding may lie off its centre:
-    trained by the hinge loss, the baseline of the paper; null: bandwidths are learned."""
+    """Fixed bandwidth: the largest distance of an embedding from its centre, in px of the
+    network's input, trained by the hinge loss (the baseline of the paper); null: bandwidths are
+    learned."""
     foreground_weight: float | list[float] | Literal["enet"] = 10.0
     """Weight of instance pixels in the seed term, one for all classes or one each; enet: of each
     class 1 / ln(1.02 + p), p the share of its pixels in the training images."""
@@ -102,7 +105,7 @@ class TrainOptions(DataOptions):
     warmup: int = 0
     """Epochs over which the learning rate rises to its start."""
     weight_decay: float = 1e-4
-    """Of Adam."""
+    """Weight decay of Adam."""
     clip: float = 10.0
     """Largest norm of the gradient; 0: no clipping."""
     validate_every: int = 5
@@ -118,11 +121,11 @@ class TrainOptions(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int = 1
-    """Processes that train together, one a device."""
+    """Processes that train together, one per device."""
     precision: str = "auto"
     """auto, float32 or bfloat16 (of the network; loss and clustering are always float32)."""
     workers: int = 2
-    """Loader processes; they change nothing in the result."""
+    """Loader processes; the result does not depend on them."""
 
     def __post_init__(self) -> None:
         _check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")

@@ -3,8 +3,8 @@
     open data -> crops of the epoch -> loss -> step     after each epoch: score by the real
               -> best model -> tune its thresholds      clustering, keep the best, checkpoint
 
-All randomness starts afresh from (seed, epoch) at each epoch, so that a run that was killed goes on
-from its last epoch with the same bits as one that was not.
+All randomness starts afresh from (seed, epoch) at each epoch, so that a killed run continues from
+its last epoch with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from spatialembed.training.validation import each, tune_best
 logger = logging.getLogger("spatialembed")
 
 MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
-"""Settings that a run may go on with otherwise than it began: where and how long, not what."""
+"""Settings that may change when a run is resumed: where and how long, not what."""
 PATIENCE = timedelta(days=7)
 """How long processes wait for each other: the first one validates alone, for hours maybe, where
 torch gives up after 10 or 30 minutes. One that dies is noticed without it."""
@@ -99,7 +99,7 @@ def train(options: TrainOptions) -> Path:
         try:
             return _run(stored, run, open_split(stored), go_on=go_on)
         except Interrupted:
-            return run  # the first process says so; an exit code here would have it killed
+            return run  # the first process reports it; an exit code here would have it killed
     if options.resume:
         run = Path(options.resume)
         options = _settings_to_go_on(run, options)
@@ -117,7 +117,7 @@ def _run(
     options: TrainOptions, run: Path, images: tuple[FileDataset, FileDataset], *, go_on: bool
 ) -> Path:
     """Both stages, then the best model with its thresholds tuned."""
-    # A run that was killed before its first checkpoint goes on from the beginning.
+    # A run that was killed before its first checkpoint starts over.
     start = last_good_checkpoint(run) if go_on and has_checkpoints(run) else None
     setup = _set_up(options, run, *images, start)
     net = _initial_network(setup)
@@ -215,7 +215,7 @@ def _set_up(
     device = resolve_device(options.device)
     _check_against_data(options, train_set)
     index = _index(options, run, train_set)
-    step = -(-len(train_set) // 200)  # two hundred images tell the sizes
+    step = -(-len(train_set) // 200)  # two hundred images show the sizes
     areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
     smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
     # A fault of a training image shows in the first epoch; one of these would after hours.
@@ -256,7 +256,7 @@ def _split(
             progress=lambda: stages.advance(1),
         )
     for earlier in (run / "model", options.init):  # the first, where this run is resumed
-        with suppress(SpatialEmbedError):  # told of by whoever needs the model
+        with suppress(SpatialEmbedError):  # reported when the model is needed
             before = model_file.load(earlier)[1].split if earlier else None
             if before is not None:
                 record = replace(record, trained=record.trained | before.trained)
@@ -272,7 +272,7 @@ def _in_parts(options: TrainOptions) -> bool:
 
 
 def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
-    """The index of the training images, where crops, windows or weights ask for it.
+    """The index of the training images, where crops, windows or weights need it.
 
     It is kept beside the runs, since many learn from the same images.
     """
@@ -291,7 +291,7 @@ def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceInd
 def _foreground_weight(
     options: TrainOptions, images: FileDataset, index: InstanceIndex | None
 ) -> float | list[float]:
-    """The weights of the seed term, measured where the setting says so."""
+    """The weights of the seed term, measured where the setting asks for it."""
     given = options.foreground_weight
     if given != "enet":
         return given
