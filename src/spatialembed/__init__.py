@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.options import DataOptions
 from spatialembed.types import Embeddings, Instances, Normalization, Sample, Target
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ClusterOptions",
+    "DataOptions",
     "Embeddings",
     "Instances",
     "Normalization",

@@ -87,7 +87,7 @@ def open_data(
         split: "train", "val" or "test": that part of it. A COCO file has none; None: the whole.
         classes: Cityscapes only: names of classes with commas between; None: all eight.
         groups: Cityscapes only: "ignore" or "background", the meaning of groups in the loss.
-        reading: How files are read; ``DataOptions`` names what each layout knows.
+        reading: How files are read: missing partners, masks of one id, size limits and so on.
 
     Returns:
         A data set whose items are ``Sample``s.
