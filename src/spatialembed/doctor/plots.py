@@ -14,7 +14,7 @@ from spatialembed.doctor.probe import Pair, read_again
 from spatialembed.doctor.recommend import Advice
 from spatialembed.doctor.survey import Survey
 from spatialembed.method.networks.erfnet import STRIDE
-from spatialembed.pictures.charts import Chart, Mark, bars, histogram
+from spatialembed.pictures.charts import Chart, Mark, bars, histogram, spread
 from spatialembed.pictures.drawing import display, overlay, panel, zoom_for
 from spatialembed.pictures.html import counted
 from spatialembed.types import UNIT
@@ -35,7 +35,7 @@ def plots(survey: Survey, advice: Advice | None) -> Iterator[Chart]:
         yield from _of_objects(survey, advice)
     if len(counts := survey.counts):
         yield histogram(
-            counts, title="Objects an image", unit="objects", note=_quartiles(counts, "objects")
+            counts, title="Objects an image", unit="objects", note=spread(counts, "objects")
         )
         title = "Share of an image that objects cover"
         yield histogram(100 * covered(survey), title=title, unit="% of an image")
@@ -70,7 +70,7 @@ def _of_objects(survey: Survey, advice: Advice) -> Iterator[Chart]:
         ("Longer side of an object", "extent", extent_marks, ""),
     ):
         values = survey.all(measure)
-        note = _quartiles(values, "px") + more
+        note = spread(values, "px") + more
         yield histogram(values, title=title, unit="px", log=True, marks=marks, note=note)
 
 
@@ -79,11 +79,6 @@ def covered(survey: Survey) -> np.ndarray:
     shares = [p.mask.objects.area.sum() / math.prod(p.mask.size_hw) for p in survey.measured
               if p.mask]  # fmt: skip
     return np.array(shares, np.float64)
-
-
-def _quartiles(values: np.ndarray, unit: str) -> str:
-    low, middle, high = np.percentile(values, (5, 50, 95))
-    return f"Median {middle:.4g} {unit}; 90 % from {low:.4g} to {high:.4g}."
 
 
 # ---------------------------------------------------------------- samples

@@ -38,6 +38,12 @@ class Chart(NamedTuple):
     note: str = ""
 
 
+def spread(values: np.ndarray, unit: str) -> str:
+    """A sentence for below a histogram."""
+    low, middle, high = np.percentile(values, (5, 50, 95))
+    return f"Median {middle:,.4g} {unit}; 90 % from {low:,.4g} to {high:,.4g}."
+
+
 class _Text(NamedTuple):
     x: float
     y: float

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spatialembed.files import atomic_write
-from spatialembed.pictures.charts import Chart, bars, histogram
+from spatialembed.pictures.charts import Chart, bars, histogram, spread
 from spatialembed.pictures.contact_sheet import ContactSheet
 from spatialembed.pictures.html import counted, render
 from spatialembed.pictures.thumbnail import EXTREMES, Thumbnail
@@ -116,9 +116,7 @@ class RunPage:
     def _charts(self, areas: np.ndarray, quality: np.ndarray, scores: np.ndarray) -> list[Chart]:
         charts = [histogram(np.array(self._counts), title="Objects an image", unit="objects")]
         if len(areas):
-            low, middle, high = np.percentile(areas, (5, 50, 95))
-            note = f"Median {middle:,.4g} px; 90 % from {low:,.4g} to {high:,.4g}."
-            title = "Area of an object"
+            title, note = "Area of an object", spread(areas, "px")
             charts.append(histogram(areas, title=title, unit="px", log=True, note=note))
             if self.calibrated:
                 note = "With the true object, as the model's calibration says."

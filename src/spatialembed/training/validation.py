@@ -141,13 +141,7 @@ def each(images: FileDataset) -> Iterator[Sample]:
 
 def _draw_sample(run: Path, found: Found, done: int) -> None:
     offset, log_precision, seed = (m[0].cpu().numpy() for m in found.maps)
-    picture = maps_panel(
-        found.sample.image,
-        offset,
-        log_precision,
-        seed,
-        found.instances.labels,
-        found.sample.target.labels.numpy(),
-    )
+    image, truth = found.sample.image, found.sample.target.labels
+    picture = maps_panel(image, offset, log_precision, seed, found.instances.labels, truth)
     stem = found.sample.name.replace("/", "_")
     write_png(run / "samples" / f"{stem}_epoch{done:04d}.png", picture)
