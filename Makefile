@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test docs pages bench picture clean
+.PHONY: demo quick test docs pages bench picture chaos fuzz soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -26,6 +26,16 @@ docs pages: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py
+
+# Long campaigns, see docs/reliability.md; KILLS, RUNS and MINUTES say how long.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),20)
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/fuzz.py --runs $(or $(RUNS),100000) --seconds 3600
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)
 
 picture: $(VENV)/.installed
 	$(BIN)/python examples/readme_picture.py docs/images/overview.png
