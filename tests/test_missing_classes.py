@@ -132,3 +132,11 @@ def test_an_id_can_be_ignored(tmp_path: Path) -> None:
     assert part.ids is not None
     assert part.ids.tolist() == [1, 3]
     assert open_folder(root, ignore_id=2).truth_digest(0) != open_folder(root).truth_digest(0)
+    by_setting, _ = open_split(TrainOptions(data=str(both_parts(tmp_path)), ignore_id=2))
+    assert by_setting[0].target.ignore[BOXES[2]].all()
+
+
+def both_parts(root: Path) -> Path:
+    folder(root / "parts" / "train", {"x": [1, 2]})
+    folder(root / "parts" / "val", {"y": [1]})
+    return root / "parts"

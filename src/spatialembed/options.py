@@ -40,6 +40,8 @@ class DataOptions:
     """In masks with a single id (0 and 255), take each connected part as an instance."""
     plain_ids: bool = False
     """Take ids that look like class x 1000 + number, as in Cityscapes, as plain numbers."""
+    ignore_id: int | None = None
+    """Of masks: the id of void pixels, neither object nor background (255, say)."""
     crowd_as_objects: bool = False
     """Of a COCO file: take annotations with iscrowd 1 as objects, not as crowds to be ignored."""
     max_pixels: int = 1 << 28

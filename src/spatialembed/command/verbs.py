@@ -169,6 +169,7 @@ def tune(options: TuneOptions) -> int:
 
 def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
+    from spatialembed.data.label_warnings import warn_of_labels
     from spatialembed.data.open import described, select
     from spatialembed.inference.model_file import load
 
@@ -176,6 +177,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     with suppress(SpatialEmbedError):  # of the model: told when all else is fine
         record = load(options.model)[1].split
     dataset = select(options, record)
+    warn_of_labels(dataset)
     print(described(options.data, dataset))
     return dataset
 

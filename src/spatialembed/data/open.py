@@ -94,10 +94,12 @@ def open_data(
 
     Raises:
         SpatialEmbedError: As ``open_folder``, ``open_coco`` and ``open_cityscapes``; ``no_split``
-            for a part of a COCO file; ``bad_setting`` (exit 2) for Cityscapes settings on another
-            layout.
+            for a part of a COCO file; ``bad_setting`` (exit 2) for settings of another layout.
     """
     layout = layout_of(path)
+    if reading.ignore_id is not None and layout != "folder":
+        what, remedy = f"{path}: ignore_id applies to folders of masks only", "leave it out"
+        raise SpatialEmbedError("bad_setting", what, remedy, USAGE)
     if layout == "cityscapes":
         return open_cityscapes(
             path,
@@ -121,6 +123,7 @@ def open_data(
             allow_missing=reading.allow_missing,
             split_components=reading.split_components,
             plain_ids=reading.plain_ids,
+            ignore_id=reading.ignore_id,
             max_pixels=reading.max_pixels,
         )
     if split is not None:

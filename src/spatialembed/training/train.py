@@ -29,6 +29,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from spatialembed.console import Stages
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
+from spatialembed.data.label_warnings import warn_of_labels
 from spatialembed.data.open import (
     data_name,
     described,
@@ -214,6 +215,8 @@ def _set_up(
 ) -> Setup:
     device = resolve_device(options.device)
     _check_against_data(options, train_set)
+    if rank() == 0:
+        warn_of_labels(train_set)
     index = _index(options, run, train_set)
     step = -(-len(train_set) // 200)  # two hundred images show the sizes
     areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
