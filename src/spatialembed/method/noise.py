@@ -16,6 +16,7 @@ Of 399 training images of four kinds the stretch is 20 to 900 times the noise, o
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 
@@ -78,8 +79,10 @@ def warn_of_noise(image: np.ndarray, how: Normalization, source: object) -> None
     if how.noise_floor or how.kind != "percentile" or not image.size:
         return
     if stretch_is_noise(image, how.low, how.high):
+        named = isinstance(source, (str, os.PathLike))  # an array would be printed whole
         logger.warning(
-            "%s: its percentiles lie in the noise, which this model takes for objects", source
+            "%s: its percentiles lie in the noise, which this model takes for objects",
+            source if named else f"an image of {image.shape[0]} x {image.shape[1]} px",
         )
 
 
