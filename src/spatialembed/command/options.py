@@ -158,6 +158,8 @@ class DoctorOptions:
     training will."""
     plain_ids: bool = False
     """Take ids that look like class x 1000 + number as plain numbers, as training will."""
+    ignore_id: int | None = None
+    """Of masks: the id of void pixels, neither object nor background, as training will."""
 
 
 @dataclass(frozen=True)

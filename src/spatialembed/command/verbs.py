@@ -64,7 +64,9 @@ def doctor(options: DoctorOptions) -> int:
     from spatialembed.doctor.probe import Reading
 
     out = options.out or Path("runs", "doctor", data_name(options.data))
-    reading = Reading(options.allow_missing, options.split_components, options.plain_ids)
+    reading = Reading(
+        options.allow_missing, options.split_components, options.plain_ids, options.ignore_id
+    )
     result = run(options.data, out, reading, timing=options.timing)
     Console().print(table(result.findings))
     if result.advice and result.quick and result.timing:

@@ -36,10 +36,10 @@ def warn_of_labels(dataset: FileDataset) -> None:
     for fault in label_faults(facts):
         first = dataset.names[places[fault.masks[0]]]
         logger.warning(
-            "%s: of %d masks, %s, the first of %s (%s)",
+            "%s: %s (of %d looked at, the first: %s); %s",
             fault.code,
-            len(facts),
             fault.message,
+            len(facts),
             first,
             fault.remedy,
         )

@@ -30,6 +30,7 @@ class Reading(NamedTuple):
     allow_missing: bool = False
     split_components: bool = False
     plain_ids: bool = False
+    ignore_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_again(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Image and ids (H, W) int32 of a pair that ``probe`` could read. Raises SpatialEmbedError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
-        image, ids = read_oriented(pair.image_path)[0], read_labels(pair.mask_path)
+        image, ids = read_oriented(pair.image_path)[0], _ids(pair.mask_path, reading)
     return image, _instances(pair.mask_path, ids, reading, [])
 
 
@@ -119,7 +120,7 @@ def probe(pair: Pair, reading: Reading) -> Pair:
         except SpatialEmbedError as error:
             faults.append(fault_of(error))
         try:
-            ids = read_labels(mask_path)
+            ids = _ids(mask_path, reading)
             if pair.classes is None:
                 ids = _instances(mask_path, ids, reading, faults)
             mask = _mask(mask_path, ids)
@@ -206,6 +207,12 @@ def _unlabelled_margin(objects: Objects, shape: tuple[int, ...]) -> float:
     left, top = objects.box[:, :2].min(axis=0)
     right, bottom = (width, height) - objects.box[:, 2:].max(axis=0)
     return float(max(left / width, right / width, top / height, bottom / height))
+
+
+def _ids(path: Path, reading: Reading) -> np.ndarray:
+    """Ids (H, W) of a mask, those to be ignored as background."""
+    ids = read_labels(path)
+    return ids if reading.ignore_id is None else np.where(ids == reading.ignore_id, 0, ids)
 
 
 def _instances(path: Path, ids: np.ndarray, reading: Reading, faults: list[Fault]) -> np.ndarray:

@@ -134,6 +134,8 @@ def _of_files(survey: Survey) -> Iterator[Setting]:
         yield Setting("split_components", True, "masks of one id are taken apart, as it was asked")
     if survey.reading.plain_ids:
         yield Setting("plain_ids", True, "ids are taken as mere numbers, as it was asked")
+    if survey.reading.ignore_id is not None:
+        yield Setting("ignore_id", survey.reading.ignore_id, "void, as it was asked")
     columns = survey.group_columns()
     if survey.splits == ("",) and columns:
         groups = len({pair.row[columns[0]] for pair in survey.pairs})
