@@ -43,7 +43,7 @@ class DataOptions:
     ignore_id: int | None = None
     """Of masks: the id of void pixels, neither object nor background (255, say)."""
     crowd_as_objects: bool = False
-    """Of a COCO file: take annotations with iscrowd 1 as objects, not as crowds to be ignored."""
+    """COCO only: take annotations with iscrowd 1 as objects, instead of ignoring them as crowds."""
     max_pixels: int = 1 << 28
     """Refuse images of more pixels, or of more bytes than 8-bit RGB of that many pixels."""
 

@@ -82,7 +82,7 @@ class Normalization:
 
 @dataclass(frozen=True, repr=False)
 class Instances:
-    """What was found in one image: torch on the embeddings' device, numpy from ``Predictor``."""
+    """The detections of one image: torch on the embeddings' device, numpy from ``Predictor``."""
 
     labels: Any  # (H, W) int32; instance i is labels == i + 1; 1..N without gaps, one owner a pixel
     scores: Any  # (N,) float32; descending as found, after indexing in the order asked for

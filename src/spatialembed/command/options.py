@@ -38,9 +38,9 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     sampling: Literal["seed", "truth"] = "seed"
     """seed: as in prediction; truth: from true centres and bandwidths, without the seed map."""
     diameter: str = "native"
-    """As of predict: px, auto or native."""
+    """As in predict: px, auto or native."""
     out: str | None = None
-    """Folder of report.json; of worst.html (ap), or of the benchmark's files (cityscapes); null:
+    """Folder of report.json, and of worst.html (ap) or the benchmark's files (cityscapes); null:
     runs/evaluate/ and the name of the data, numbered."""
 
 
@@ -89,8 +89,9 @@ class PredictOptions(DeviceOptions):
     """Images of more pixels are predicted by tiles; pages of --pages all, and images of more
     bytes than 8-bit RGB of that many pixels, are refused."""
     diameter: str = "native"
-    """px that objects are wide, which are then shown to the network as large as those it learned;
-    auto: each image is tried at smaller scales too, the best is kept; native: as the model says."""
+    """Diameter of the objects in px: images are scaled so that the network sees them as large as
+    those it was trained on; auto: each image is tried at smaller scales too, and the best is
+    kept; native: the scale of the model."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0

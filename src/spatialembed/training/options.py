@@ -69,12 +69,13 @@ class TrainOptions(DataOptions):
     """Folder of a run to continue, with its own settings; data, device, devices, workers and
     max_time may change."""
     init: str | None = None
-    """Model whose weights to start from: bundled name or model folder. Of other classes, the layer
-    that tells them starts anew."""
+    """Model whose weights to start from: bundled name or model folder. If its classes differ,
+    the layer of the classes starts at random."""
     network: Network = "erfnet"
-    """erfnet, that of the paper, or lite, which learns and predicts quicker."""
+    """erfnet, the network of the paper, or lite, which learns and predicts faster."""
     pretrained: Literal["imagenet"] | None = None
-    """Weights that the encoder of lite starts from, of the extra pretrained; null: random ones."""
+    """Weights that the encoder of lite starts from (needs the extra pretrained); null: random
+    ones."""
     average: float = 0.0
     """Decay of a running mean of the weights, which is validated and kept; 0: the last weights."""
     elliptical: bool = True
@@ -116,8 +117,8 @@ class TrainOptions(DataOptions):
     min_pixels: int | None = None
     """Smallest instance, before tuning; null: from the sizes of the training objects."""
     max_time: float | None = None
-    """Minutes of training, after which a last validation and the tuning of thresholds follow; the
-    learning rate falls as if the epochs were as many as that leaves time for."""
+    """Minutes of training, after which a last validation and the tuning of thresholds follow;
+    the learning rate falls to its end within that time."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int = 1
