@@ -74,7 +74,7 @@ class Stages(AbstractContextManager["Stages"]):
         self._bar.advance(self._task, steps)
 
     def passed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, each counted when the next one is asked for."""
+        """The same items, each counted when the next one is requested."""
         for item in items:
             yield item
             self.advance(1)

@@ -85,7 +85,7 @@ class Instances:
     """The detections of one image: torch on the embeddings' device, numpy from ``Predictor``."""
 
     labels: Any  # (H, W) int32; instance i is labels == i + 1; 1..N without gaps, one owner a pixel
-    scores: Any  # (N,) float32; descending as found, after indexing in the order asked for
+    scores: Any  # (N,) float32; descending as found, after indexing in the order of the index
     classes: Any  # (N,) int64
     class_names: tuple[str, ...] = field(default=())
     truncated: bool = False  # stopped at max_instances

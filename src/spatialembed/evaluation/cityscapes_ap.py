@@ -26,7 +26,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.types import Instances
 
 MIN_PIXELS = 100
-"""Smaller true instances are neither asked for nor held against a detection."""
+"""Smaller true instances are not required, nor is a detection of one an error."""
 THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).tolist())
 """As the benchmark makes them: its 0.6 is 0.6000000000000001."""
 
@@ -56,7 +56,7 @@ def overlaps(
     """Detections of an image against its truth, by class name.
 
     ids: (H, W) integers, Cityscapes ids. found: numpy, labels (H, W); its ``class_names`` are names
-    of Cityscapes. class_names: the classes that are asked for.
+    of Cityscapes. class_names: the classes that count.
     Raises SpatialEmbedError ``size_mismatch``, ``unknown_class``.
     """
     _check(ids, found.labels.shape, (*class_names, *found.class_names))

@@ -107,7 +107,7 @@ class CityscapesScore:
         return {"true": np.array(true), "found": np.array(found)}
 
     def _official(self, ap: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
-        """AP (C, 10) by the official tools, held against ours; and what is to be said of them."""
+        """AP (C, 10) by the official tools, held against ours; and notes on them."""
         if self._out is None:
             return None, ["By the built-in evaluator; the official one needs a folder for files."]
         if not official.has_cityscapes():

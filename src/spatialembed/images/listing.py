@@ -35,7 +35,7 @@ def list_images(
     The name is the path below the folder (or below the fixed part of the glob) without suffix, with
     "/" between. Order: as the sources, inside a folder by name. Hidden files, linked folders and
     the folder ``exclude`` (where outputs go) are passed over; so are results of earlier runs and,
-    in the folder of a data set, the masks, which is said unless ``quiet``. Folders are searched by
+    in the folder of a data set, the masks, with a line unless ``quiet``. Folders are searched by
     suffix.
 
     Raises SpatialEmbedError: not_found, no_images, name_collision, output_in_input.

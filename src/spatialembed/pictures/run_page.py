@@ -146,7 +146,7 @@ class RunPage:
 
 
 class Gallery:
-    """Hands the thumbnails of images, in their order, to what was asked for."""
+    """Hands the thumbnails of images, in their order, to the pages that show them."""
 
     def __init__(self, sheet: ContactSheet | None = None, page: RunPage | None = None) -> None:
         self.sheet, self.page = sheet, page

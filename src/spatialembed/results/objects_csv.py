@@ -15,7 +15,7 @@ area_um2, perimeter_um             by the pixel size in the file; perimeter of s
 pixel_width_um, pixel_height_um    that size
 
 A spreadsheet runs text as a formula that begins with = + - @, a tab or a line end. Names that begin
-so, or with ', have a ' put before them: whoever reads the file takes off one leading ' of a name.
+so, or with ', have a ' put before them: a reader of the file takes off one leading ' of a name.
 """
 
 from __future__ import annotations
