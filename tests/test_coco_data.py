@@ -158,6 +158,9 @@ BROKEN: dict[str, Callable[[Path], Path]] = {
     "a crowd in words": lambda d: write(d, [annotation(31, square(0, 0, 4, 4)) | {"iscrowd": "0"}]),
     "no such image": lambda d: write(d, [annotation(31, square(0, 0, 4, 4)) | {"image_id": 5}]),
     "image of a wrong type": lambda d: write(d, [annotation(31, []) | {"image_id": [1]}]),
+    "category of a wrong type": lambda d: write(
+        d, [annotation(31, square(0, 0, 4, 4)) | {"category_id": {}}]
+    ),
     "no such category": lambda d: write(d, [annotation(31, square(0, 0, 4, 4), 8)]),
     "no segmentation": lambda d: write(d, [{"id": 31, "image_id": 1, "category_id": 7}]),
     "same id": lambda d: write(d, [annotation(31, square(0, 0, 4, 4))] * 2),

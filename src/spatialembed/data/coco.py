@@ -366,7 +366,7 @@ def _categories(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
     A parent of other categories that has no object itself is no class: Roboflow writes one.
     """
     entries = dict(_by_id(path, data, "categories", ("name",)))
-    used = {e.get("category_id") for e in data["annotations"] if isinstance(e, dict)}
+    used = {_number(e.get("category_id")) for e in data["annotations"] if isinstance(e, dict)}
     for number, entry in list(entries.items()):
         children = (e for n, e in entries.items() if n != number)
         if number not in used and entry["name"] in [e.get("supercategory") for e in children]:
