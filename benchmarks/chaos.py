@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 
@@ -90,10 +91,18 @@ def left_over(out: Path) -> list[str]:
     return [str(path.relative_to(out)) for path in hidden]
 
 
-def trial(kind: str, data: Path, out: Path, seconds: float, expected: dict[str, str]) -> dict:
-    """One kill, one run to the end, and the faults that were found."""
+def trial(
+    kind: str,
+    data: Path,
+    out: Path,
+    seconds: float,
+    expected: dict[str, str],
+    *,
+    exactly: bool = False,
+) -> dict[str, Any]:
+    """One kill within so many seconds, or exactly then, one run to the end, the faults found."""
     shutil.rmtree(out, ignore_errors=True)
-    after = random.uniform(0, seconds)
+    after = seconds if exactly else random.uniform(0, seconds)
     killed, _, _ = run(command(kind, data, out), kill_after=after)
     code, _, text = run(command(kind, data, out, again=True))
     found = results(kind, out)

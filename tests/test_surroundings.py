@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,23 @@ from PIL import Image
 
 from spatialembed.command import main
 
+
+def slow(command: list[str]) -> Any:
+    """One that loads a model before it writes."""
+    return pytest.param(command, marks=pytest.mark.slow)
+
+
+def named(command: list[str]) -> str:
+    return f"{command[0]} {command[-1]}"
+
+
 LONG_NAME = "b" * 300
 LONG_PATH = "/".join(["b" * 100] * 45)  # above 4,096 bytes
 NOWHERE = "/proc/none"  # nobody may write there, not even root
 PLACES = [NOWHERE, LONG_NAME, LONG_PATH, "data/images/0.png/out"]
 FAST = ["--device", "cpu"]
 PREDICT = ["predict", "data/images", "--model", "shapes", "--engine", "torch", *FAST]
+EVALUATE = ["evaluate", "--model", "shapes", "--data", "data", "--engine", "torch", *FAST]
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place without writing")
 
@@ -59,16 +71,16 @@ def ends(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, 
 @pytest.mark.parametrize(
     "command",
     [
-        [*PREDICT, "--out"],
-        ["evaluate", "--model", "shapes", "--data", "data", "--engine", "torch", *FAST, "--out"],
-        ["tune", "--model", "shapes", "--data", "data", *FAST, "--out", "m", "--report"],
+        slow([*PREDICT, "--out"]),
+        slow([*EVALUATE, "--out"]),
+        slow(["tune", "--model", "shapes", "--data", "data", *FAST, "--out", "m", "--report"]),
         ["tune", "--model", "shapes", "--data", "data", *FAST, "--out"],
         ["train", "--data", "data", *FAST, "--out"],
         ["doctor", "data", "--out"],
         ["data", "scenes", "--images", "1", "--size", "32", "--out"],
         ["demo", "--out"],
     ],
-    ids=lambda command: f"{command[0]} {command[-1]}",
+    ids=named,
 )
 def test_results_that_cannot_be_written(
     command: list[str], place: str, capfd: pytest.CaptureFixture[str]
