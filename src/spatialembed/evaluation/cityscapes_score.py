@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
-from spatialembed.console import console
+from spatialembed.console import Stages
 from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation import official
@@ -113,14 +112,12 @@ class CityscapesScore:
         if not official.has_cityscapes():
             install = "pip install 'spatialembed[cityscapes]'"
             return None, [f"By the built-in evaluator: cityscapesScripts is missing ({install})."]
-        bar = Progress(console=console(), disable=not self._progress)
-        with bar:
-            task = bar.add_task("official tools", total=len(self._results))
+        with Stages(self._progress, "official tools", len(self._results)) as stages:
             theirs, failed = official.cityscapes_ap(
                 self._results,
                 self._truths,
                 self._dataset.class_names,
-                advance=lambda: bar.advance(task),
+                advance=stages.advance,
             )
         _compare(ap, theirs, self._dataset.class_names, failed)
         notes = ["The built-in evaluator and cityscapesScripts agree to 1e-9."]

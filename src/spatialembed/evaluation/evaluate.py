@@ -11,9 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from spatialembed.console import console
+from spatialembed.console import Stages
 from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.data.dataset import Dataset
 from spatialembed.data.open import check_classes
@@ -115,12 +113,12 @@ def evaluate(
     seen = trained_on(predictor.info.split, dataset)
     folder = None if out is None else Path(out)
     score = _score(metric, dataset, sampling, max_dets, folder, progress)
-    with _progress(enabled=progress) as bar:
-        task = bar.add_task("evaluate", total=len(dataset), ap="")
+    with Stages(progress, "evaluate", len(dataset)) as stages:
         for i in range(len(dataset)):
             sample = dataset[i]
             score.add(i, sample, *_predict(predictor, sample, sampling))
-            bar.update(task, advance=1, ap=score.running)
+            stages.advance()
+            stages.note(score.running)
     return replace(score.report(), trained_on=seen)
 
 
@@ -159,18 +157,6 @@ def _score(
         assert isinstance(dataset, CityscapesDataset)  # by check_metric
         return CityscapesScore(dataset, sampling, out, progress=progress)
     return LabelScore(tuple(dataset.class_names), sampling)
-
-
-def _progress(*, enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[ap]}"),
-        TimeRemainingColumn(),
-        console=console(),
-        disable=not enabled,
-    )
 
 
 def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[Instances, float]:

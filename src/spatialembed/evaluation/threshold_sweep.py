@@ -80,14 +80,8 @@ class Grid(NamedTuple):
 
     def options(self, cell: Sequence[int], base: ClusterOptions) -> ClusterOptions:
         """``base`` with the thresholds of a cell."""
-        f, s, m, p = cell
-        return replace(
-            base,
-            foreground=self.foreground[f],
-            start=self.start[s],
-            membership=self.membership[m],
-            min_pixels=self.min_pixels[p],
-        )
+        f, s, m, p = (tried[i] for tried, i in zip(self, cell, strict=True))
+        return replace(base, foreground=f, start=s, membership=m, min_pixels=int(p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,17 +129,12 @@ def mean_over_images(ap: np.ndarray, weights: np.ndarray | None = None) -> np.nd
     return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
 
 
-def embeddings_of(engine: Engine, how: Normalization, sample: Sample) -> Embeddings:
-    """Maps (1, ., H, W) of one image."""
-    return engine(network_input(sample.image, how)[None])
-
-
 def find_all(
     engine: Engine, how: Normalization, images: Iterable[Sample], options: ClusterOptions
 ) -> Iterator[Found]:
     """Run network and clustering over whole images, one by one."""
     for sample in images:
-        maps = embeddings_of(engine, how, sample)
+        maps = engine(network_input(sample.image, how)[None])
         yield Found(sample, maps, cluster(maps, options)[0].numpy())
 
 
@@ -201,19 +190,18 @@ def sweep(
     *,
     grid: Grid | None = None,
     groups: Sequence[int] | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> Surface:
     """AP at every cell of a grid, the one around ``base``, the network run once on each image.
 
     One image's maps are in memory at a time. groups (I,): images that belong together, by default
-    each by itself. progress: called after each image.
+    each by itself.
     """
     grid = Grid.around(base) if grid is None else grid
     rows: list[np.ndarray] = []
     present = np.zeros(num_classes, bool)
     parts: dict[tuple[int, int, int], list[Objects]] = {}
     for i, sample in enumerate(images):
-        maps = embeddings_of(engine, how, sample)
+        maps = engine(network_input(sample.image, how)[None])
         present[sample.target.classes.long().numpy()] = True
         ap = np.full((num_classes, *map(len, grid)), np.nan, np.float32)
         for f, m, p in product(*(range(len(grid[axis])) for axis in (0, 2, 3))):
@@ -229,7 +217,6 @@ def sweep(
             objects = objects_of(found, maps.seed[0], pairs.found_ids, ious, group)
             parts.setdefault((f, m, p), []).append(objects)
         rows.append(ap)
-        progress()
     stacked = np.stack(rows) if rows else np.zeros((0, num_classes, *map(len, grid)), np.float32)
     if present.any():
         stacked[:, ~present] = np.nan  # as an evaluation leaves classes without truth out

@@ -17,22 +17,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from spatialembed.console import console
+from spatialembed.console import track
 from spatialembed.data.dataset import Dataset, FileDataset
 from spatialembed.data.open import check_classes
 from spatialembed.data.split_record import sentence, trained_on
 from spatialembed.data.splitting import group_keys
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
 from spatialembed.evaluation.threshold_sweep import Surface, mean_over_images, sweep
-from spatialembed.evaluation.tuning_plot import draw, need_matplotlib
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.inference.model_file import FACTS, WEIGHTS, bundled_models, load, save_as
 from spatialembed.inference.predictor import Predictor
@@ -42,6 +41,9 @@ from spatialembed.method.cluster import ClusterOptions
 
 RESAMPLES = 1000
 """Bootstrap resamples behind a standard error."""
+BEST, BEFORE, CURVE = "#d1495b", "#5a5f6b", "#2b6a99"
+SHOWN = 0.1
+"""Cells of the picture that are worse than the best by more than this share one colour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,29 +199,16 @@ def tune(
     seen = trained_on(predictor.info.split, dataset)
     names = [str(i) for i in range(len(dataset))] if groups is None else list(groups)
     number = np.unique(names, return_inverse=True)[1]
-    with _bar(progress) as bar:
-        task = bar.add_task("tune", total=len(dataset))
-        surface = sweep(
-            predictor.engine,
-            predictor.info.normalization,
-            (dataset[i] for i in range(len(dataset))),
-            predictor.settings,
-            len(dataset.class_names),
-            groups=number.tolist(),
-            progress=lambda: bar.advance(task),
-        )
-    return Tuning(surface, number, seen)
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(),
-        disable=not shown,
+    images = (dataset[i] for i in range(len(dataset)))
+    surface = sweep(
+        predictor.engine,
+        predictor.info.normalization,
+        track(images, "tune", total=len(dataset), shown=progress),
+        predictor.settings,
+        len(dataset.class_names),
+        groups=number.tolist(),
     )
+    return Tuning(surface, number, seen)
 
 
 def groups(dataset: FileDataset, column: str | None) -> list[str] | None:
@@ -232,7 +221,8 @@ def prepare(model: str, out: str | None) -> Path:
 
     Raises SpatialEmbedError ``missing_extra``, ``bundled_model``, ``not_writable`` (all exit 2).
     """
-    need_matplotlib()
+    if find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "train", "drawing a tuning")
     if out is None and model in bundled_models():
         raise SpatialEmbedError(
             "bundled_model",
@@ -275,10 +265,15 @@ def save(tuning: Tuning, model: str | Path, folder: str | Path, data: str) -> Pa
 
 def table(tuning: Tuning) -> Table:
     """For the screen: each threshold before, at the best, and where it is as good."""
-    said = tuning.to_dict()
+    facts = tuning.to_dict()
+    before, best = facts["before"], facts["best"]
+    verdict = "taken" if facts["taken"] else "within noise, so the thresholds before stay"
     table = Table(
-        title=f"{said['images']} images, {said['cells']} settings",
-        caption=_caption(said),
+        title=f"{facts['images']} images, {facts['cells']} settings",
+        caption=f"On images that the choice has not seen: {_figure(best['ap_cross_validated'])}, "
+        f"gain {_figure(facts['gain'])}, standard error {_figure(facts['gain_standard_error'])}: "
+        f"{verdict}. As good: lower by less than the standard error of the difference. "
+        f"{sentence(facts['trained_on_images'], facts['images'])}".rstrip(),
         caption_justify="left",
         min_width=78,  # of the caption, which would wrap at the columns
         box=box.SIMPLE_HEAD,
@@ -287,13 +282,11 @@ def table(tuning: Tuning) -> Table:
     table.add_column("")
     for heading in ("before", "best", "as good"):
         table.add_column(heading, justify="right")
-    for name in tuning.surface.grid._fields:
-        good = said["best"]["as_good"][name]
+    for name, good in best["as_good"].items():
         span = f"{good[0]:g} to {good[-1]:g}" if len(good) > 1 else f"{good[0]:g}"
-        values = [said[when]["thresholds"][name] for when in ("before", "best")]
-        table.add_row(name, *(f"{value:g}" for value in values), span)
-    figures = [said["before"]["ap"], said["best"]["ap"]]
-    table.add_row("mean AP", *(_figure(value) for value in figures), style="bold")
+        values = (f"{facts[when]['thresholds'][name]:g}" for when in ("before", "best"))
+        table.add_row(name, *values, span)
+    table.add_row("mean AP", _figure(before["ap"]), _figure(best["ap"]), style="bold")
     return table
 
 
@@ -301,21 +294,10 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _caption(said: dict[str, Any]) -> str:
-    best = said["best"]["ap_cross_validated"]
-    gain, error = _figure(said["gain"]), _figure(said["gain_standard_error"])
-    verdict = "taken" if said["taken"] else "within noise, so the thresholds before stay"
-    return (
-        f"On images that the choice has not seen: {_figure(best)}, gain {gain}, standard error "
-        f"{error}: {verdict}. As good: lower by less than the standard error of the difference. "
-        f"{sentence(said['trained_on_images'], said['images'])}"
-    ).rstrip()
-
-
 def write_report(tuning: Tuning, folder: str | Path) -> None:
     """Write ``tuning.json``, ``tuning.csv`` (every cell) and ``tuning.png`` into a folder.
 
-    Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib, ``disk_full`` (exit 5).
+    Raises SpatialEmbedError ``disk_full`` (exit 5).
     """
     folder = Path(folder)
     with atomic_write(folder / "tuning.json") as path:
@@ -329,11 +311,49 @@ def write_report(tuning: Tuning, folder: str | Path) -> None:
         for cell in np.argwhere(np.isfinite(mean)):
             values = [tried[i] for tried, i in zip(grid, cell, strict=True)]
             writer.writerow((*values, round(float(mean[tuple(cell)]), 5)))
-    draw(
-        folder / "tuning.png",
-        mean,
-        grid,
-        best=tuning.best,
-        before=tuning.before,
-        profiles=[tuning.profile(axis) for axis in range(len(grid))],
-    )
+    _draw(tuning, folder / "tuning.png")
+
+
+def _draw(tuning: Tuning, path: Path) -> None:
+    """Mean AP over start and foreground, and along each threshold through the best cell."""
+    from matplotlib.figure import Figure
+
+    grid, best, before = tuning.surface.grid, tuning.best, tuning.before
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes: Any = figure.subplot_mosaic([["map"] * 4, list(grid._fields)], height_ratios=(1.15, 1))
+    _heat_map(axes["map"], tuning)
+    for axis, name in enumerate(grid._fields):
+        values, ap, good = map(np.array, zip(*tuning.profile(axis), strict=True))
+        one, top = axes[name], float(ap.max())
+        one.axvline(grid[axis][before[axis]], color=BEFORE, linestyle=":", label="before")
+        one.axvline(grid[axis][best[axis]], color=BEST, alpha=0.6, label="best")
+        one.plot(values, ap, "o-", color=CURVE, markerfacecolor="white")
+        one.plot(values[good], ap[good], "o", color=CURVE, label="as good as the best")
+        one.set(xlabel=name, ylim=(max(0.0, top - SHOWN), top + SHOWN / 8))
+        one.grid(alpha=0.3)
+    axes["foreground"].set_ylabel("mean AP, the others at their best")
+    axes["foreground"].legend(loc="lower left", fontsize=8, framealpha=0.9)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _heat_map(axes: Any, tuning: Tuning) -> None:
+    """Mean AP over start and foreground at the best membership and min_pixels."""
+    grid, best, before = tuning.surface.grid, tuning.best, tuning.before
+    layer = tuning.surface.mean()[:, :, best[2], best[3]]  # (F, S)
+    top = float(np.nanmax(layer))
+    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=top - SHOWN, vmax=top)
+    for f, s in np.argwhere(np.isfinite(layer)):
+        ink = "white" if layer[f, s] < top - SHOWN / 2 else "black"
+        text = f"{layer[f, s]:.3f}".removeprefix("0")
+        axes.text(s, f, text, ha="center", va="center", color=ink, fontsize=8)
+    # The smaller frame is drawn last, so that both show where they are one.
+    for cell, colour, side, label in ((before, BEFORE, 44, "before"), (best, BEST, 36, "best")):
+        frame = {"marker": "s", "facecolors": "none", "edgecolors": colour, "linewidths": 2.5}
+        axes.scatter(cell[1], cell[0], s=side**2, label=label, **frame)
+    axes.set_xticks(range(len(grid.start)), [f"{value:g}" for value in grid.start])
+    axes.set_yticks(range(len(grid.foreground)), [f"{value:g}" for value in grid.foreground])
+    where = f"membership {grid.membership[best[2]]:g}, min_pixels {grid.min_pixels[best[3]]}"
+    axes.set(xlabel="start", ylabel="foreground", title=f"mean AP at {where}")
+    axes.legend(loc="upper left", framealpha=0.9, markerscale=0.3)
+    axes.figure.colorbar(picture, ax=axes, extend="min", pad=0.01)

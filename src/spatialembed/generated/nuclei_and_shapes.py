@@ -15,10 +15,9 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy import ndimage
 
-from spatialembed.console import console
+from spatialembed.console import track
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.write import write_png
 from spatialembed.types import Sample, Target
@@ -366,7 +365,7 @@ def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> 
         SpatialEmbedError: ``too_many_objects`` where ids would wrap; ``disk_full`` (exit 5).
     """
     out = Path(out)
-    for i in track(range(len(dataset)), "generating", console=console(), disable=not progress):
+    for i in track(range(len(dataset)), "generating", shown=progress):
         sample = dataset[i]
         objects = len(sample.target.classes)
         if objects > np.iinfo(np.uint16).max:

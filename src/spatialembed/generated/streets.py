@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 from scipy.ndimage import gaussian_filter, zoom
 
-from spatialembed.console import console
+from spatialembed.console import track
 from spatialembed.data.cityscapes_ids import IDS, NUMBERED
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
@@ -256,8 +255,7 @@ def write_streets(
     if images < 2:
         raise SpatialEmbedError("bad_setting", f"images is {images}", "make two or more", USAGE)
     held_out = min(max(1, round(images * val_fraction)), images - 1)
-    steps = track(range(images), "streets", console=console(), disable=not progress, transient=True)
-    for index in steps:
+    for index in track(range(images), "streets", shown=progress):
         split = "val" if index >= images - held_out else "train"
         city = CITIES[split][index % len(CITIES[split])]
         frame = f"{city}_{index:06d}_000019"

@@ -11,13 +11,13 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from spatialembed.console import console, noted_warnings, printable
+from spatialembed.console import Stages, noted_warnings, printable
 from spatialembed.errors import PARTIAL, RESOURCE, SpatialEmbedError
 from spatialembed.files import locked
 from spatialembed.images.listing import list_images, refuse_collisions
@@ -135,10 +135,9 @@ def predict_folder(
         scale=tiles.scale,
     )
     with locked(out), _closed(gallery, result), results:
-        with _progress(progress, len(images)) as advance:
-            for outcome in outcomes:
+        with Stages(progress, "images", len(images)) as stages:
+            for outcome in stages.passed(outcomes):
                 _add(results, result, *usual.popleft(), outcome)
-                advance()
         without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
         if without and large:
             left_out = ", ".join(without)
@@ -276,14 +275,3 @@ def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
             yield
     finally:  # after Ctrl-C too
         gallery.close([_named(path, error) for path, error in result.failed], said)
-
-
-@contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error; yields the function that counts one image."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
-    with Progress(*columns, console=console(), disable=not shown) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)

@@ -256,9 +256,13 @@ class _Run:
         file = self.folder.path / "overview.npz"
         if (saved := Overview.load(file)) is not None:
             return saved
-        stages.begin("first look", 1.0)
-        how = self.info.normalization
-        overview = look_over(image, how, side=OVERLAY_SIDE, advance=stages.advance)
+        stages.begin("first look", 100)
+        overview = look_over(
+            image,
+            self.info.normalization,
+            side=OVERLAY_SIDE,
+            advance=lambda share: stages.advance(100 * share),
+        )
         overview.save(file)
         return overview
 
@@ -273,7 +277,7 @@ class _Run:
 
         for tile, pixels in prefetch(read, todo, threads=1, room=lambda _: 1):
             self.folder.save(tile, self.candidates(tile, pixels, overview, image.shape_hw[1]))
-            stages.advance(1)
+            stages.advance()
 
     def candidates(
         self, tile: Tile, pixels: np.ndarray, overview: Overview, width: int

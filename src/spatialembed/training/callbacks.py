@@ -11,9 +11,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spatialembed.console import console
+from spatialembed.console import Stages, console
 from spatialembed.inference import model_file
 from spatialembed.training.run_folder import (
     History,
@@ -54,51 +53,37 @@ class Bar(Callback):
     """One line over all epochs: losses, AP, time left; without a terminal, a line an epoch."""
 
     def __init__(self, steps: Sequence[int]) -> None:
-        bar = console(stderr=False)
         self.steps = steps  # of each epoch
-        self.live = bar.is_terminal
-        self.progress = Progress(
-            TextColumn(f"epoch {{task.fields[epoch]}}/{len(steps)}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeRemainingColumn(compact=True),
-            console=bar,
-            disable=not self.live or rank() != 0,
-        )
-
-    def note(self, text: str) -> None:
-        """Say in place of the losses what lasts."""
-        self.progress.update(self.task, losses=text)
+        self.live = console(stderr=False).is_terminal
+        shown = self.live and rank() == 0
+        self.stages = Stages(shown, "training", sum(steps), stderr=False)
 
     def on_train_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
-        self.task = self.progress.add_task(
-            "",
-            total=sum(self.steps),
-            completed=sum(self.steps[: trainer.current_epoch]),
-            epoch=trainer.current_epoch,
-            losses="",
-        )
-        self.progress.start()
+        self.stages.advance(sum(self.steps[: trainer.current_epoch]))
+        self.stages.__enter__()
 
     def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
         loss = f"loss {float(outputs['loss']):.3f}" if outputs else "skipped"
-        self.progress.update(self.task, advance=1, epoch=trainer.current_epoch + 1, losses=loss)
+        self.stages.advance()
+        self.stages.note(f"{self._epoch(trainer)} {loss}")
+
+    def _epoch(self, trainer: pl.Trainer) -> str:
+        return f"epoch {trainer.current_epoch + 1}/{len(self.steps)}"
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         losses = " ".join(f"{k} {v:.4f}" for k, v in values.items())
         best = f" best AP {module.best_ap:.3f}" if module.best_ap >= 0 else ""
-        self.progress.update(self.task, losses=losses + best)
+        text = f"{self._epoch(trainer)} {losses}{best}"
+        self.stages.note(text)
         if not self.live and trainer.is_global_zero:
-            done = f"epoch {trainer.current_epoch + 1}/{len(self.steps)}"
-            print(f"{done} {losses}{best}", flush=True)
+            print(text, flush=True)
 
     def on_exception(self, *_: Any) -> None:
-        self.progress.stop()
+        self.stages.__exit__()
 
     def on_train_end(self, *_: Any) -> None:
-        self.progress.stop()
+        self.stages.__exit__()
 
 
 class EpochEnd(Callback):
@@ -138,7 +123,7 @@ class EpochEnd(Callback):
         there is no AP to compare.
         """
         setup = self.setup_of_run
-        figures = validate(setup, module.kept, done, self.bar.note)
+        figures = validate(setup, module.kept, done, self.bar.stages.note)
         ap = figures.get("val_ap")
         if ap is None or ap >= module.best_ap:
             module.best_ap = module.best_ap if ap is None else ap

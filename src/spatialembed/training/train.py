@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from spatialembed.console import Stages
+from spatialembed.console import Stages, track
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.label_warnings import warn_of_labels
@@ -222,9 +222,8 @@ def _set_up(
     areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
     smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
     # A fault of a training image shows in the first epoch; one of these would after hours.
-    with Stages(rank() == 0, "validation images") as stages:
-        stages.begin("checking", len(val_set))
-        objects = sum(len(s.target.classes) for s in stages.passed(each(val_set)))
+    checked = track(each(val_set), "validation images", total=len(val_set), shown=rank() == 0)
+    objects = sum(len(sample.target.classes) for sample in checked)
     if objects == 0:
         logger.warning("no object in the validation images: the last model is kept, not the best")
     return Setup(

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
-from spatialembed.console import console
+from spatialembed.console import track
 from spatialembed.data.cityscapes_ids import IDS, NUMBERED
 from spatialembed.data.dataset import FileDataset
 from spatialembed.errors import SpatialEmbedError
@@ -108,19 +107,15 @@ def tune_best(setup: Setup) -> None:
     net, info = model_file.load(setup.run / "model")
     tuned = setup.options.val_metric == "label"
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
-    with Progress(console=console()) as progress:
-        task = progress.add_task(
-            "tuning thresholds" if tuned else "calibrating", total=len(setup.val)
-        )
-        surface = sweep(
-            setup.engine(net),
-            setup.normalization,
-            each(setup.val),
-            setup.base,
-            len(info.class_names),
-            grid=grid,
-            progress=lambda: progress.advance(task),
-        )
+    name = "tuning thresholds" if tuned else "calibrating"
+    surface = sweep(
+        setup.engine(net),
+        setup.normalization,
+        track(each(setup.val), name, total=len(setup.val)),
+        setup.base,
+        len(info.class_names),
+        grid=grid,
+    )
     thresholds, facts = setup.base, dict(info.training)
     if tuned:
         best = surface.best()
