@@ -1,15 +1,18 @@
-"""JSON that nobody vouches for, into flat dataclasses: every key and type checked."""
+"""JSON that nobody vouches for, into flat dataclasses: every key and type checked by msgspec."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
 
 from spatialembed.errors import MODEL, SpatialEmbedError
 
 T = TypeVar("T")
+LARGEST = 1 << 62
+"""Numbers fit a float32 and an int64."""
 
 
 def bad_model(where: str, what: str) -> SpatialEmbedError:
@@ -20,14 +23,10 @@ def bad_model(where: str, what: str) -> SpatialEmbedError:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The object of a JSON text; its NaN and Infinity, which are not of JSON, are refused."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number of JSON")
-
+    """The object of a JSON text; NaN and Infinity, which are not of JSON, are refused."""
     try:
-        facts = json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        facts = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise bad_model(where, f"not valid JSON: {error}") from error
     if not isinstance(facts, dict):
         raise bad_model(where, "not a JSON object")
@@ -60,27 +59,12 @@ def parse_fields(kind: type[T], value: Any, where: str) -> T:
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """``value`` if it is of the annotated type (float, int, optional, literal, tuple of those).
-
-    A list becomes a tuple of the annotated length, or of any with ``tuple[float, ...]``.
-    """
-    arguments = get_args(hint)
-    if get_origin(hint) is Literal:
-        fits = isinstance(value, str) and value in arguments
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list) and arguments[-1] is Ellipsis:
-            return tuple(typed(v, arguments[0], where) for v in value)
-        if isinstance(value, list) and len(value) == len(arguments):
-            return tuple(typed(v, h, where) for v, h in zip(value, arguments, strict=True))
-        fits = False
-    elif arguments:  # int | None
-        return None if value is None else typed(value, arguments[0], where)
-    elif hint is float:
-        if type(value) in (int, float) and abs(value) < 1e30:
-            return float(value)
-        fits = False
-    else:
-        fits = type(value) is hint and abs(value) < 1 << 62
-    if not fits:
-        raise bad_model(where, f"{str(value)[:100]!r} does not fit {hint}")
-    return value
+    """``value`` if it is of the annotated type; a list becomes a tuple where that is annotated."""
+    try:
+        found = msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise bad_model(where, f"{str(value)[:100]!r}: {error}") from error
+    for number in found if isinstance(found, tuple) else (found,):
+        if isinstance(number, (int, float)) and not abs(number) < LARGEST:
+            raise bad_model(where, f"{str(number)[:100]} is too large")
+    return found

@@ -1,7 +1,10 @@
 """CUDA graphs: the launches of a run recorded once for each shape, and replayed.
 
 The network is about 130 small kernels; launched one by one they cost the processor more time than
-the GPU spends on a single image.
+the GPU spends on a single image. ``torch.compile(mode="reduce-overhead")`` would record them too,
+and is not used: a folder of many sizes records without bound (it only warns from 8 shapes on), and
+its recordings belong to a thread. Called from another one it asserted until torch 2.13 (pytorch
+issue 123177), and records all of them anew since.
 """
 
 from __future__ import annotations
