@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -429,3 +430,40 @@ def test_no_pickle_is_executed_as_a_model(
         rehash(model)
     refused("bad_model", lambda: open_model(model / name))
     assert not canary.exists()
+
+
+# Any bytes
+
+
+PIECES = (
+    b"null", b"true", b"-1", b"1e308", b"1e400", b"9" * 30, b"1" * 500, b"[]", b"{}", b'""', b"[[",
+    b"NaN", b'"\\ud800"', b"\xff", b"\x00", b"F64", b"U16", b"18446744073709551615",
+)  # fmt: skip
+
+
+def mutated(data: bytes, rng: random.Random, end: int) -> bytes:
+    """One to three changes in the first ``end`` bytes: a byte, a piece of JSON, a gap."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        at, span = rng.randrange(end), rng.randint(0, 20)
+        changed[at : at + span] = rng.choice(PIECES) if rng.random() < 0.8 else b""
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_any_bytes_load_or_are_refused_in_a_line(model: Path, name: str) -> None:
+    """Sizes and offsets in a header among them; the hash fits, whoever made the damage."""
+    data, rng = (model / name).read_bytes(), random.Random(0)
+    end = 8 + int.from_bytes(data[:8], "little") if name == "model.safetensors" else len(data)
+    outcomes = set()
+    for _ in range(30):
+        (model / name).write_bytes(mutated(data, rng, end))
+        if name == "model.safetensors":
+            rehash(model)
+        try:
+            load(model)
+            outcomes.add("fine")
+        except SpatialEmbedError as error:
+            outcomes.add(error.code if str(error).isprintable() else repr(error))
+    assert "bad_model" in outcomes
+    assert outcomes <= {"fine", "bad_model", "model_mismatch", "model_version"}
