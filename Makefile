@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/spatialembed demo
 
-# For daily work: everything but the slow tests, under three minutes on two cores.
+# For daily work: everything but the slow tests, which is meant to take under three minutes.
 quick: PYTEST = -m 'not slow'
 quick test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
