@@ -591,6 +591,14 @@ def test_ids_may_be_taken_as_numbers(data: Path) -> None:
     assert ("plain_ids", True) in settings_of(result).items()
 
 
+def test_void_may_be_ignored(data: Path) -> None:
+    void_outlines(data)
+    result = examine(data, Reading(ignore_id=255), progress=False)
+    assert result.exit_code == 0
+    assert result.survey.counts.tolist() == [5] * IMAGES
+    assert settings_of(result)["ignore_id"] == 255
+
+
 def test_ending_of_mask_names_is_told(data: Path) -> None:
     for path in (data / "masks").iterdir():
         path.rename(path.with_name(f"{path.stem}_cp_masks.png"))

@@ -80,15 +80,25 @@ def label_faults(facts: Iterable[LabelFacts]) -> list[LabelFault]:
 # ---------------------------------------------------------------- one mask
 
 
-def _major_parts(dense: np.ndarray, count: int) -> np.ndarray:
-    """(K,) connected parts of each id, slivers left out."""
+def connected_parts(dense: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Connected parts of labels (H, W) of 1..count, diagonal neighbours connected.
+
+    Returns:
+        Label (M,) and pixels (M,) of each part, and the pixels (count,) of each label's largest.
+    """
     pieces = measure.label(dense, background=0, connectivity=2).ravel()  # (H W,) 1..M
     sizes = np.bincount(pieces)
     owner = np.zeros(len(sizes), np.int64)
     owner[pieces] = dense.ravel()
     largest = np.zeros(count + 1, np.int64)
     np.maximum.at(largest, owner[1:], sizes[1:])
-    major = owner[1:][sizes[1:] >= MAJOR * largest[owner[1:]]]
+    return owner[1:], sizes[1:], largest[1:]
+
+
+def _major_parts(dense: np.ndarray, count: int) -> np.ndarray:
+    """(K,) connected parts of each id, slivers left out."""
+    owner, sizes, largest = connected_parts(dense, count)
+    major = owner[sizes >= MAJOR * largest[owner - 1]]
     return np.bincount(major, minlength=count + 1)[1:]
 
 

@@ -96,6 +96,7 @@ FAULTS = {
     "oriented_image": "{:file} that viewers turn (EXIF), which the mask does not know",
     "label_scheme": "{:mask} whose ids seem to hold the class too",
     "binary_mask": "{:mask} with one id in several parts: foreground, not instances",
+    "several_masks": "{:mask} of several pages",
     "colour_labels": "{:mask} of colours instead of ids",
     "label_format": "{:mask} in a format that does not keep ids",
     "label_values": "{:mask} with values that are not ids",

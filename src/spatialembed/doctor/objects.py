@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import cKDTree
-from skimage import measure
 
+from spatialembed.data.label_checks import connected_parts
 from spatialembed.method.labels import relabel, touching_pairs
 from spatialembed.results.measurements import regions
 
@@ -72,7 +72,8 @@ def describe(labels: np.ndarray) -> Objects:
     owner = dense[ys, xs] - 1
     nearest = np.full(count, np.inf)
     np.minimum.at(nearest, owner, np.hypot(xs - centroid[owner, 0], ys - centroid[owner, 1]))
-    parts, largest = _parts(dense, count)
+    part_of, _, largest = connected_parts(dense, count)
+    parts = np.bincount(part_of, minlength=count + 1)[1:]
     pairs = touching_pairs(dense)
     touching = np.zeros(count, bool)
     touching[pairs.ravel() - 1] = True
@@ -92,18 +93,6 @@ def describe(labels: np.ndarray) -> Objects:
         touching_pairs=len(pairs),
         concentric_pairs=concentric_pairs,
     )
-
-
-def _parts(dense: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) connected parts of each object, and (K,) the pixels of its largest."""
-    pieces = measure.label(dense, background=0, connectivity=2).ravel()  # (H W,) 1..M
-    sizes = np.bincount(pieces)
-    owner = np.zeros(len(sizes), np.int64)
-    owner[pieces] = dense.ravel()
-    parts = np.bincount(owner[1:], minlength=count + 1)[1:]
-    largest = np.zeros(count + 1, np.int64)
-    np.maximum.at(largest, owner[1:], sizes[1:])
-    return parts, largest[1:]
 
 
 def _concentric(centroid: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -155,9 +155,9 @@ def survey(
     if names == ("",):
         _check_layout(root)
     listed = [_list(root, split) for split in names]
-    found = [pair for part in listed for pair in part.pairs]
-    if not found and not any(part.images_alone for part in listed):
+    if not any(part.pairs or part.images_alone for part in listed):
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
+    found = [pair for part in listed for pair in part.pairs]
     pairs = [probe(pair, reading) for pair in track(found, "reading", shown=progress)]
     faults = [fault for part in listed for fault in part.faults]
     faults += [fault for pair in pairs for fault in pair.faults]
@@ -211,23 +211,37 @@ def _check_layout(root: Path) -> None:
 
 
 def _list(root: Path, split: str) -> _Part:
-    """Pair the files of one part by name, and read its tables."""
+    """Pair the files of one part by name, and read its tables; a broken one counts for none."""
     at = root / split
     faults: list[Fault] = []
     images, masks = (_by_name(at / kind, faults) for kind in ("images", "masks"))
     both = sorted(images.keys() & masks.keys())
+    path = find_table(root, at, "classes.csv") if both else None
+    classes = _read(read_classes, path, faults)
+    rows = (_read(read_index, find_table(root, at, "index.csv"), faults) if both else None) or {}
+    if classes and not split and (unknown := sorted(classes.keys() - images.keys())):
+        message = f"{path}: no image is named {unknown[0]!r} ({len(unknown)} such names)"
+        faults.append(Fault("bad_table", message, "correct the names"))
     front = f"{split}/" if split else ""
-    pairs = [Pair(front + name, split, images[name], masks[name]) for name in both]
-    class_names = None
-    if both:
-        pairs, class_names = _with_tables(root, split, pairs, images, faults)
+    pairs = [
+        Pair(
+            front + name,
+            split,
+            images[name],
+            masks[name],
+            classes=None if classes is None else classes.get(name, {}),
+            row=rows.get(name, {}),
+        )
+        for name in both
+    ]
+    named = {name for by_id in (classes or {}).values() for name in by_id.values()}
     return _Part(
         split,
         pairs,
         faults,
         [images[name] for name in sorted(images.keys() - masks.keys())],
         [masks[name] for name in sorted(masks.keys() - images.keys())],
-        class_names,
+        None if classes is None else tuple(sorted(named)),
     )
 
 
@@ -240,27 +254,6 @@ def _by_name(folder: Path, faults: list[Fault]) -> dict[str, Path]:
             message = f"{path}: {first.name} has the same name"
             faults.append(Fault("duplicate_name", message, "keep one"))
     return found
-
-
-def _with_tables(
-    root: Path, split: str, pairs: Sequence[Pair], images: Mapping[str, Path], faults: list[Fault]
-) -> tuple[list[Pair], tuple[str, ...] | None]:
-    """Pairs with their classes and rows of index.csv, and the class names; None: no classes.csv."""
-    at = root / split
-    path = find_table(root, at, "classes.csv")
-    classes = _read(read_classes, path, faults)
-    rows = _read(read_index, find_table(root, at, "index.csv"), faults)
-    if classes and not split and (unknown := sorted(classes.keys() - images.keys())):
-        message = f"{path}: no image is named {unknown[0]!r} ({len(unknown)} such names)"
-        faults.append(Fault("bad_table", message, "correct the names"))
-    named = []
-    for pair in pairs:
-        name = pair.name.removeprefix(f"{split}/") if split else pair.name
-        its = None if classes is None else classes.get(name, {})
-        named.append(replace(pair, classes=its, row=(rows or {}).get(name, {})))
-    if classes is None:
-        return named, None
-    return named, tuple(sorted({name for by_id in classes.values() for name in by_id.values()}))
 
 
 def _read(
