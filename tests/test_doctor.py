@@ -27,7 +27,7 @@ from spatialembed.doctor.findings import Finding
 from spatialembed.doctor.probe import Reading
 from spatialembed.doctor.trial import Timing, quick
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.inference.model_file import bundled_models
+from spatialembed.inference.model_file import bundled_models, load
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split, train
 
@@ -790,7 +790,7 @@ def test_odd_names_and_things_in_the_folder(
 
 
 def test_nearest_model_is_the_one_that_sees_the_objects(tmp_path: Path) -> None:
-    """Its own training images lie nearest to ``shapes``, and bright discs in the dark do not."""
+    """Bright discs in the dark: nuclei."""
     for i in range(4):
         bright = discs(SIDE, CENTRES, 8).astype(np.uint16)
         ground = np.random.default_rng(i).normal(20, 3, bright.shape)
@@ -800,6 +800,7 @@ def test_nearest_model_is_the_one_that_sees_the_objects(tmp_path: Path) -> None:
     settings = yaml.safe_load((tmp_path / "out/recommended.yaml").read_text())
     assert settings["init"] in bundled_models()
     assert settings["init"] == settings_of(found)["init"] == "nuclei"
+    assert settings["network"] == load(settings["init"])[1].network
 
 
 @pytest.mark.slow

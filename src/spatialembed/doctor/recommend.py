@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,9 +64,9 @@ class Advice:
         """Objects of so few pixels are thought slips of the pen."""
         return min(SPECK_PX, self.median_px / 50)
 
-    def starting_from(self, init: Setting | None) -> Advice:
+    def starting_from(self, init: Sequence[Setting]) -> Advice:
         """The same, with a model to start from."""
-        return replace(self, settings=(init, *self.settings)) if init else self
+        return replace(self, settings=(*init, *self.settings))
 
     def yaml(self, head: str) -> str:
         """The settings as YAML that ``spatialembed train --config`` takes, reasons as comments."""

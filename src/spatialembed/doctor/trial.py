@@ -60,28 +60,32 @@ class Timing:
 # ---------------------------------------------------------------- the nearest model
 
 
-def nearest_model(survey: Survey, scale: float) -> Setting | None:
+def nearest_model(survey: Survey, scale: float) -> tuple[Setting, ...]:
     """The bundled model whose seed map follows the objects of some images best, to start from.
 
-    Of models of the same network that training would make: as many classes, two bandwidths. None
-    where there is none, or no image to try them on.
+    Of models of as many classes as training would have, two bandwidths each; of those that follow
+    them to within a tenth, the smallest. With its network; () where there is no such model, or no
+    image to try it on.
     """
     masks = survey.masks()
     pairs = [pair for pair in survey.labelled if pair.image and len(masks[pair.name].objects)]
     chosen = pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]
     samples = [_window(survey, pair, scale) for pair in chosen]
     classes = max(1, len(survey.classes_area()))
-    fits = {}
+    fits, nets = {}, {}
     for name in bundled_models() if samples else ():
         net, _ = load(name)
         if (net.num_classes, net.elliptical) == (classes, TrainOptions(data="-").elliptical):
+            nets[name] = net
             fits[name] = float(np.mean([_agreement(net, *sample) for sample in samples]))
     if not fits:
-        return None
-    name = max(fits, key=lambda name: fits[name])
+        return ()
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    name = max(fits, key=lambda name: (round(fits[name], 1), -sizes[name]))
     others = ", ".join(f"{other} {fits[other]:.2f}" for other in fits if other != name)
     told = f"its seeds follow the objects best, correlation {fits[name]:.2f}"
-    return Setting("init", name, told + (f" ({others})" if others else ""))
+    init = Setting("init", name, told + (f" ({others})" if others else ""))
+    return init, Setting("network", nets[name].network, "that of the model")
 
 
 def _window(survey: Survey, pair: Pair, scale: float) -> tuple[torch.Tensor, np.ndarray]:
@@ -151,7 +155,7 @@ def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[fl
     count = (STEPS + 1) * stage.batch
     plan = CropPlan(stage.crop, options.scale, count, stage.batch, options.seed, 0, stage.sampling)
     crops = Crops(images, options.normalization, options.augment, plan)
-    net = SpatialEmbeddingNet(len(images.class_names), options.elliptical)
+    net = SpatialEmbeddingNet(len(images.class_names), options.elliptical, options.network)
     net = net.to(device).to(memory_format=torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), options.lr(0))
     weight = 10.0 if options.foreground_weight == "enet" else options.foreground_weight
