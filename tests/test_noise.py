@@ -57,8 +57,8 @@ def test_noise_of_channels() -> None:
     assert quiet_noise(image) == pytest.approx([2, 20, 5], rel=0.1)
 
 
-def test_noise_of_eight_bits_is_a_level_at_least() -> None:
-    assert quiet_noise(np.full((64, 64), 7, np.uint8)).tolist() == [1.0]
+def test_noise_of_eight_bits_is_two_levels_at_least() -> None:
+    assert quiet_noise(np.full((64, 64), 7, np.uint8)).tolist() == [2.0]
     assert quiet_noise(np.full((64, 64), 7, np.uint16)).tolist() == [0.0]
 
 

@@ -4,8 +4,8 @@ Where objects cover less than 0.2 % of an image its 99.8 percentile lies in the 
 image has nothing else. So the noise is measured where the image is quietest::
 
     noise      10th percentile of the standard deviation in blocks of 16 x 16 px, by channel, in
-               the values of ``to_tensor``; at least one level of 8 bits in an 8-bit image, whose
-               compression leaves blocks of one level that differ
+               the values of ``to_tensor``; at least two levels of 8 bits in an 8-bit image, of
+               which compression may leave nothing but blocks that differ by a few levels
     width      ``noise_floor`` times that; a stretch below it shows nothing but noise
     then       pixels more than a width off the median are objects, if they are at least SIGNAL_PX:
                the stretch ends inside them; without any it is one width
@@ -31,6 +31,8 @@ QUIET = 10.0
 """Percentile of the blocks' standard deviations that is taken for noise."""
 NOISE_STRETCH = 10.0
 """A stretch of so many times the noise, or less, is warned of."""
+LEAST_LEVELS = 2.0
+"""Noise of an 8-bit image at least; the shortest stretch of 399 training images is 24 levels."""
 SIGNAL_PX = 16
 """Pixels far off the median that are objects; fewer are specks of the sensor."""
 SIGNAL_PERCENTILE = 90.0
@@ -49,7 +51,9 @@ def quiet(deviations: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The same of the blocks (blocks, C) of an image of that type."""
     if not len(deviations):
         return np.zeros(deviations.shape[1])
-    return np.maximum(np.percentile(deviations, QUIET, axis=0), 1.0 if dtype == np.uint8 else 0.0)
+    return np.maximum(
+        np.percentile(deviations, QUIET, axis=0), LEAST_LEVELS if dtype == np.uint8 else 0.0
+    )
 
 
 def block_deviations(image: np.ndarray) -> np.ndarray:
