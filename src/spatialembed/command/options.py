@@ -175,9 +175,6 @@ class ExportOptions:
     """Of the file: ONNX, opset 18."""
     precision: Literal["float32", "float16"] = "float32"
     """Of weights and convolutions; geometry, input and output are always float32."""
-    int8: str | None = None
-    """Folder of images to calibrate 8-bit convolutions on; with images/ and masks/, the loss of
-    AP is reported too."""
     check: bool = False
     """Compare maps and instances with torch at five sizes, and write FILE.check.json."""
 

@@ -281,9 +281,7 @@ def export(options: ExportOptions) -> int:
     from spatialembed.inference.predictor import load
 
     predictor = load(options.model, device="cpu", engine="torch", precision="float32")
-    report = run(
-        predictor, options.out, precision=options.precision, int8=options.int8, check=options.check
-    )
+    report = run(predictor, options.out, precision=options.precision, check=options.check)
     if report.comparisons:
         Console().print(report.table())
     print("\n".join(report.lines()))

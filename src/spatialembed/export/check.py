@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialembed.errors import MODEL, SpatialEmbedError, missing_extra
+from spatialembed.errors import missing_extra
 from spatialembed.export.frame import INPUT, outside
 from spatialembed.generated.nuclei_and_shapes import nuclei_field, shapes_scene
+from spatialembed.inference.device import first_line
 from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.model_json import bad_model
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.normalization import network_input, normalize
 from spatialembed.types import UNIT, Embeddings, Normalization
@@ -37,7 +39,7 @@ LIMITS = {
     "float32": Limits(offset_px=0.05, log_precision=1e-3, seed=1e-3, pixels=1e-3),
     "float16": Limits(offset_px=0.5, log_precision=0.02, seed=0.02, pixels=0.01),
 }
-"""By precision; of int8 the average precision is what counts, and it is printed."""
+"""By precision."""
 
 
 class OnnxFile:
@@ -62,20 +64,25 @@ class OnnxFile:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3  # errors, which are raised too
+        where = "model" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its faults share no class that is public
-            where = "model" if isinstance(model, bytes) else model
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SpatialEmbedError(
-                "bad_model", f"{where}: {reason}", "export the model again", MODEL
-            ) from error
+            raise bad_model(where, first_line(error)) from error
+        ends = self._session.get_inputs(), self._session.get_outputs()
+        names = [tuple(value.name for value in values) for values in ends]
+        if names != [(INPUT,), Embeddings._fields] or ends[0][0].type != "tensor(float)":
+            raise bad_model(where, f"from {names[0]} to {names[1]}: not exported by spatialembed")
         entries = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = {key: json.loads(value) for key, value in entries.items()}
-        self.precision = str(self.metadata["precision"])
+        try:
+            self.metadata = {key: json.loads(value) for key, value in entries.items()}
+            self.precision = str(self.metadata["precision"])
+            self.licence = str(self.metadata["licence"])
+        except (ValueError, RecursionError, KeyError) as error:
+            raise bad_model(where, f"metadata: {first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Embeddings:
         """images (B, 3, H, W) float32 as the file takes them -> Embeddings (B, ., H, W) float32."""

@@ -1,7 +1,7 @@
 """A model as one file that other programs run: ONNX, from the image to the maps.
 
     image -> normalised -> resized by scale -> padded -> network -> cropped -> maps of its size
-             \\______ onnx_frame ______/       \\______ onnx_graph _____/       onnx_frame
+             \\________ frame _________/       \\_______ folded ________/         frame
 
 Input ``image``: (B, 3, H, W) float32, RGB in [0, 1], any size; integers are divided by the largest
 value of their type. A normalisation by percentiles looks at the whole image and stays outside: such
@@ -14,42 +14,34 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from spatialembed import __version__
-from spatialembed.console import console
+from spatialembed.console import Stages
 from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
 from spatialembed.export.check import LIMITS, SIZES, Comparison, OnnxFile, compare
 from spatialembed.export.frame import framed
-from spatialembed.export.int8 import Accuracy, judge, open_int8_images, quantized
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.inference.engine import TorchEngine
 from spatialembed.inference.engines.folded import FoldedNet
-from spatialembed.inference.engines.onnx_graph import to_onnx
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method.geometry import LOG_LIMIT, LOG_SCALE
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.types import UNIT, Embeddings
+from spatialembed.types import UNIT
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Precision = Literal["float32", "float16"]
-_T = TypeVar("_T")
 FORMAT_VERSION = 1
 """Of the metadata; raised where a reader of an older one would be misled."""
-_EXAMPLE = (2, 3, 37, 50)  # no multiples of 8, so that the padding is part of the graph
 
 
 def export_onnx(
@@ -57,8 +49,6 @@ def export_onnx(
     path: str | Path,
     *,
     precision: Precision = "float32",
-    int8: Sequence[np.ndarray] | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a model as one ONNX file, opset 18.
 
@@ -68,9 +58,6 @@ def export_onnx(
         precision: Of weights and convolutions. With "float16" the output layers, the activations
             and all geometry stay float32, since neither the coordinates of a wide image nor exp(10
             r) fit.
-        int8: Images as read, (H, W) or (H, W, 3), to calibrate 8-bit convolutions on; None: no
-            8-bit convolutions.
-        progress: Called after each of these images.
 
     Returns:
         The path.
@@ -79,12 +66,9 @@ def export_onnx(
         SpatialEmbedError: ``bad_setting``, ``not_writable``, ``missing_extra`` (exit 2, before
             anything is computed); ``disk_full`` (exit 5).
     """
-    _check_settings(predictor, precision, int8 is not None)
+    _check_settings(predictor, precision)
     path = _writable(Path(path))
-    network = _network(predictor, precision)
-    if int8 is not None:
-        network = quantized(network, int8, predictor.info, progress)
-    return _write(_whole(network, predictor.info, precision if int8 is None else "int8"), path)
+    return _write(_model(predictor, precision), path)
 
 
 def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
@@ -113,7 +97,7 @@ def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the graph
 
 
-def _check_settings(predictor: Predictor, precision: str, int8: bool) -> None:
+def _check_settings(predictor: Predictor, precision: str) -> None:
     """Refuse before anything is computed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
@@ -121,8 +105,6 @@ def _check_settings(predictor: Predictor, precision: str, int8: bool) -> None:
     choices = get_args(Precision)
     if precision not in choices:
         raise _refused(f"precision {precision!r}", f"use {' or '.join(choices)}")
-    if int8 and precision != "float32":
-        raise _refused(f"int8 and precision {precision} together", "leave one of them out")
     _net(predictor)
 
 
@@ -141,13 +123,6 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _network(predictor: Predictor, precision: str) -> ModelProto:
-    """The graph from normalised images to maps, on the CPU whatever the device."""
-    dtype = torch.float16 if precision == "float16" else torch.float32
-    net = FoldedNet(_copy(_net(predictor)), dtype).eval()
-    return to_onnx(net, torch.rand(_EXAMPLE), outputs=Embeddings._fields)
-
-
 def _net(predictor: Predictor) -> SpatialEmbeddingNet:
     """The network that the engine was made from, wherever it is."""
     net = getattr(predictor.engine, "net", None)
@@ -156,16 +131,14 @@ def _net(predictor: Predictor) -> SpatialEmbeddingNet:
     return net
 
 
-def _copy(net: SpatialEmbeddingNet) -> SpatialEmbeddingNet:
-    """On the CPU whatever the device, float32."""
-    return copy.deepcopy(net).to("cpu", torch.float32)
-
-
-def _whole(network: ModelProto, info: ModelInfo, precision: str) -> ModelProto:
-    """The checked model around the graph of a network, with its metadata."""
+def _model(predictor: Predictor, precision: str) -> ModelProto:
+    """The checked graph from images to maps, on the CPU whatever the device, with metadata."""
     import onnx
 
-    model = framed(network, info.normalization, info.scale)
+    info = predictor.info
+    dtype = torch.float16 if precision == "float16" else torch.float32
+    net = copy.deepcopy(_net(predictor)).to("cpu", torch.float32)
+    model = framed(FoldedNet(net, dtype), info.normalization, info.scale)
     model.producer_name, model.producer_version = "spatialembed", __version__
     model.graph.name = "spatialembed"
     entries = metadata(info, precision)
@@ -193,7 +166,6 @@ class ExportReport:
     path: Path
     precision: str
     licence: str  # of the weights
-    accuracy: Accuracy | None = None  # of an 8-bit export, where the images have masks
     comparisons: tuple[Comparison, ...] = ()  # against torch, on request
 
     @property
@@ -203,24 +175,15 @@ class ExportReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all that was compared is within LIMITS; 8 bits have none."""
-        limits = LIMITS.get(self.precision)
-        return limits is None or all(row.within(limits) for row in self.comparisons)
+        """Whether all that was compared is within LIMITS."""
+        return all(row.within(LIMITS[self.precision]) for row in self.comparisons)
 
     def lines(self) -> list[str]:
         """The report, for the terminal."""
         size = self.path.stat().st_size / 1e6
         lines = [f"{self.path}: {self.precision}, {size:.1f} MB; {self.licence}"]
-        if self.accuracy is not None:
-            images, plain, eight, speedup = self.accuracy
-            lines.append(
-                f"AP on {images} images: float32 {plain:.4f}, int8 {eight:.4f} "
-                f"({eight - plain:+.4f}); int8 is {speedup:.2f} times as fast here"
-            )
         if self.comparisons:
             verdict = "agrees with torch" if self.passed else "DIFFERS from torch"
-            if self.precision not in LIMITS:
-                verdict = "compared with torch, without limits in 8 bits"
             lines.append(f"{verdict}; {self.checked.name} has the numbers")
         return lines
 
@@ -242,17 +205,15 @@ class ExportReport:
 
     def write(self) -> Path:
         """Write ``<file>.check.json`` beside the file."""
-        limits = LIMITS.get(self.precision)
         facts = {
             "file": self.path.name,
             "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
             "spatialembed": __version__,
             "torch": torch.__version__,
             "precision": self.precision,
-            "limits": None if limits is None else limits._asdict(),
-            "passed": None if limits is None else self.passed,
+            "limits": LIMITS[self.precision]._asdict(),
+            "passed": self.passed,
             "comparisons": [asdict(row) for row in self.comparisons],
-            "int8": None if self.accuracy is None else self.accuracy._asdict(),
         }
         with atomic_write(self.checked) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -264,61 +225,29 @@ def export(
     path: str | Path,
     *,
     precision: Precision = "float32",
-    int8: str | Path | None = None,
     check: bool = False,
     progress: bool = True,
 ) -> ExportReport:
     """``export_onnx``, then a report on the file.
 
-    int8: folder of images to calibrate 8-bit convolutions on; where it has images/ and masks/, the
-    AP of both files on the images that were not used is in the report. check: compare maps and
-    instances with torch in float32 at five sizes. progress: bars on stderr.
+    check: compare maps and instances with torch in float32 at five sizes. progress: a bar on
+    stderr.
 
-    Raises SpatialEmbedError as ``export_onnx`` and the reading of images do.
+    Raises SpatialEmbedError as ``export_onnx``.
     """
-    _check_settings(predictor, precision, int8 is not None)
-    path, info = _writable(Path(path)), predictor.info
-    images = None if int8 is None else open_int8_images(int8)
-    accuracy, comparisons = None, list[Comparison]()
-    with _steps(enabled=progress) as step:
-        network = step("network to ONNX", 1, lambda _: _network(predictor, precision))
-        model = whole = _whole(network, info, precision)
-        if images is not None:
-            pixels = images.calibration
-            eight = step(
-                "calibrate", len(pixels), lambda one: quantized(network, pixels, info, one)
-            )
-            model = _whole(eight, info, "int8")
-        exported = OnnxFile(_write(model, path))
-        if images is not None and (judged := images.judged) is not None:
-            plain = OnnxFile(whole.SerializeToString())
-            accuracy = step(
-                "compare AP", len(judged), lambda one: judge(plain, exported, judged, info, one)
-            )
+    _check_settings(predictor, precision)
+    path = _writable(Path(path))  # before a bar, which would stay above the refusal
+    with Stages(progress, "export") as stages:
+        stages.begin("network to ONNX", None)
+        export_onnx(predictor, path, precision=precision)
+        exported, comparisons = OnnxFile(path), list[Comparison]()
         if check:
-            torch_engine = TorchEngine(
-                _net(predictor), device=torch.device("cpu"), scale=info.scale
-            )
-            comparisons = step(
-                "check", len(SIZES), lambda one: compare(torch_engine, exported, info, one)
-            )
-    licence = f"licence of the weights: {exported.metadata['licence']}"
-    report = ExportReport(path, exported.precision, licence, accuracy, tuple(comparisons))
-    if check or accuracy is not None:
+            stages.begin("check", len(SIZES))
+            info, net = predictor.info, _net(predictor)
+            torch_engine = TorchEngine(net, device=torch.device("cpu"), scale=info.scale)
+            comparisons = compare(torch_engine, exported, info, stages.advance)
+    licence = f"licence of the weights: {exported.licence}"
+    report = ExportReport(path, precision, licence, tuple(comparisons))
+    if check:
         report.write()
     return report
-
-
-@contextmanager
-def _steps(*, enabled: bool) -> Iterator[Callable[..., Any]]:
-    """Bars on stderr: ``step(name, length, work)`` gives what ``work(advance)`` gives."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(), disable=not enabled) as bars:
-
-        def step(name: str, length: int, work: Callable[[Callable[[], None]], _T]) -> _T:
-            task = bars.add_task(name, total=length)
-            result = work(lambda: bars.advance(task))
-            bars.update(task, completed=length)
-            return result
-
-        yield step

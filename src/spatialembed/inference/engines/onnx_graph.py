@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ def to_onnx(
     module: nn.Module,
     example: Tensor,
     *,
+    entry: str = "images",
     outputs: Sequence[str],
     axes: Mapping[int, str] = IMAGE_AXES,
 ) -> ModelProto:
-    """The graph of ``module(images)`` with one input ``images`` and the named ``outputs``.
+    """The graph of ``module(images)`` with one input, ``entry``, and the named ``outputs``.
 
     module: in evaluation mode; it returns as many tensors as there are names. example: an input of
     the type and device that the graph is for; its sizes along ``axes`` must be above 1 and, so that
@@ -36,10 +38,23 @@ def to_onnx(
     Raises SpatialEmbedError ``missing_extra`` (exit 2) without onnx and onnxscript.
     """
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx
+        import onnxscript
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export", "an ONNX graph") from error
+    op: Any = onnxscript.opset18
+    double, int64 = onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
+
+    def times(x: Any, y: Any) -> Any:
+        """A side times a scale in float64, as Python has it; the exporter takes float32."""
+        if not isinstance(y, float):
+            return op.Mul(x, y)
+        scale = op.Constant(value=onnx.helper.make_tensor("scale", double, [], [y]))
+        return op.Mul(op.Cast(x, to=double), scale)
+
+    def rounded(x: Any, digits: None) -> Any:
+        return op.Cast(op.Round(x), to=int64)
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own internals
         program = torch.onnx.export(
@@ -48,9 +63,10 @@ def to_onnx(
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=["images"],
+            input_names=[entry],
             output_names=list(outputs),
             dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),),
+            custom_translation_table={operator.mul: times, round: rounded},
         )
     assert program is not None
     graph = program.model_proto
