@@ -91,7 +91,8 @@ def test_the_calibration_travels_along(model: Path, tmp_path: Path) -> None:
     assert load(model)[1] == INFO  # without one, as files were before
     assert model_file.save_as(model, model, calibrated) == model
     assert load(model)[1] == calibrated
-    assert all(load(name)[1].calibration is not None for name in model_file.bundled_models())
+    without = [n for n in model_file.bundled_models() if load(n)[1].calibration is None]
+    assert without == ["worms"]  # of fewer validation objects than a fit takes
 
 
 def test_load_draws_no_random_numbers(saved: Path) -> None:

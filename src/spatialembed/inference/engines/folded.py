@@ -65,7 +65,10 @@ class FoldedCore(nn.Module):
         super().__init__()
         self.dtype, self.stride = dtype, net.stride
         self.encoder = _encoder(net.encoder).to(dtype)
-        self.decoders = nn.ModuleList(FoldedDecoder(d, dtype) for d in net.decoders)
+        self.decoders = nn.ModuleList(
+            FoldedLite(d, dtype) if isinstance(d, LiteDecoder) else FoldedDecoder(d, dtype)
+            for d in net.decoders
+        )
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 
@@ -84,29 +87,54 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, decoder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        assert isinstance(decoder, (Decoder, LiteDecoder))
-        self.layers = (
-            FoldedLite(decoder)
-            if isinstance(decoder, LiteDecoder)
-            else nn.Sequential(*map(_folded, decoder.layers))
-        ).to(dtype)
+        assert isinstance(decoder, Decoder)
+        self.layers = nn.Sequential(*map(_folded, decoder.layers)).to(dtype)
         self.output_conv = deepcopy(decoder.output_conv)
 
-    def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # float32 for the reason given in erfnet.Decoder.
-        return self.output_conv(self.layers(features).to(self.output_conv.weight.dtype))
+        return self.output_conv(self.layers(x).to(self.output_conv.weight.dtype))
 
 
 class FoldedLite(nn.Module):
-    """A ``LiteDecoder`` up to its last layer."""
+    """The same of a ``LiteDecoder``, whose last layer sees full resolution only in the detail.
 
-    def __init__(self, decoder: LiteDecoder) -> None:
+    A 3x3 convolution of a map that was doubled by repeating pixels sees each pixel twice or once
+    along an axis, so it is four convolutions of the map itself, one for each place in a 2x2 cell::
+
+        even rows   w0 of the row above, w1 + w2 of the own one
+        odd rows    w0 + w1 of the own row, w2 of the one below
+    """
+
+    def __init__(self, decoder: LiteDecoder, dtype: torch.dtype) -> None:
         super().__init__()
-        self.decoder = _all_folded(decoder)
+        self.decoder = _all_folded(decoder).to(dtype)
+        last = decoder.output_conv
         del self.decoder.output_conv
+        half, self.outputs = last.in_channels // 2, last.out_channels
+        self.cells = nn.Conv2d(half, 4 * self.outputs, 3, padding=1)
+        self.detail = nn.Conv2d(half, self.outputs, 3, padding=1, bias=False)
+        with torch.no_grad():
+            weight = last.weight  # (outputs, 16, 3, 3)
+            self.cells.weight.copy_(_by_place(weight[:, :half]))
+            assert last.bias is not None
+            self.cells.bias.copy_(last.bias.repeat_interleave(4))  # type: ignore[union-attr]
+            self.detail.weight.copy_(weight[:, half:])
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.decoder.features(features)
+        # float32 for the reason given in erfnet.Decoder.
+        float32 = self.cells.weight.dtype
+        cells = self.cells(self.decoder.at_half(features).to(float32))  # (B, 4 outputs, H/2, W/2)
+        return F.pixel_shuffle(cells, 2) + self.detail(features[0].to(float32))
+
+
+def _by_place(weight: Tensor) -> Tensor:
+    """(C, k, 3, 3) of a doubled map -> (4 C, k, 3, 3) of the map, places in rows of a 2x2 cell."""
+    spread = weight.new_tensor(
+        [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]]
+    )
+    places = torch.einsum("iya,jxb,ckab->cijkyx", spread, spread, weight)
+    return places.reshape(-1, *weight.shape[1:])
 
 
 class FoldedDown(nn.Module):

@@ -161,18 +161,18 @@ class LiteDecoder(nn.Module):
         self.last = ConvNorm(WIDTHS[-1], DETAIL)
         self.output_conv = nn.Conv2d(2 * DETAIL, outputs, 3, padding=1)
 
-    def features(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """What the last layer takes: (B, 16, H, W)."""
+    def at_half(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """What the last layer takes beside the detail, before it is doubled: (B, 8, H/2, W/2)."""
         *skips, x = maps
         for i, skip in enumerate(reversed(skips[1:])):
             x = _doubled(self.narrow[i](x))
             x = self.joined[i](torch.cat((x, skip), dim=1))  # (B, 64, H/8, .), (B, 40, H/4, .) ...
             if i < len(self.more):
                 x = self.more[i](x)
-        return torch.cat((_doubled(self.last(x)), skips[0]), dim=1)
+        return self.last(x)
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
-        x = self.features(maps)
+        x = torch.cat((_doubled(self.at_half(maps)), maps[0]), dim=1)  # (B, 16, H, W)
         # float32 for the reason given in erfnet.Decoder.
         with torch.autocast(x.device.type, enabled=False):
             return self.output_conv(x.to(self.output_conv.weight.dtype))
