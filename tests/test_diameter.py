@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.inference import model_file
 from spatialembed.inference.diameter import (
     DIAMETERS,
     best_scale,
@@ -19,9 +22,10 @@ from spatialembed.inference.diameter import (
 )
 from spatialembed.inference.engine import map_back, resize
 from spatialembed.inference.model_file import ModelInfo
-from spatialembed.inference.predictor import Predictor
+from spatialembed.inference.predictor import Predictor, load
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import UNIT, Embeddings, Instances, Normalization
 
 KNOWN_PX = (12, 32)
@@ -166,3 +170,16 @@ def test_without_calibration_nothing_is_tried() -> None:
     result = best_scale(engine, info, image, (none, maps), INFO.thresholds, augment=False)
     assert result == (none, maps)
     assert len(engine.seen) == 1
+
+
+def test_a_model_says_whether_other_scales_are_tried(tmp_path: Path) -> None:
+    net = SpatialEmbeddingNet(1)
+    info = ModelInfo(("cell",), True, Normalization(), ClusterOptions(), diameter="auto")
+    model_file.save(tmp_path / "model", net, info)
+    assert load(tmp_path / "model", device="cpu").diameter == "auto"
+    assert load(tmp_path / "model", device="cpu", diameter="native").diameter == "native"
+    facts = json.loads((tmp_path / "model" / "model.json").read_text())
+    facts["diameter"] = "large"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(SpatialEmbedError, match=r"bad_model.*diameter"):
+        load(tmp_path / "model", device="cpu")

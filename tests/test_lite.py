@@ -17,6 +17,7 @@ from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import NETWORKS, SpatialEmbeddingNet
 from spatialembed.method.networks import lite
 from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
+from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings, Normalization
 
 CPU = torch.device("cpu")
@@ -285,7 +286,7 @@ def test_engines_agree(engine: str, precision: str, most: float, net: SpatialEmb
     ):
         pytest.importorskip(package)
     reference = TorchEngine(trained(), device=CPU)
-    started = build(net, engine=engine, precision=precision, device="cpu")
+    started = build(net, DeviceOptions(engine=engine, precision=precision, device="cpu"))
     assert started.name == engine
     for size in ((1, 3, 33, 18), (2, 3, 70, 100)):
         images = torch.rand(size, generator=torch.Generator().manual_seed(2))

@@ -37,8 +37,8 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"
     """seed: as in prediction; truth: from true centres and bandwidths, without the seed map."""
-    diameter: str = "native"
-    """As in predict: px, auto or native."""
+    diameter: str | None = None
+    """As in predict: px, auto or native; null: as the model says."""
     out: str | None = None
     """Folder of report.json, and of worst.html (ap) or the benchmark's files (cityscapes); null:
     runs/evaluate/ and the name of the data, numbered."""
@@ -88,10 +88,10 @@ class PredictOptions(DeviceOptions):
     max_pixels: int = 1 << 28
     """Images of more pixels are predicted by tiles; pages of --pages all, and images of more
     bytes than 8-bit RGB of that many pixels, are refused."""
-    diameter: str = "native"
+    diameter: str | None = None
     """Diameter of the objects in px: images are scaled so that the network sees them as large as
     those it was trained on; auto: each image is tried at smaller scales too, and the best is
-    kept; native: the scale of the model."""
+    kept; native: the scale of the model; null: as the model says. Tiled images: native."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0

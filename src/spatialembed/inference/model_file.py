@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -49,7 +49,7 @@ _KEYS = {
     "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
     "weights_sha256",
 }  # fmt: skip
-_OPTIONAL_KEYS = {"calibration", "split"}
+_OPTIONAL_KEYS = {"calibration", "split", "diameter"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class ModelInfo:
     training: dict[str, Any] = field(default_factory=dict)  # JSON: data, hours, figure, licence ...
     calibration: Calibration | None = None  # how good objects are expected to be
     network: Network = "erfnet"
+    diameter: Literal["auto", "native"] = "native"  # scale of an image where none is asked for
     weights_sha256: str = field(default="", compare=False)  # of the file it was read from
     split: SplitRecord | None = None  # which images it was trained on
 
@@ -200,6 +201,8 @@ def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
         "training": info.training,
         "weights_sha256": sha256,
     }
+    if info.diameter != "native":
+        facts["diameter"] = info.diameter
     if info.calibration is not None:
         facts["calibration"] = asdict(info.calibration)
     if info.split is not None:
@@ -348,6 +351,7 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
         training,
         calibration,
         name,
+        typed(facts.get("diameter", "native"), Literal["auto", "native"], f"{where}: diameter"),
         split=split,
     )
 

@@ -59,7 +59,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     pixels: float | None = None,
-    diameter: str | float = "native",
+    diameter: str | float | None = None,
 ) -> Predictor:
     """Load a model, ready to predict.
 
@@ -74,7 +74,8 @@ def load(
         pixels: Of all images of the job together; None: unknown, for which an engine that starts at
             once is taken.
         diameter: Of the objects in px; "auto": each image is tried at smaller scales too;
-            "native": the scale that the model names (see ``inference.diameter``).
+            "native": the scale that the model names (see ``inference.diameter``); None: as the
+            model says.
 
     Returns:
         The model with its engine started.
@@ -93,10 +94,10 @@ def load_for(
     model: str | Path,
     options: DeviceOptions,
     pixels: float | None = None,
-    diameter: str | float = "native",
+    diameter: str | float | None = None,
 ) -> Predictor:
     """``load`` with the device settings as one object, as the verbs have them."""
-    wanted = parse_diameter(diameter)
+    wanted = None if diameter is None else parse_diameter(diameter)
     net, info = model_file.load(model)
     megapixels = None if pixels is None else pixels * info.scale**2 / 1e6
     run = build(net, options, scale=info.scale, megapixels=megapixels)
@@ -115,13 +116,13 @@ class Predictor:
     than ``max_pixels`` are refused; the attribute may be set.
     """
 
-    def __init__(self, engine: Engine, info: ModelInfo, diameter: Diameter = "native") -> None:
+    def __init__(self, engine: Engine, info: ModelInfo, diameter: Diameter | None = None) -> None:
         self.engine = engine
         self.info = info
         self.settings = info.thresholds
-        self.diameter = diameter
-        if not isinstance(diameter, str):
-            self.engine, self.settings = suited(engine, info, info.thresholds, diameter)
+        self.diameter: Diameter = info.diameter if diameter is None else diameter
+        if not isinstance(self.diameter, str):
+            self.engine, self.settings = suited(engine, info, info.thresholds, self.diameter)
         self.device = engine.device
         self.max_pixels = MAX_PIXELS
 
