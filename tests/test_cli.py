@@ -137,7 +137,7 @@ def test_evaluate(
     run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--model", str(run / "model"), "--data", str(scenes), "--device", "cpu"]
-    assert main.main([*words, "--out", str(tmp_path)]) == 0
+    assert main.main([*words, "--split", "all", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "AP, image mean" in said
     assert "0.50" in said

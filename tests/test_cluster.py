@@ -515,7 +515,7 @@ def test_after_fork_and_without_torch() -> None:
     code = (
         "import os, sys, numpy as np\n"
         "sys.modules['torch'] = None\n"
-        "from spatialembed.kernels import candidates, cpu\n"
+        "from spatialembed.method.kernels import candidates, cpu\n"
         "candidates.PER_THREAD = 4\n"
         "maps = [np.full((n, 8, 8), 0.95, np.float32) for n in (2, 1, 1)]\n"
         "def run(): return len(cpu.cluster(*maps, min_pixels=0, threads=2).scores)\n"
@@ -735,6 +735,6 @@ def test_read_only_installation_compiles_without_cache(tmp_path: Path) -> None:
 
 
 def test_import_loads_no_compiler() -> None:
-    code = "import sys, spatialembed.cluster; print('numba' in sys.modules)"
+    code = "import sys, spatialembed.method.cluster; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -145,9 +145,11 @@ class _Counter:
                 fine[c] += np.bincount(at, minlength=fine.shape[1])
         others = np.setdiff1d(np.arange(HALF), bins)
         keys = np.concatenate(((bins[:, None] * HALF + np.arange(HALF)).ravel(), others * HALF))
-        order = np.argsort(keys)
-        counts = np.concatenate((fine, self._counts[:, others]), axis=1)[:, order]
-        return levels_of_counts(counts, _values(keys[order].astype(np.uint32)), how, noise)
+        counts = np.concatenate((fine, self._counts[:, others]), axis=1)
+        there = np.flatnonzero(counts.any(0))  # without the bits of NaN and infinities
+        there = there[np.argsort(keys[there])]
+        values = _values(keys[there].astype(np.uint32))
+        return levels_of_counts(counts[:, there], values, how, noise)
 
 
 def _keys(values: np.ndarray) -> np.ndarray:
