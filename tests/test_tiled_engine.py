@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spatialembed.inference.diameter import at_factor
 from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.inference.tiling import BASE_BYTES, BYTES_WHOLE
 from spatialembed.types import Embeddings
@@ -53,3 +54,11 @@ def test_what_fits_goes_as_it_is() -> None:
     local: Any = Local()
     TiledEngine(local)(torch.zeros(2, 3, 40, 50))
     assert local.asked == [(2, 3, 40, 50)]
+
+
+def test_another_scale_reaches_the_network() -> None:
+    local: Any = Local()
+    whole = TiledEngine(local)
+    half = at_factor(whole, 0.5)
+    assert (half.scale, half.engine.scale) == (0.5, 0.5)
+    assert (whole.scale, local.scale) == (1.0, 1.0)

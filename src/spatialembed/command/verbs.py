@@ -119,13 +119,13 @@ def evaluate(options: EvaluateOptions) -> int:
     from spatialembed.data.open import with_classes_of
     from spatialembed.evaluation.evaluate import FILES, check_metric
     from spatialembed.evaluation.evaluate import evaluate as run
-    from spatialembed.inference.predictor import Predictor, load_for
+    from spatialembed.inference.predictor import load_for
     from spatialembed.inference.tiled_engine import TiledEngine
 
     dataset = _dataset(options)
     check_metric(options.metric, dataset)
     predictor = load_for(options.model, options, _pixels(dataset), options.diameter)
-    predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
+    predictor.engine = TiledEngine(predictor.engine)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     out = _new_folder(options.out, "evaluate", options.data)
     report = run(
@@ -148,13 +148,13 @@ def tune(options: TuneOptions) -> int:
 
     from spatialembed.data.open import data_name, with_classes_of
     from spatialembed.evaluation import tune as tuning
-    from spatialembed.inference.predictor import Predictor, load_for
+    from spatialembed.inference.predictor import load_for
     from spatialembed.inference.tiled_engine import TiledEngine
 
     folder = tuning.prepare(options.model, options.out)
     dataset = _dataset(options)
     predictor = load_for(options.model, options, _pixels(dataset))
-    predictor = Predictor(TiledEngine(predictor.engine), predictor.info)
+    predictor.engine = TiledEngine(predictor.engine)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     groups = tuning.groups(dataset, options.group_by)
     report = _new_folder(options.report, "tune", options.data)

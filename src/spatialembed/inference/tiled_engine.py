@@ -7,6 +7,8 @@ by default: what is scored is what a user gets.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,18 @@ class TiledEngine:
         self.name = engine.name
         self.device = engine.device
         self.precision = engine.precision
-        self.scale = engine.scale
         self.memory = memory * 1e9
-        self.context = image_context(context, engine.scale)
+        self.network_context = context
+
+    @property
+    def scale(self) -> float:
+        """That of the engine; set, it is that of a copy, so that another scale can be tried."""
+        return self.engine.scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self.engine = copy.copy(self.engine)
+        self.engine.scale = scale
 
     def __call__(self, images: Tensor) -> Embeddings:
         """As ``Engine``; a batch of large images goes one by one."""
@@ -50,16 +61,17 @@ class TiledEngine:
     def _in_tiles(self, image: Tensor) -> Embeddings:
         """image (3, H, W) -> Embeddings (1, ., H, W)."""
         height, width = image.shape[-2:]
+        context = image_context(self.network_context, self.scale)
         tile = tile_for(
             self.memory - BASE_BYTES,
-            self.context,
+            context,
             self.scale,
             bytes_per_pixel=BYTES_TILE,
             most=WIDEST,
         )
         whole: list[Tensor] = []
         for _, _, core, window in plan_tiles(
-            height, width, tile=tile, context=self.context, scale=self.scale
+            height, width, tile=tile, context=context, scale=self.scale
         ):
             maps = self.engine(image[None, :, window.y0 : window.y1, window.x0 : window.x1])
             if not whole:  # allocated here: what an engine returns may be an inference tensor
