@@ -121,11 +121,13 @@ def evaluate(options: EvaluateOptions) -> int:
     from spatialembed.evaluation.evaluate import evaluate as run
     from spatialembed.inference.predictor import load_for
     from spatialembed.inference.tiled_engine import TiledEngine
+    from spatialembed.method.model import NETWORKS
 
     dataset = _dataset(options)
     check_metric(options.metric, dataset)
     predictor = load_for(options.model, options, _pixels(dataset), options.diameter)
-    predictor.engine = TiledEngine(predictor.engine)
+    stride = NETWORKS[predictor.info.network].stride
+    predictor.engine = TiledEngine(predictor.engine, stride=stride)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     out = _new_folder(options.out, "evaluate", options.data)
     report = run(
@@ -150,11 +152,13 @@ def tune(options: TuneOptions) -> int:
     from spatialembed.evaluation import tune as tuning
     from spatialembed.inference.predictor import load_for
     from spatialembed.inference.tiled_engine import TiledEngine
+    from spatialembed.method.model import NETWORKS
 
     folder = tuning.prepare(options.model, options.out)
     dataset = _dataset(options)
     predictor = load_for(options.model, options, _pixels(dataset))
-    predictor.engine = TiledEngine(predictor.engine)
+    stride = NETWORKS[predictor.info.network].stride
+    predictor.engine = TiledEngine(predictor.engine, stride=stride)
     dataset = with_classes_of(predictor.info.class_names, dataset)
     groups = tuning.groups(dataset, options.group_by)
     report = _new_folder(options.report, "tune", options.data)

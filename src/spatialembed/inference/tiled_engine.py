@@ -22,6 +22,7 @@ from spatialembed.inference.tiling import (
     plan_tiles,
     tile_for,
 )
+from spatialembed.method.networks.erfnet import STRIDE
 from spatialembed.types import Embeddings
 
 
@@ -29,16 +30,20 @@ class TiledEngine:
     """``engine``, with images by tiles whose whole maps would need more memory than is allowed.
 
     memory: of the process, GB. context: px around a tile that the network sees too, as it sees
-    them; 624 is exact, less an approximation as in ``predict``.
+    them; less than the network's reach is an approximation, as in ``predict``. stride: px of a cell
+    of the network.
     """
 
-    def __init__(self, engine: Engine, *, memory: float = 3.0, context: int = 128) -> None:
+    def __init__(
+        self, engine: Engine, *, memory: float = 3.0, context: int = 128, stride: int = STRIDE
+    ) -> None:
         self.engine = engine
         self.name = engine.name
         self.device = engine.device
         self.precision = engine.precision
         self.memory = memory * 1e9
         self.network_context = context
+        self.stride = stride
 
     @property
     def scale(self) -> float:
@@ -61,17 +66,18 @@ class TiledEngine:
     def _in_tiles(self, image: Tensor) -> Embeddings:
         """image (3, H, W) -> Embeddings (1, ., H, W)."""
         height, width = image.shape[-2:]
-        context = image_context(self.network_context, self.scale)
+        context = image_context(self.network_context, self.scale, self.stride)
         tile = tile_for(
             self.memory - BASE_BYTES,
             context,
             self.scale,
             bytes_per_pixel=BYTES_TILE,
             most=WIDEST,
+            stride=self.stride,
         )
         whole: list[Tensor] = []
         for _, _, core, window in plan_tiles(
-            height, width, tile=tile, context=context, scale=self.scale
+            height, width, tile=tile, context=context, scale=self.scale, stride=self.stride
         ):
             maps = self.engine(image[None, :, window.y0 : window.y1, window.x0 : window.x1])
             if not whole:  # allocated here: what an engine returns may be an inference tensor

@@ -68,9 +68,9 @@ class Setup:
 
     def engine(self, net: SpatialEmbeddingNet) -> TiledEngine:
         """The network as validation runs it, on the device and in the precision of the run."""
-        return TiledEngine(
-            TorchEngine(net, device=self.device, precision=self.precision, scale=self.options.scale)
-        )
+        scale = self.options.scale
+        engine = TorchEngine(net, device=self.device, precision=self.precision, scale=scale)
+        return TiledEngine(engine, stride=net.stride)
 
     def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:
         """All of the model file but the weights."""
