@@ -832,3 +832,12 @@ def test_quick_settings_fit_their_time(data: Path) -> None:
         assert cut.epochs >= 10
     assert quick(advice, Timing(0.001, 0.1, "a GPU")).steps == advice.steps
     assert [s.value for s in quick(advice, None).settings if s.key == "max_time"] == [10]
+
+
+def test_copies_are_shown_though_their_mask_is_broken(tmp_path: Path) -> None:
+    root = data_set(tmp_path / "data", range(3))
+    shutil.copy(root / "images" / "00.png", root / "images" / "99.png")
+    (root / "masks" / "99.png").write_bytes(b"no image")
+    result = doctor(root, tmp_path / "out", timing=False, progress=False)
+    assert {"not_an_image", "twins"} <= {finding.code for finding in result.findings}
+    assert "One image or two?" in (tmp_path / "out" / "index.html").read_text("utf-8")

@@ -158,11 +158,13 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
         facts += [("objects", f"{found.counts.sum():,}"), ("objects an image, median", spread)]
     if len(found.all("area")):
         low, middle, high = np.percentile(found.all("diameter"), (5, 50, 95))
-        pairs = sum(p.mask.objects.touching_pairs for p in found.measured if p.mask)
         facts += [
             ("diameter, median", f"{middle:.0f} px (90 %: {low:.0f} to {high:.0f})"),
             ("area that objects cover", f"{covered(found).mean():.1%}"),
-            ("touch another", f"{found.all('touching').mean():.0%} ({pairs:,} pairs)"),
+            (
+                "touch another",
+                f"{found.all('touching').mean():.0%} ({found.touching_pairs:,} pairs)",
+            ),
         ]
     if classes := found.classes_area():
         facts.append(("classes", ", ".join(classes) if len(classes) < 6 else str(len(classes))))
@@ -201,11 +203,11 @@ def _report(result: Diagnosis) -> dict[str, Any]:
         "images": len(found.pairs),
         "objects": int(found.counts.sum()),
         "touching": _total(found, "touching"),
-        "touching_pairs": _pairs(found, "touching_pairs"),
+        "touching_pairs": found.touching_pairs,
         "split": int((found.all("parts") > 1).sum()),
         "hollow": _total(found, "ring_shaped"),
         "concentric": _total(found, "concentric"),
-        "concentric_pairs": _pairs(found, "concentric_pairs"),
+        "concentric_pairs": found.concentric_pairs,
         "classes": {
             name: {"objects": objects, "pixels": pixels}
             for name, (objects, pixels) in found.classes_area().items()
@@ -233,10 +235,6 @@ def _report(result: Diagnosis) -> dict[str, Any]:
 
 def _total(found: Survey, flag: str) -> int:
     return int(found.all(flag).sum())
-
-
-def _pairs(found: Survey, count: str) -> int:
-    return sum(getattr(pair.mask.objects, count) for pair in found.measured if pair.mask)
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float] | None:

@@ -10,10 +10,9 @@ import numpy as np
 
 from spatialembed.doctor.objects import Objects
 from spatialembed.doctor.page import Picture
-from spatialembed.doctor.probe import Pair, read_again
+from spatialembed.doctor.probe import Pair, read_again, read_image
 from spatialembed.doctor.recommend import Advice
 from spatialembed.doctor.survey import Survey
-from spatialembed.method.networks.erfnet import STRIDE
 from spatialembed.pictures.charts import Chart, Mark, bars, histogram, spread
 from spatialembed.pictures.drawing import display, overlay, panel, zoom_for
 from spatialembed.pictures.html import counted
@@ -57,9 +56,11 @@ def plots(survey: Survey, advice: Advice | None) -> Iterator[Chart]:
 
 def _of_objects(survey: Survey, advice: Advice) -> Iterator[Chart]:
     at = f"scale {advice.scale:g}"
-    cell = math.pi * (STRIDE / advice.scale / 2) ** 2
     reach = 2 * UNIT / advice.scale
-    area_marks = Mark(max(1, advice.min_pixels), "min_pixels"), Mark(cell, f"a cell, {at}")
+    area_marks = (
+        Mark(max(1, advice.min_pixels), "min_pixels"),
+        Mark(advice.cell_px, f"a cell, {at}"),
+    )
     extent_marks = (
         Mark(advice.crop / advice.scale, f"crop, {at}"),
         Mark(reach, f"reach of offsets, {at}"),
@@ -168,7 +169,7 @@ def _alike(survey: Survey) -> Picture:
     copy = min(survey.near_duplicates, key=lambda copy: copy.correlation)
     tiles = []
     for pair in (survey.pairs[copy.a], survey.pairs[copy.b]):
-        image = display(read_again(pair, survey.reading)[0])
+        image = display(read_image(pair))
         step = math.ceil(max(image.shape[:2]) / (SHOWN_PX // 2))
         tiles.append((pair.name, image[::step, ::step]))
     note = f"{' and '.join(name for name, _ in tiles)}: correlation {copy.correlation:.3f}"

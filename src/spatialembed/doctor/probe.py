@@ -100,12 +100,22 @@ class Pair:
         return None if self.mask is None else self.mask.objects
 
 
-def read_again(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """Image and ids (H, W) int32 of a pair that ``probe`` could read. Raises SpatialEmbedError."""
+def read_image(pair: Pair) -> np.ndarray:
+    """The image of a pair, whatever its mask is. Raises SpatialEmbedError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
-        image, ids = read_oriented(pair.image_path)[0], _ids(pair.mask_path, reading)
-    return image, _instances(pair.mask_path, ids, reading, [])
+        return read_oriented(pair.image_path)[0]
+
+
+def read_again(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """Image and ids (H, W) int32 of a pair that ``probe`` could read. Raises SpatialEmbedError."""
+    image = read_image(pair)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)
+        ids = _ids(pair.mask_path, reading)
+    if pair.classes is None:
+        ids = _instances(pair.mask_path, ids, reading, [])
+    return image, ids
 
 
 def probe(pair: Pair, reading: Reading) -> Pair:

@@ -1,4 +1,4 @@
-"""Label-image AP at IoU 0.50 to 0.90, image by image; what follows is in ``results/report``."""
+"""Label-image AP at IoU 0.50 to 0.90, image by image; what follows is in ``label_report``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Choose a model's thresholds on images with masks, honestly, and calibrate it there.
 
-    sweep -> AP of every image at every cell      the network once an image (thresholds.sweep)
+    sweep -> AP of every image at every cell      the network once an image (threshold_sweep)
           -> best cell                            cross-validated: the choice of the other folds
           -> gain over the thresholds before,     scored on each, with the standard error of that
              with its error                       gain, image by image (bootstrap over groups)
