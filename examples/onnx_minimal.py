@@ -37,13 +37,15 @@ def main(model: str, image: str, folder: str = ".") -> None:
 def network_input(pixels: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     """(H, W) or (H, W, 3) as read -> (3, H, W) float32, RGB in [0, 1] or by percentiles.
 
-    The other kinds of normalisation are in the file.
+    The other kinds of normalisation are in the file. The noise floor, for images with next to no
+    objects, is left out: see docs/recipe.md.
     """
     largest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
     image = pixels.astype(np.float32) / np.float32(largest)
     channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)  # (1 or 3, H, W)
     if how["kind"] == "percentile":
         channels = np.stack([by_percentiles(c, how["low"], how["high"]) for c in channels])
+        channels = channels if how["ceiling"] is None else np.minimum(channels, how["ceiling"])
     return np.ascontiguousarray(np.broadcast_to(channels, (3, *image.shape[:2])))
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -462,6 +462,7 @@ def test_example_normalises_as_the_package_does(
     if shape == (30, 20):
         pixels[pixels < pixels.max()] = 0.5  # one speck: the percentiles coincide
     pixels = pixels.astype(dtype) if dtype == np.float32 else (pixels * 200).astype(dtype)
-    found = example.network_input(pixels, {"kind": kind, "low": 1.0, "high": 99.8})
-    wanted = network_input(pixels, outside(Normalization(kind)))
+    how = Normalization(kind, ceiling=0.8)
+    found = example.network_input(pixels, asdict(how))
+    wanted = network_input(pixels, outside(how))
     np.testing.assert_array_equal(found, wanted.numpy())
