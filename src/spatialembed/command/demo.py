@@ -43,7 +43,7 @@ CROWD = 12
 def demo(
     out: Path, *, seed: int = 0, nuclei: str | Path = "nuclei", shapes: str | Path = "shapes"
 ) -> None:
-    """Run both bundled models and print how well they did and where the pictures lie.
+    """Run `nuclei` and `shapes` and print how well they did and where the pictures lie.
 
     out: folder of the results, as ``spatialembed predict`` writes them. seed: of the field.
     nuclei, shapes: the models, as ``load`` takes them. Raises SpatialEmbedError as ``load`` does.

@@ -28,7 +28,7 @@ CROP_STEP, CROP_RANGE = 64, (128, 1024)
 PIXELS_A_STEP = 8 * 256**2
 """The default: eight crops of 256."""
 STEPS = 5000
-"""Of a whole training; the bundled nuclei model took 4,300."""
+"""Of a whole training."""
 STEPS_AN_EPOCH = 40
 """At least, so that validation takes the smaller part of the time."""
 
