@@ -119,7 +119,7 @@ def predict_folder(
 
     def read_whole() -> Iterator[Path | Page]:
         for path, name in images:
-            scale, most = predictor.info.scale, predictor.max_pixels
+            scale, most = predictor.engine.scale, predictor.max_pixels  # as --diameter has it
             if isinstance(path, Path) and goes_by_tiles(path, scale, tiles, most):
                 large.append((path, name))
             else:
