@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -58,6 +60,7 @@ __all__ = [
 ]
 logger = logging.getLogger("spatialembed")
 
+_CUDNN = threading.Lock()
 CPU_ONLY = ("onnxruntime", "openvino")
 DEVICES = {"compiled": ("cpu", "cuda"), **dict.fromkeys(CPU_ONLY, ("cpu",))}
 """Kinds of device of an engine; torch takes all."""
@@ -307,10 +310,15 @@ def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings
     )
 
 
-def _reproducible(device: torch.device) -> AbstractContextManager[object]:
-    """cuDNN picks by time otherwise, and may add in another order at each run."""
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """cuDNN picks by time otherwise, and may add in another order at each run.
+
+    One thread at a time: the flags are of the process, and each puts back what it found.
+    """
     if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
+        yield
+        return
+    flags = torch.backends.cudnn.flags
+    with _CUDNN, flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,24 +60,28 @@ def normalize(image: Tensor, how: Normalization, levels: Levels | None = None) -
         levels = Levels(low, high, values.min(1), values.max(1))
         if how.noise_floor:
             noise = quiet_noise(channels.permute(1, 2, 0).numpy())
-            histograms = (np.unique(row, return_counts=True) for row in values)
-            levels = _floored(levels, histograms, noise, how)
+            levels = _floored(levels, lambda c: _histogram(values[c]), noise, how)
     return _stretch(channels, levels, how).expand(image.shape)
 
 
 def _floored(
     levels: Levels,
-    histograms: Iterable[tuple[np.ndarray, np.ndarray]],
+    histogram: Callable[[int], tuple[np.ndarray, np.ndarray]],
     noise: np.ndarray,
     how: Normalization,
 ) -> Levels:
-    """The levels, apart by what the noise (C,) asks for; histograms: of each channel, if needed."""
+    """The levels, apart by what the noise (C,) asks for; histogram: of a channel, where needed."""
     low, high = (np.array(v, np.float64) for v in levels[:2])
-    for c, (values, counts) in enumerate(histograms):
-        width = how.noise_floor * float(noise[c])
+    for c, width in enumerate((how.noise_floor * noise).tolist()):
         if high[c] - low[c] < width:
-            low[c], high[c] = out_of_noise(low[c], high[c], values, counts, width)
+            low[c], high[c] = out_of_noise(low[c], high[c], *histogram(c), width)
     return levels._replace(low=low, high=high)
+
+
+def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, ascending, and how often."""
+    there, counts = np.unique(values, return_counts=True)
+    return there, counts
 
 
 def _stretch(channels: Tensor, levels: Levels, how: Normalization) -> Tensor:
@@ -160,7 +164,7 @@ def levels_of_counts(
     levels = Levels(low, high, least, most)
     if noise is None:
         return levels
-    return _floored(levels, ((values, row) for row in counts), noise, how)
+    return _floored(levels, lambda c: (values, counts[c]), noise, how)
 
 
 def _first_and_last(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ def start_from(
     sees images otherwise than ``normalization`` and ``scale`` say.
 
     Raises SpatialEmbedError (exit 4) ``model_mismatch`` for a model of another network, and those
-    of ``checkpoint.load``.
+    of ``model_file.load``.
     """
     source, info = model_file.load(model)
     if (source.network, source.elliptical) != (net.network, net.elliptical):

@@ -180,7 +180,7 @@ class TrainOptions(DataOptions):
     def lr(self, epoch: int, gone: float = 0.0) -> float:
         """Learning rate of an epoch: decay of power 0.9 in each stage, a warm-up in the first.
 
-        gone: share of the time of the stage that has passed, where that ends before the epochs do.
+        gone: share of the time that has passed, where that ends before the epochs do.
         """
         within_first = epoch < self.stage1.epochs
         stage, epoch = self.stage(min(epoch, self.epochs - 1))

@@ -142,7 +142,8 @@ class TrainingModule(pl.LightningModule):
         stage, within = options.stage(epoch)
         if within == 0:  # the second stage starts with a fresh Adam
             self.trainer.optimizers[0].state.clear()
-        self.lr = options.lr(epoch, self._gone())
+        # One clock for all processes, whose weights would part otherwise.
+        self.lr = options.lr(epoch, self.trainer.strategy.broadcast(self._gone()))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
         self.skipped = 0
@@ -163,7 +164,7 @@ class TrainingModule(pl.LightningModule):
         self.began = time.monotonic(), self.current_epoch
 
     def _gone(self) -> float:
-        """Share of the stage that is over if ``max_time`` is its end, counted from where it is."""
+        """Share of the run that is over if ``max_time`` is its end, counted from where it began."""
         options = self.setup_of_run.options
         began, first = self.began
         if options.max_time is None or not options.max_time:
