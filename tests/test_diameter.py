@@ -143,6 +143,11 @@ def test_thresholds_follow_the_size() -> None:
     assert rescaled_options(ClusterOptions(min_pixels=20), 0.5).min_pixels == 80
 
 
+def test_a_min_pixels_that_is_given_counts_pixels_of_the_image() -> None:
+    image, labels = picture(100)  # discs of 7,854 px
+    assert right(Predictor(OneSize(), INFO, "auto")(image, min_pixels=5000), labels) == 4
+
+
 def test_turns_are_averaged_at_every_scale() -> None:
     image, labels = picture(100)
     engine = OneSize()

@@ -53,6 +53,8 @@ class KnowsSizes(Protocol):
     @property
     def training(self) -> dict[str, Any]: ...
     @property
+    def thresholds(self) -> ClusterOptions: ...
+    @property
     def calibration(self) -> Calibration | None: ...
 
 
@@ -139,18 +141,21 @@ def best_scale(
     """What was found in ``image`` (3, H, W), normalised, at the best scale, and its maps.
 
     native: what was found at the model's own. augment: average over turns. A model that is not
-    calibrated cannot judge: what was found stays.
+    calibrated cannot judge: what was found stays. The model's own min_pixels is of objects as it
+    was trained on and grows with them; another one counts pixels of the image at every scale.
     """
     best, maps = native
     if info.calibration is None:
         return native
     most, doubtful = worth(best), is_doubtful(best)
+    own = options.min_pixels == info.thresholds.min_pixels
     for factor in FACTORS:
         if min(image.shape[-2:]) * engine.scale * factor < LEAST_SIDE:
             break
         scaled = at_factor(engine, factor)
         tried = average_over_turns(scaled, image[None]) if augment else scaled(image[None])
-        found = cluster(tried, rescaled_options(options, factor), info.class_names)[0].numpy()
+        thresholds = rescaled_options(options, factor) if own else options
+        found = cluster(tried, thresholds, info.class_names)[0].numpy()
         found = with_expected_iou(found, tried.seed[0], info.calibration)
         value = worth(found)
         if value > GAIN * max(most, 0.0):
