@@ -14,6 +14,7 @@ from spatialembed.data.dataset import FileDataset
 from spatialembed.data.open import data_name
 from spatialembed.data.split_record import SplitRecord
 from spatialembed.inference import model_file
+from spatialembed.inference.diameter import DIAMETERS
 from spatialembed.inference.engine import Precision, TorchEngine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tiled_engine import TiledEngine
@@ -24,8 +25,6 @@ from spatialembed.training.loader import CropPlan
 from spatialembed.training.options import TrainOptions
 from spatialembed.types import Normalization
 
-DIAMETERS = "diameter_px"
-"""Name of the fact that says how large the training objects are."""
 ENCODER_WEIGHTS = "encoder_weights"
 """Name of the fact that says where the encoder's weights come from."""
 
