@@ -841,3 +841,18 @@ def test_copies_are_shown_though_their_mask_is_broken(tmp_path: Path) -> None:
     result = doctor(root, tmp_path / "out", timing=False, progress=False)
     assert {"not_an_image", "twins"} <= {finding.code for finding in result.findings}
     assert "One image or two?" in (tmp_path / "out" / "index.html").read_text("utf-8")
+
+
+def test_a_table_beside_the_parts_names_images_by_part(tmp_path: Path) -> None:
+    lines = ["image,id,class"]
+    for part, kind in (("train", "round"), ("val", "square")):
+        data_set(tmp_path / part, range(3))
+        lines += [f"{part}/{i:02d},{k},{kind}" for i in range(3) for k in range(1, 6)]
+    (tmp_path / "classes.csv").write_text("\n".join(lines) + "\n")
+    result = examine(tmp_path, progress=False)
+    assert result.exit_code == 0
+    assert {k: n for k, (n, _) in result.survey.classes_area().items()} == {
+        "round": 15,
+        "square": 15,
+    }
+    assert len(open_folder(tmp_path, split="train")[0].target.classes) == 5

@@ -272,7 +272,7 @@ def open_folder(
     names = paired(root, images, masks, "mask", allow_missing)
     classes = read_classes(find_table(top, root, "classes.csv"))
     rows = read_index(index := find_table(top, root, "index.csv"))
-    if rows and not any(_of_image(rows, split, name) for name in names):
+    if rows and not any(of_image(rows, split, name) for name in names):
         what = "%s: none of its names, such as %r, is the name of an image, such as %r"
         logger.warning(what, index, next(iter(rows)), names[0])
     pairs = [
@@ -280,8 +280,8 @@ def open_folder(
             name,
             images[name],
             masks[name],
-            None if classes is None else _of_image(classes, split, name),
-            _of_image(rows, split, name),
+            None if classes is None else of_image(classes, split, name),
+            of_image(rows, split, name),
         )
         for name in names
     ]
@@ -296,9 +296,7 @@ def open_folder(
     )
 
 
-def _of_image(
-    table: Mapping[str, Mapping[K, str]], split: Split | None, name: str
-) -> Mapping[K, str]:
+def of_image(table: Mapping[str, dict[K, str]], split: str | None, name: str) -> dict[K, str]:
     """Of a table beside the parts: train/a comes before a, which is one of several parts."""
     return table.get(f"{split}/{name}", table.get(name, {}))
 
@@ -306,7 +304,7 @@ def _of_image(
 def _class_names(
     root: Path,
     top: Path,
-    classes: Mapping[str, Mapping[int, str]] | None,
+    classes: Mapping[str, dict[int, str]] | None,
     images: Mapping[str, Path],
 ) -> tuple[str, ...]:
     """Names of the classes in order of the alphabet; every image in the table must be there."""

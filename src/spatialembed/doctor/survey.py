@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from spatialembed.console import track
-from spatialembed.data.folder import splits
+from spatialembed.data.folder import of_image, splits
 from spatialembed.data.label_checks import LabelFault, label_faults
 from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.doctor.near_duplicates import Duplicate, near_duplicates
@@ -229,8 +229,8 @@ def _list(root: Path, split: str) -> _Part:
             split,
             images[name],
             masks[name],
-            classes=None if classes is None else classes.get(name, {}),
-            row=rows.get(name, {}),
+            classes=None if classes is None else of_image(classes, split, name),
+            row=of_image(rows, split, name),
         )
         for name in both
     ]
