@@ -23,6 +23,7 @@ from spatialembed.inference.diameter import (
 from spatialembed.inference.engine import map_back, resize
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor, load
+from spatialembed.inference.tiling import image_context, tile_for
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
@@ -129,6 +130,16 @@ def test_a_diameter_in_px() -> None:
     assert right(predictor(image), labels) == 4
     assert predictor.settings.min_pixels == 500
     assert Predictor(OneSize(), INFO, 30.0).engine.scale == 1  # as it was trained
+
+
+@pytest.mark.parametrize("diameter", np.geomspace(2, 600, 40).tolist())
+def test_large_images_can_be_tiled_at_any_diameter(diameter: float) -> None:
+    predictor = Predictor(OneSize(), INFO, diameter)
+    scale, wanted = predictor.engine.scale, factor_for(INFO, diameter)
+    assert abs(scale / wanted - 1) < 0.05
+    assert predictor.settings.min_pixels == round(20 / scale**2)
+    context = image_context(128, scale, stride=16)
+    assert tile_for(2.1e9, context, scale, bytes_per_pixel=300, most=4096, stride=16) > context
 
 
 def test_factor() -> None:

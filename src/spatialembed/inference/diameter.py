@@ -13,7 +13,9 @@ come back at the image's own pixels, whatever the scale, so results need no enla
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
@@ -33,6 +35,8 @@ DOUBTFUL = 0.6
 """Mean expected IoU, by area, below which all scales are tried, not only while each is better."""
 LEAST_SIDE = 64
 """px of the shorter side of an image at a scale that is tried."""
+MOST_PARTS = 16
+"""Denominator of a scale that follows from a diameter in px, at most."""
 DIAMETERS = "diameter_px"
 """Fact of a model: percentiles 5, 50 and 95 of the diameters, px, that it was trained on."""
 
@@ -116,7 +120,19 @@ def suited(
 ) -> tuple[_E, ClusterOptions]:
     """Engine and thresholds for objects of that diameter. Raises as ``factor_for`` does."""
     factor = factor_for(info, diameter_px)
+    if factor != 1:
+        factor = _in_small_numbers(engine.scale * factor) / engine.scale
     return at_factor(engine, factor), rescaled_options(options, factor)
+
+
+def _in_small_numbers(scale: float) -> float:
+    """The scale, at most 6 % off, by which few px become whole cells of a network.
+
+    At 7/4 those are 64 px of 16 px cells, at 1.7341 over a thousand: too many for a tile.
+    """
+    if scale < 1 / MOST_PARTS:
+        return 1 / round(1 / scale)
+    return float(Fraction(scale).limit_denominator(math.ceil(MOST_PARTS / max(1.0, scale))))
 
 
 def worth(found: Instances) -> float:
