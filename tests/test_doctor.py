@@ -27,6 +27,7 @@ from spatialembed.doctor.findings import Finding
 from spatialembed.doctor.probe import Reading
 from spatialembed.doctor.trial import Timing, quick
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.listing import mark_results
 from spatialembed.inference.model_file import bundled_models, load
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split, train
@@ -856,3 +857,11 @@ def test_a_table_beside_the_parts_names_images_by_part(tmp_path: Path) -> None:
         "square": 15,
     }
     assert len(open_folder(tmp_path, split="train")[0].target.classes) == 5
+
+
+def test_results_among_the_images_are_none(tmp_path: Path) -> None:
+    root = data_set(tmp_path / "data", range(3))
+    mark_results(root / "images" / "found")
+    shutil.copy(root / "images" / "00.png", root / "images" / "found" / "00_overlay.png")
+    assert len(open_folder(root)) == 3
+    assert "missing_pairs" not in {f.code for f in examine(root, progress=False).findings}

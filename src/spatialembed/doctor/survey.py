@@ -17,7 +17,7 @@ from spatialembed.data.tables import find_table, read_classes, read_index
 from spatialembed.doctor.near_duplicates import Duplicate, near_duplicates
 from spatialembed.doctor.probe import Fault, MaskFacts, Pair, Reading, fault_of, probe
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.listing import image_files
+from spatialembed.images.listing import image_files, is_result
 
 T = TypeVar("T")
 ALIASES = ("image", "img", "imgs", "raw", "mask", "label", "labels", "annotations", "ground_truth")
@@ -246,9 +246,14 @@ def _list(root: Path, split: str) -> _Part:
 
 
 def _by_name(folder: Path, faults: list[Fault]) -> dict[str, Path]:
-    """Files by name without suffix; of two of one name the first is taken and the other noted."""
+    """Files by name without suffix; of two of one name the first is taken and the other noted.
+
+    Results of an earlier run are left out, as training leaves them out.
+    """
     found: dict[str, Path] = {}
     for path in image_files(folder):
+        if is_result(path):
+            continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if (first := found.setdefault(name, path)) != path:
             message = f"{path}: {first.name} has the same name"
