@@ -199,3 +199,11 @@ def test_a_model_says_whether_other_scales_are_tried(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.json").write_text(json.dumps(facts))
     with pytest.raises(SpatialEmbedError, match=r"bad_model.*diameter"):
         load(tmp_path / "model", device="cpu")
+
+
+def test_an_uneven_light_is_no_object() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:512j, -1:1:512j]
+    field = 60 - 25 * (x**2 + y**2) + rng.normal(0, 3, (512, 512))
+    found = load("nuclei", device="cpu")(np.clip(field, 0, 255).astype(np.uint8))
+    assert len(found) == 0

@@ -146,6 +146,14 @@ def is_doubtful(found: Instances) -> bool:
     return not len(found) or bool((areas * (found.expected_iou - DOUBTFUL)).sum() < 0)
 
 
+def is_light(found: Instances, native: Instances) -> bool:
+    """Whether most of an image was found where the model's own scale shows nothing at all.
+
+    A blank field under uneven light looks like one large nucleus once it is reduced enough.
+    """
+    return not len(native) and 2 * int(found.areas.sum()) > found.labels.size
+
+
 def best_scale(
     engine: _E,
     info: KnowsSizes,
@@ -173,6 +181,8 @@ def best_scale(
         thresholds = rescaled_options(options, factor) if own else options
         found = cluster(tried, thresholds, info.class_names)[0].numpy()
         found = with_expected_iou(found, tried.seed[0], info.calibration)
+        if is_light(found, native[0]):
+            continue
         value = worth(found)
         if value > GAIN * max(most, 0.0):
             best, maps, most = found, tried, value
