@@ -154,3 +154,10 @@ def test_contradictions_are_named(
 ) -> None:
     with pytest.raises(SpatialEmbedError, match=words):
         options(data, tmp_path, **settings)
+
+
+def test_the_network_is_that_of_the_model_to_start_from(data: Path, tmp_path: Path) -> None:
+    init = saved(tmp_path / "model", classes=1)
+    stage = StageOptions(crop=32, epochs=1, batch=2, crops=2)
+    run = train(options(data, tmp_path, init=init, network=None, stage1=stage))
+    assert model_file.load(run / "model")[1].network == "lite"

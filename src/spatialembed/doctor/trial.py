@@ -155,7 +155,8 @@ def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[fl
     count = (STEPS + 1) * stage.batch
     plan = CropPlan(stage.crop, options.scale, count, stage.batch, options.seed, 0, stage.sampling)
     crops = Crops(images, options.normalization, options.augment, plan)
-    net = SpatialEmbeddingNet(len(images.class_names), options.elliptical, options.network)
+    network = options.network or "erfnet"
+    net = SpatialEmbeddingNet(len(images.class_names), options.elliptical, network)
     net = net.to(device).to(memory_format=torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), options.lr(0))
     weight = 10.0 if options.foreground_weight == "enet" else options.foreground_weight

@@ -71,8 +71,9 @@ class TrainOptions(DataOptions):
     init: str | None = None
     """Model whose weights to start from: bundled name or model folder. If its classes differ,
     the layer of the classes starts at random."""
-    network: Network = "erfnet"
-    """erfnet, the network of the paper, or lite, which learns and predicts faster."""
+    network: Network | None = None
+    """erfnet, the network of the paper, or lite, which learns and predicts faster; null: that of
+    init, else erfnet."""
     pretrained: Literal["imagenet"] | None = None
     """Weights that the encoder of lite starts from (needs the extra pretrained); null: random
     ones."""

@@ -81,7 +81,7 @@ class Setup:
             scale=self.options.scale,
             training=facts,
             split=self.split,
-            network=self.options.network,
+            network=self.options.network or "erfnet",
         )
 
     def _start(self) -> dict[str, Any]:

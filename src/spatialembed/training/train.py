@@ -105,6 +105,7 @@ def train(options: TrainOptions) -> Path:
         run = Path(options.resume)
         options = _settings_to_go_on(run, options)
     else:
+        options = _with_network(options)
         run = new_run(Path(options.out), options.name, data_name(options.data))
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
     print(described(options.data, *images), flush=True)
@@ -112,6 +113,14 @@ def train(options: TrainOptions) -> Path:
         if not go_on:
             write_settings(run, asdict(options))
         return _run(options, run, images, go_on=go_on)
+
+
+def _with_network(options: TrainOptions) -> TrainOptions:
+    """The settings with the network named: that of ``init`` if none is asked for, else erfnet."""
+    if options.network is not None:
+        return options
+    of_init = model_file.load(options.init)[1].network if options.init else "erfnet"
+    return replace(options, network=of_init)
 
 
 def _run(
@@ -336,7 +345,8 @@ def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
 def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
     options = setup.options
     torch.manual_seed(options.seed)
-    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, options.network)
+    network = options.network or "erfnet"  # of runs from before there was a choice
+    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, network)
     if setup.start is None:
         if options.pretrained:
             assert isinstance(net.encoder, LiteEncoder)
