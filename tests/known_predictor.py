@@ -19,6 +19,7 @@ class GreyLevels:
     """An engine whose answer is known: every grey level above 0 is an instance, brightest first."""
 
     device = torch.device("cpu")
+    scale = 1.0
 
     def __init__(self) -> None:
         self.batches: list[int] = []

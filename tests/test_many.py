@@ -55,6 +55,7 @@ class Perfect:
     """An engine that knows the one image it will see."""
 
     device = torch.device("cpu")
+    scale = 1.0
 
     def __init__(self, maps: Embeddings) -> None:
         self.maps = maps

@@ -47,6 +47,7 @@ class Towards:
     """An engine that sends each object of one mask to a place: its centroid, or one of its own."""
 
     device = torch.device("cpu")
+    scale = 1.0
 
     def __init__(self, ids: np.ndarray, place: Literal["centroid", "apart"]) -> None:
         labels = torch.from_numpy(ids.astype(np.int64))

@@ -188,6 +188,7 @@ class Blind:
     """An engine that sees nothing, in any number of classes."""
 
     device = torch.device("cpu")
+    scale = 1.0
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
