@@ -52,6 +52,7 @@ class TiledEngine:
 
     @scale.setter
     def scale(self, scale: float) -> None:
+        """Of a copy of the engine."""
         self.engine = copy.copy(self.engine)
         self.engine.scale = scale
 
