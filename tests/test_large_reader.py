@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.decode import ImageWarning
+from spatialembed.images.checks import ImageWarning
 from spatialembed.images.overview import Overview, look_over, rescaled
 from spatialembed.images.read import read_image
 from spatialembed.images.windows import image_size, open_large

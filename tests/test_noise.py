@@ -143,6 +143,39 @@ def test_every_way_gives_the_same(dtype: type, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=most)
 
 
+@pytest.mark.parametrize("rows", [1, 10, 33, 400])
+def test_noise_of_bands_is_that_of_the_whole(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more blocks than are looked at, in bands that are no whole number of blocks."""
+    monkeypatch.setattr("spatialembed.images.overview.BAND_PIXELS", rows * 1610)
+    monkeypatch.setattr("spatialembed.method.noise.BLOCKS", 1000)
+    rng = np.random.default_rng(0)
+    image = rng.normal(500, np.linspace(1, 9, 1610), (1290, 1610)).astype(np.uint16)
+    assert 500 < len(block_deviations(image)) < 4000
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    large = open_large(tmp_path / "a.tif", tmp_path)
+    levels = look_over(large, replace(FLOOR, noise_floor=300.0), side=999).levels
+    large.close()
+    floored = network_input(image, replace(FLOOR, noise_floor=300.0))
+    assert torch.equal(network_input(image, replace(FLOOR, noise_floor=300.0), levels), floored)
+
+
+def test_floats_beyond_the_sample_have_nearly_their_percentiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spatialembed.images.overview.SAMPLED", 40_000)
+    monkeypatch.setattr("spatialembed.images.overview.BAND_PIXELS", 7000)
+    image = np.random.default_rng(0).random((600, 700)).astype(np.float32)  # uniform: value = rank
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    large = open_large(tmp_path / "a.tif", tmp_path)
+    levels = look_over(large, PLAIN, side=64).levels
+    large.close()
+    assert levels is not None
+    assert (levels.low, levels.high) == pytest.approx((0.01, 0.998), abs=0.002)
+    assert (levels.least, levels.most) == (image.min(), image.max())
+
+
 def test_ends_of_a_stretch() -> None:
     values = np.array([0.0, 1, 2, 50, 60])
     assert out_of_noise(0, 2, values, np.array([10, 900, 10, 0, 0]), 5) == (0, 5)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import (
@@ -27,33 +27,15 @@ from PIL import (
 )
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.checks import (
-    ImageWarning,
-    check_size,
-    plain_png,
-    refuse_codec,
-    refuse_damaged,
-    refuse_size,
-    stretched_jpeg,
-    warn,
-    whole_webp,
+from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, refuse_size, warn
+from spatialembed.images.png import plain_png
+from spatialembed.images.tiff import (
+    DAMAGED,
+    ORIENTATION_TAG,
+    Decoded,
+    read_tiff,
+    valid_orientation,
 )
-from spatialembed.images.tiff import DAMAGED, read_tiff, valid_orientation
-
-__all__ = ["Decoded", "ImageWarning", "decode", "from_pillow", "opened", "read_bytes"]
-
-_ORIENTATION_TAG = 0x0112
-
-
-class Decoded(NamedTuple):
-    """What a decoder got out of a file."""
-
-    pixels: np.ndarray  # (H, W) or (H, W, C), any type, upright
-    orientation: int  # EXIF, 1 to 8, that was undone
-    mode: str = ""  # Pillow's, "" where tifffile read it
-    bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
-    inverted: bool = False  # white is 0 in the file; here black is
-
 
 # ---------------------------------------------------------------- which format a file has
 
@@ -78,27 +60,19 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
 
     Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image.
     """
-    # Its status comes first: opening a FIFO would hang.
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # asked first: opening a FIFO would hang
             raise SpatialEmbedError("not_a_file", f"{path}: not a plain file", "name an image file")
         file = open(path, "rb")  # noqa: SIM115  faults of opening only are caught here
+        head = file.read(16)
     except FileNotFoundError:
         raise SpatialEmbedError("not_found", f"{path}: no such file", "check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise SpatialEmbedError(
-            "unreadable", f"{path}: {error}", "check its permissions"
-        ) from error
+        remedy = "check its permissions, or copy it again"
+        raise SpatialEmbedError("unreadable", f"{path}: {error}", remedy) from error
     with file:
-        if status.st_size == 0:
+        if not head:
             raise SpatialEmbedError("empty_file", f"{path}: zero bytes", "copy the file again")
-        try:
-            head = file.read(16)
-        except OSError as error:
-            raise SpatialEmbedError(
-                "unreadable", f"{path}: {error}", "copy the file again"
-            ) from error
         file.seek(0)
         if (form := _sniff(head)) is None:
             raise SpatialEmbedError(
@@ -154,12 +128,11 @@ def _read_pillow(
     file: BinaryIO,
     form: str,
     max_pixels: int,
-    page: int = 0,
-    bits: int = 8,
+    tiff: Decoded | None = None,
     *,
     as_ids: bool = False,
 ) -> Decoded:
-    """Read with the one plugin of this format; page and bits are those of a TIFF.
+    """Read with the one plugin of this format; tiff: what tifffile knows of it.
 
     It is called as ``Image.open(file, formats=[form])`` would call it; that itself only warns from
     89 to 179 million pixels, and takes more only where a global of Pillow is changed.
@@ -168,26 +141,34 @@ def _read_pillow(
     if form == "PNG":
         file, moves = plain_png(path, file, max_pixels)
     elif form == "WebP":
-        file = whole_webp(path, file, os.fstat(file.fileno()).st_size, max_pixels)
-    image = _open_pillow(path, file, form, page, max_pixels)
+        file = _whole_webp(path, file, os.fstat(file.fileno()).st_size, max_pixels)
+    image = _open_pillow(path, file, form, tiff.page if tiff else 0, max_pixels)
     raw = str(image.tile[0].args) if form == "PNG" and image.tile else ""
-    deep = raw in _DEEP
-    item = 2 if deep or image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
-    check_size(path, *image.size, len(image.getbands()) * item, max_pixels)
+    _check_pillow_size(path, image, max_pixels, deep=raw in _DEEP)
     if moves or (form != "TIFF" and getattr(image, "is_animated", False)):
         warn(f"{path}: the first of several frames was read")
     try:
         image.load()
-        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))  # none in a TIFF
-        pixels = _deep_png(file, raw) if deep else _plain_array(image, as_ids)
+        orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))  # none in a TIFF
+        pixels = _deep_png(file, raw) if raw in _DEEP else _plain_array(image, as_ids)
         if form == "JPEG":
             _refuse_grey_end(path, file, image)
     except Image.DecompressionBombError as error:  # a GIF frame larger than in its header
         refuse_size(path, str(error), max_pixels)
     except DAMAGED as error:
         refuse_damaged(path, form, error)
-    bits = {"L;2": 2, "L;4": 4}.get(raw, bits)
-    return Decoded(upright(pixels, orientation), orientation, image.mode, bits)
+    pixels = upright(pixels, orientation)
+    if tiff is not None:  # Pillow turns TIFF upright by itself, and forgets that it did
+        return tiff._replace(pixels=pixels)
+    return Decoded(pixels, orientation, {"L;2": 2, "L;4": 4}.get(raw, 8))
+
+
+def _check_pillow_size(
+    where: object, image: Image.Image, max_pixels: int, *, deep: bool = False
+) -> None:
+    """Of an image that is not yet loaded; deep: its samples have 16 bits, whatever its mode."""
+    item = 2 if deep or image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
+    check_size(where, *image.size, len(image.getbands()) * item, max_pixels)
 
 
 def _open_pillow(
@@ -221,9 +202,7 @@ def _plain_array(image: Image.Image, as_ids: bool = False) -> np.ndarray:
     as_ids: of a palette the numbers, not the colours.
     """
     mode = image.mode
-    if as_ids and mode == "P":
-        return np.asarray(image)
-    if mode in ("L", "RGB", "F") or mode.startswith("I"):
+    if mode in ("L", "RGB", "F") or mode.startswith("I") or (as_ids and mode == "P"):
         return np.asarray(image)
     if mode in ("LA", "La"):
         return np.asarray(image)[..., 0]
@@ -260,13 +239,56 @@ def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageF
     return image
 
 
+# ---------------------------------------------------------------- what libraries do not check
+
+
+def _whole_webp(path: Path, file: BinaryIO, size: int, max_pixels: int) -> BinaryIO:
+    """The WebP alone, without what lies behind it: its decoder reads and allocates at once.
+
+    size: bytes of the file.
+    """
+    head = file.read(30)
+    length = 8 + int.from_bytes(head[4:8], "little")
+    if length > size or len(head) < 30:
+        refuse_damaged(path, "WebP", f"{size} of {length} bytes")
+    kind, body = head[12:16], head[20:]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(body[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+    check_size(path, width, height, 3, max_pixels)
+    if length > 4 * width * height + (1 << 24):
+        refuse_size(path, f"WebP of {length} bytes for {height}x{width} px", max_pixels)
+    file.seek(0)
+    return io.BytesIO(file.read(length))
+
+
+def _stretched_jpeg(data: bytes) -> bytes | None:
+    """The JPEG with bytes without sense before its end; None where it has no end.
+
+    libjpeg fills missing data before the end marker with grey, and gives no sign of it.
+    In a whole JPEG the added bytes stand behind the last block and change nothing.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1 if marker == 0xFF else 2 + length
+        if marker == 0xDA:
+            break
+    end = data.find(b"\xff\xd9", at)
+    return None if end < 0 else data[:end] + b"\x55" * 4096 + data[end:]
+
+
 def _refuse_grey_end(path: Path, file: BinaryIO, image: Image.Image) -> None:
     """Refuse a JPEG that was cut and closed again: libjpeg makes its missing blocks mid-grey."""
     last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
     if np.abs(last - 128).max() > 4:  # colours blend with their neighbours
         return
     file.seek(0)
-    if (data := stretched_jpeg(file.read())) is None:
+    if (data := _stretched_jpeg(file.read())) is None:
         return
     other = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     if not np.array_equal(np.asarray(other), np.asarray(image)):
@@ -296,12 +318,9 @@ def decode(
         return _read_pillow(path, file, form, max_pixels, as_ids=as_ids)
     found = read_tiff(path, file, max_pixels, page, as_ids=as_ids)
     if found.pixels is not None:
-        pixels = upright(found.pixels, found.orientation)
-        return Decoded(pixels, found.orientation, bits=found.bits, inverted=found.inverted)
+        return found._replace(pixels=upright(found.pixels, found.orientation))
     file.seek(0)
-    # Pillow turns TIFF upright by itself, and forgets that it did.
-    read = _read_pillow(path, file, form, max_pixels, found.place, found.bits, as_ids=as_ids)
-    return read._replace(orientation=found.orientation, inverted=found.inverted)
+    return _read_pillow(path, file, form, max_pixels, found, as_ids=as_ids)
 
 
 def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:
@@ -319,19 +338,18 @@ def from_pillow(image: Image.Image, max_pixels: int) -> Decoded:
     Raises SpatialEmbedError: empty_image, too_large (exit 5), bad_image, truncated.
     """
     where = "PIL image"
-    item = 2 if image.mode.startswith("I;16") else 4 if image.mode in "IF" else 1
-    check_size(where, *image.size, len(image.getbands()) * item, max_pixels)
+    _check_pillow_size(where, image, max_pixels)
     if image.mode == "LAB":
         raise SpatialEmbedError("bad_image", f"{where}: mode LAB", "convert it to RGB")
     try:
-        orientation = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+        orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))
         _load(image)
         pixels = _plain_array(image)
         # A TIFF turns itself when it is read, and then no longer has the tag.
-        left = valid_orientation(image.getexif().get(_ORIENTATION_TAG))
+        left = valid_orientation(image.getexif().get(ORIENTATION_TAG))
     except DAMAGED as error:
         refuse_damaged(where, str(image.format), error)
-    return Decoded(upright(pixels, left), orientation, image.mode)
+    return Decoded(upright(pixels, left), orientation)
 
 
 def _load(image: Image.Image) -> None:

@@ -1,12 +1,13 @@
 """The first pass over a large image: what normalisation must know of it, and a small picture.
 
-Integers are counted level by level. Floats are counted by the upper half of their bits, put in the
-order of their values, and once more by the lower half where the percentiles fall: so both kinds of
-percentiles are those of all pixels, to the last bit.
+Integers are counted level by level: their percentiles are those of all pixels, to the last bit.
+Of floats so are the least and the most; percentiles are those of every k-th pixel along both axes,
+where an image has more than ``SAMPLED`` values. Noise is that of the blocks of the whole image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,14 @@ from spatialembed.files import BROKEN_ARRAYS, atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
 from spatialembed.method.kernels import levels as kernels
-from spatialembed.method.noise import block_deviations, quiet
+from spatialembed.method.noise import BLOCK_PX, block_deviations, quiet
 from spatialembed.method.normalization import Levels, check_range, levels_of_counts
 from spatialembed.types import Normalization
 
 BAND_PIXELS = 1 << 23
 """The image is read in bands of about this many pixels."""
-HALF = 1 << 16
-"""Values of one half of the bits of a float32."""
+SAMPLED = 1 << 23
+"""Values of a float image from which percentiles are taken: a rank is off by 1e-5 or so."""
 
 
 class Overview(NamedTuple):
@@ -75,23 +76,27 @@ def look_over(
     side: int,
     advance: Callable[[float], None] = lambda share: None,
 ) -> Overview:
-    """Read an image once, band by band; a float image that needs percentiles twice.
+    """Read an image once, band by band.
 
     side: longest side of the picture, px. advance: called after each band with its share.
 
     Raises SpatialEmbedError: those of ``LargeImage.read``; value_range as ``network_input`` does.
     """
-    counter = _Counter(image) if how.kind == "percentile" else None
+    values = (_Sample if image.dtype.kind == "f" else _Counts)(image)
     step = max(1, -(-max(image.shape_hw) // side))
     small = rescaled(image, 1 / step)
     picture = np.empty((*small.shape_hw, image.channels), image.dtype)
     deviations = [np.zeros((0, image.channels))]
+    rest = np.empty((0, image.shape_hw[1], image.channels), image.dtype)  # of a row of blocks
     for y0, y1 in _bands(image, step):
         band = image.read(y0, y1, 0, image.shape_hw[1])
-        if counter is not None:
-            counter.add(band)
+        if how.kind == "percentile":
+            values.add(band, y0)
             if how.noise_floor:
-                deviations.append(block_deviations(band))
+                rest = np.concatenate((rest, band.reshape(len(band), *rest.shape[1:])))
+                whole = len(rest) // BLOCK_PX * BLOCK_PX
+                deviations.append(block_deviations(rest[:whole], image.shape_hw, y1 - len(rest)))
+                rest = rest[whole:]
         elif band.dtype.kind == "f":
             check_range(band, f"{image.name}: ")
         i0, i1 = y0 // step, min(-(-y1 // step), len(picture))
@@ -100,7 +105,7 @@ def look_over(
             picture[i0:i1] = part.reshape(picture[i0:i1].shape)
         advance((y1 - y0) / image.shape_hw[0])
     noise = quiet(np.concatenate(deviations), image.dtype) if how.noise_floor else None
-    levels = counter.levels(how, noise) if counter is not None else None
+    levels = values.levels(how, noise) if how.kind == "percentile" else None
     return Overview(picture[..., 0] if image.channels == 1 else picture, levels)
 
 
@@ -112,60 +117,44 @@ def _bands(image: LargeImage, step: int) -> Iterator[tuple[int, int]]:
         yield y0, min(y0 + rows, height)
 
 
-class _Counter:
-    """How often each level of an image occurs: of floats, the upper half of their bits first."""
+class _Counts:
+    """How often each level of an image of integers occurs."""
 
     def __init__(self, image: LargeImage) -> None:
-        self._image = image
-        self._levels = HALF if image.dtype.kind == "f" else np.iinfo(image.dtype).max + 1
-        self._counts = np.zeros((image.channels, self._levels), np.int64)
+        self._counts = np.zeros((image.channels, np.iinfo(image.dtype).max + 1), np.int64)
 
-    def add(self, band: np.ndarray) -> None:
-        pixels = band.reshape(-1, self._image.channels)
-        if band.dtype.kind == "f":
-            pixels = (_keys(pixels) >> 16).astype(np.uint16)
-        self._counts += kernels.count_levels(pixels, self._levels)
+    def add(self, band: np.ndarray, top: int) -> None:
+        channels, levels = self._counts.shape
+        self._counts += kernels.count_levels(band.reshape(-1, channels), levels)
 
     def levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
-        if self._image.dtype.kind == "f":
-            return self._float_levels(how, noise)
-        most = np.float32(self._levels - 1)
-        values = np.arange(self._levels).astype(np.float32) / most  # as to_tensor has them
+        most = np.float32(self._counts.shape[1] - 1)
+        values = np.arange(self._counts.shape[1]).astype(np.float32) / most  # as to_tensor has them
         return levels_of_counts(self._counts, values, how, None if noise is None else noise / most)
 
-    def _float_levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
-        """The lower halves are counted where the percentiles fall, in a second pass."""
-        bins = np.unique(np.concatenate([_bins(counts, how) for counts in self._counts]))
-        fine = np.zeros((len(self._counts), len(bins) * HALF), np.int64)
-        for y0, y1 in _bands(self._image, 1):
-            band = self._image.read(y0, y1, 0, self._image.shape_hw[1])
-            for c, keys in enumerate(_keys(band.reshape(-1, len(fine))).T):
-                inside = keys[np.isin(keys >> 16, bins)]
-                at = np.searchsorted(bins, inside >> 16) * HALF + (inside & (HALF - 1))
-                fine[c] += np.bincount(at, minlength=fine.shape[1])
-        others = np.setdiff1d(np.arange(HALF), bins)
-        keys = np.concatenate(((bins[:, None] * HALF + np.arange(HALF)).ravel(), others * HALF))
-        counts = np.concatenate((fine, self._counts[:, others]), axis=1)
-        there = np.flatnonzero(counts.any(0))  # without the bits of NaN and infinities
-        there = there[np.argsort(keys[there])]
-        values = _values(keys[there].astype(np.uint32))
-        return levels_of_counts(counts[:, there], values, how, noise)
 
+class _Sample:
+    """Every k-th pixel of an image of floats along both axes, and its least and most of all."""
 
-def _keys(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 as uint32 of the same order and shape."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    def __init__(self, image: LargeImage) -> None:
+        self._every = math.isqrt(max(0, math.prod(image.shape_hw) - 1) // SAMPLED) + 1
+        self._pixels = [np.zeros((0, image.channels), np.float32)]
+        self._ends = [np.full(image.channels, v, np.float32) for v in (np.inf, -np.inf)]
 
+    def add(self, band: np.ndarray, top: int) -> None:
+        channels = self._pixels[0].shape[1]
+        every = self._every
+        few = band[-top % every :: every, ::every].reshape(-1, channels)
+        self._pixels.append(few if every == 1 else few.copy())
+        pixels = band.reshape(-1, channels)
+        self._ends[0] = np.minimum(self._ends[0], pixels.min(0))
+        self._ends[1] = np.maximum(self._ends[1], pixels.max(0))
 
-def _values(keys: np.ndarray) -> np.ndarray:
-    """The float32 of such uint32."""
-    return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).view(np.float32)
-
-
-def _bins(counts: np.ndarray, how: Normalization) -> np.ndarray:
-    """Upper halves (of counts (65536,)) in which the least, the most and the percentiles lie."""
-    last = int(counts.sum()) - 1
-    below = np.floor(last * np.array((how.low, how.high)) / 100)
-    ranks = np.concatenate(([0, last], below - 1, below, below + 1)).clip(0, last)
-    return np.searchsorted(counts.cumsum(), ranks, side="right")
+    def levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
+        columns = np.concatenate(self._pixels).T  # (C, P)
+        values = np.unique(columns)
+        counts = [np.bincount(np.searchsorted(values, c), minlength=len(values)) for c in columns]
+        least, most = self._ends
+        return levels_of_counts(np.stack(counts), values, how, noise)._replace(
+            least=least, most=most
+        )

@@ -26,14 +26,9 @@ import numpy as np
 from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.checks import ImageWarning
+from spatialembed.images.checks import ImageWarning, warn_of_turning
 from spatialembed.images.decode import decode, from_pillow, opened
 from spatialembed.images.tiff import invert, page_numbers
-
-__all__ = [
-    "MAX_PIXELS", "ImageWarning", "Page", "each_page", "oriented", "read_image",
-    "read_labels", "read_oriented", "read_pixels",
-]  # fmt: skip
 
 MAX_PIXELS = 2**28
 """Default limit of width x height, 268 million."""
@@ -73,14 +68,8 @@ def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIX
             ``unsupported_codec``, ``bad_channels``, ``value_range``, ``non_finite``.
     """
     pixels, orientation = read_oriented(path, max_pixels=max_pixels)
-    if orientation != 1:
-        _warn_of_turning(path, orientation)
+    warn_of_turning(path, orientation)
     return pixels
-
-
-def _warn_of_turning(where: object, orientation: int) -> None:
-    message = f"{where}: turned upright (EXIF orientation {orientation})"
-    warnings.warn(message, ImageWarning, stacklevel=3)
 
 
 def read_oriented(
@@ -122,8 +111,7 @@ def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return read_image(image, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
         found = from_pillow(image, max_pixels)
-        if found.orientation != 1:
-            _warn_of_turning("PIL image", found.orientation)
+        warn_of_turning("PIL image", found.orientation)
         return np.ascontiguousarray(plain_type("PIL image", found.pixels))
     if isinstance(image, np.ndarray):
         _check_array(image)
@@ -215,19 +203,17 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
                 f"{path}: a mask as {form}, which does not keep ids",
                 "save masks as 16-bit PNG or TIFF",
             )
-        pixels, orientation, mode, bits, inverted = decode(
-            path, file, form, max_pixels, as_ids=True
-        )
-    if orientation != 1:
-        raise oriented(path, orientation, "image may")
+        found = decode(path, file, form, max_pixels, as_ids=True)
+    pixels, bits = found.pixels, found.bits
+    if found.orientation != 1:
+        raise oriented(path, found.orientation, "image may")
     if pixels.ndim != 2:
-        what = "a palette" if mode.startswith("P") else f"{pixels.shape[2]} channels"
         raise SpatialEmbedError(
             "colour_labels",
-            f"{path}: a mask with {what}: colours are not ids",
+            f"{path}: a mask with {pixels.shape[2]} channels: colours are not ids",
             "save one channel of ids, 16-bit PNG or TIFF",
         )
-    if inverted:  # ImageJ and tifffile write masks so, and mean the number
+    if found.inverted:  # ImageJ and tifffile write masks so, and mean the number
         pixels = invert(pixels, bits)
     if bits in (2, 4):  # stretched to 0..255, as a picture is
         pixels = pixels // (255 // (2**bits - 1))

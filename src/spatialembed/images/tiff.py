@@ -1,4 +1,4 @@
-"""TIFF to pixels as they are stored, by tifffile, which keeps every level of every type.
+"""TIFF to pixels as they are stored, whole or by windows; tifffile keeps every level of every type.
 
 What it has no codec for goes to Pillow (``images.decode``), as far as that keeps the levels too:
 8 bits a sample, or one sample of 16 or 32.
@@ -11,16 +11,24 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, refuse_size, warn
+from spatialembed.images.checks import (
+    check_size,
+    refuse_channels,
+    refuse_codec,
+    refuse_damaged,
+    refuse_size,
+    warn,
+)
 
 DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
@@ -34,23 +42,33 @@ CMYK, YCbCr."""
 WHITE_IS_ZERO = 0
 TO_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
 """What Pillow's libtiff knows: none, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
+TO_COLOURS = {7, 33003, 33005, 34712}
+"""Codecs of which tifffile gives RGB, whatever they store: JPEG, JPEG 2000."""
+DEFLATE, LZMA, ZSTD = (8, 32946), 34925, 50000
 STRUCTURE = {
     256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338,
     339,
 }  # fmt: skip
 """Tags that say how the pixels lie."""
 INSTALL = "save with deflate or uncompressed, or pip install 'spatialembed[tiff]'"
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
+SEGMENT_BYTES = 1 << 28
+"""Tiles and strips above this are not unpacked one by one."""
+CACHE_BYTES = 1 << 27
+"""Unpacked tiles and strips that are kept, since windows overlap."""
+
+Read = Callable[[int, int, int, int], np.ndarray]
+"""Pixels y0:y1, x0:x1 of an image, (h, w) or (h, w, 3)."""
 
 
-class Read(NamedTuple):
-    """What tifffile knows of a page."""
+class Decoded(NamedTuple):
+    """Pixels as a decoder got them out of a file, and what it knows of them."""
 
-    pixels: np.ndarray | None  # (H, W) or (H, W, C) as it lies; None: Pillow has to read it
-    place: int  # of the page among all in the file
+    pixels: Any  # (H, W) or (H, W, C), any type; None: Pillow has to read this TIFF
     orientation: int  # EXIF, 1 to 8
-    bits: int  # a sample
-    inverted: bool  # white is 0 in the file
+    bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
+    inverted: bool = False  # white is 0 in the file; here black is
+    page: int = 0  # of a TIFF, among all in the file
 
 
 def valid_orientation(orientation: object) -> int:
@@ -60,10 +78,11 @@ def valid_orientation(orientation: object) -> int:
 
 def read_tiff(
     path: Path, file: BinaryIO, max_pixels: int, index: int | None, *, as_ids: bool = False
-) -> Read:
+) -> Decoded:
     """Read the page ``index`` of all in the file, or the first whole one, with a warning of others.
 
-    as_ids: of a mask: the numbers of a palette are wanted, and several pages are refused.
+    The pixels are not turned. as_ids: of a mask: the numbers of a palette are wanted, and several
+    pages are refused.
 
     Raises SpatialEmbedError: truncated, empty_image, too_large, bad_channels, unsupported_codec,
     several_masks.
@@ -72,20 +91,19 @@ def read_tiff(
         with tifffile.TiffFile(file) as tiff:
             place = next(whole_pages(tiff), 0) if index is None else index
             page = tiff.pages[place].aspage()
-            check_tags(path, page)
-            check_colours(path, page)
-            check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
+            _check_tags(path, page)
+            check_page(path, file, page, max_pixels)
             if index is None and (count := _images(tiff)) > 1:
                 if as_ids:
                     what = f"{path}: a mask of {count} pages: the first alone is not the truth"
                     remedy = "save one page in which each object has its own id"
                     raise SpatialEmbedError("several_masks", what, remedy)
                 warn(f"{path}: the first of {count} pages was read (predict takes --pages all)")
-            orientation = valid_orientation(page.tags.valueof(_ORIENTATION_TAG))
+            orientation = valid_orientation(page.tags.valueof(ORIENTATION_TAG))
             numbers = (0, 1, 2, 3) if as_ids else (0, 1, 2)  # 3: a palette
             pixels = _page_pixels(path, page) if page.photometric in numbers else None
             inverted = page.photometric == WHITE_IS_ZERO
-            return Read(pixels, place, orientation, page.bitspersample, inverted)
+            return Decoded(pixels, orientation, page.bitspersample, inverted, place)
     except DAMAGED as error:
         refuse_damaged(path, "TIFF", error)
 
@@ -134,11 +152,10 @@ def _images_in_one(tiff: tifffile.TiffFile) -> int:
 # ---------------------------------------------------------------- checks of the header
 
 
-def check_tags(path: Path, page: tifffile.TiffPage) -> None:
+def _check_tags(path: Path, page: tifffile.TiffPage) -> None:
     """Refuse a page whose header names a tag that could not be read.
 
     tifffile leaves such a tag out, and its default gives other pixels.
-    Raises SpatialEmbedError: truncated.
     """
     how, file = page.parent.tiff, page.parent.filehandle
     file.seek(page.offset)
@@ -152,11 +169,16 @@ def check_tags(path: Path, page: tifffile.TiffPage) -> None:
         refuse_damaged(path, "TIFF", f"its tags {lost} cannot be read")
 
 
-def check_colours(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse what is neither grey nor colour, or of a kind that no rule covers.
+def check_page(path: Path, file: BinaryIO, page: tifffile.TiffPage, max_pixels: int) -> None:
+    """Refuse colours that no rule covers, and pixels that are not all in the file.
 
-    Raises SpatialEmbedError: bad_channels, unsupported_codec.
+    Raises SpatialEmbedError: bad_channels, unsupported_codec, empty_image, too_large, truncated.
     """
+    _check_colours(path, page)
+    _check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
+
+
+def _check_colours(path: Path, page: tifffile.TiffPage) -> None:
     colours = COLOURS.get(page.photometric)
     bits = page.bitspersample
     plain = isinstance(bits, int) and (bits in (1, 2, 4) or bits >= 8)
@@ -169,18 +191,13 @@ def check_colours(path: Path, page: tifffile.TiffPage) -> None:
     # Alpha is a sample declared so (1, 2), or an undeclared fourth one beside RGB.
     alpha = page.extrasamples[0] in (1, 2) if page.extrasamples else page.photometric == 2
     if samples != colours and not (samples == colours + 1 and alpha):
-        raise SpatialEmbedError(
-            "bad_channels",
-            f"{path}: {samples} channels",
-            "keep one (grey) or three (RGB), and save again",
-        )
+        refuse_channels(path, samples)
 
 
-def check_segments(path: Path, page: tifffile.TiffPage, size: int, max_pixels: int) -> None:
+def _check_segments(path: Path, page: tifffile.TiffPage, size: int, max_pixels: int) -> None:
     """Strips and tiles must be of a sane size, all there, and inside the file of ``size`` bytes.
 
-    tifffile would make zeros of a missing one. Raises SpatialEmbedError: empty_image, too_large,
-    truncated.
+    tifffile would make zeros of a missing one.
     """
     item = max(1, page.bitspersample // 8)
     pixel_bytes = page.samplesperpixel * item
@@ -199,13 +216,13 @@ def check_segments(path: Path, page: tifffile.TiffPage, size: int, max_pixels: i
         refuse_damaged(path, "TIFF", f"{sum(counts)} of {raw} bytes of pixels")
 
 
-# ---------------------------------------------------------------- pixels
+# ---------------------------------------------------------------- pixels of a whole page
 
 
 def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
     """Pixels (H, W) or (H, W, C) of a page without alpha; None where only Pillow has the codec."""
     bare = find_spec("imagecodecs") is None
-    if bare and page.compression == 50000:  # in tifffile it is Python's own from 3.14 on, no limit
+    if bare and page.compression == ZSTD:  # in tifffile it is Python's own from 3.14 on, no limit
         _check_pillow_can(path, page)
         return None
     if bare:
@@ -217,14 +234,22 @@ def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
             raise
         _check_pillow_can(path, page)
         return None
-    pixels = pixels[:, 0]  # the first of a volume
-    pixels = np.moveaxis(pixels, 0, -1)[..., 0, :] if len(pixels) > 1 else pixels[0]  # (H, W, C)
+    return _plain_colours(page, _planes_last(pixels[:, 0]))  # the first of a volume
+
+
+def _planes_last(pixels: np.ndarray) -> np.ndarray:
+    """(S, H, W, C) of separate planes, or of one, as (H, W, samples)."""
+    return np.moveaxis(pixels, 0, -1)[..., 0, :] if len(pixels) > 1 else pixels[0]
+
+
+def _plain_colours(page: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
+    """(h, w) or (h, w, C) of stored samples (h, w, S): full range, black 0, no alpha."""
     if page.bitspersample < 8:
         pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
     if page.photometric == WHITE_IS_ZERO:
         pixels = invert(pixels, page.bitspersample)
-    pixels = pixels[..., : COLOURS[page.photometric]]
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    colours = COLOURS[page.photometric]
+    return pixels[..., 0] if colours == 1 else pixels[..., :colours]
 
 
 def invert(pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -250,15 +275,90 @@ def _check_expansion(path: Path, page: tifffile.TiffPage) -> None:
 
     Without imagecodecs tifffile unpacks without limit: a thousandfold by deflate, more by LZMA.
     """
-    if page.compression not in (8, 32946, 34925):
+    if page.compression not in (*DEFLATE, LZMA):
         return
     most = 2 * math.prod(page.chunks) * max(1, page.bitspersample // 8) + (1 << 20)
-    ratio = 10_000 if page.compression == 34925 else 1032
+    ratio = 10_000 if page.compression == LZMA else 1032
     file = page.parent.filehandle
     for start, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         if count * ratio > max(most, 1 << 28):  # a smaller one harms nothing, and is the usual
             file.seek(start)
             packed = file.read(count)
-            box = lzma.LZMADecompressor() if page.compression == 34925 else zlib.decompressobj()
+            box = lzma.LZMADecompressor() if page.compression == LZMA else zlib.decompressobj()
             if len(box.decompress(packed, most + 1)) > most:
                 refuse_damaged(path, "TIFF", f"a strip or tile of more than {most} bytes")
+
+
+# ---------------------------------------------------------------- windows of a page
+
+
+def page_windows(path: Path, page: tifffile.TiffPage) -> Read | None:
+    """Windows of a page by its tiles or strips, not turned; an uncompressed one is mapped.
+
+    None where tifffile has no codec for them, or they are too large to be unpacked.
+    """
+    if page.imagedepth > 1:
+        return None
+    grey_or_rgb = page.photometric in (0, 1, 2)
+    if page.is_memmappable and grey_or_rgb:
+        return _mapped(path, page)
+    return _unpacked(page) if grey_or_rgb or page.compression in TO_COLOURS else None
+
+
+def _mapped(path: Path, page: tifffile.TiffPage) -> Read:
+    dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
+    pixels = np.memmap(path, dtype, "r", page.dataoffsets[0], shape)
+
+    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        part = pixels[:, y0:y1, x0:x1].astype(page.dtype)  # native, and of this window alone
+        return _plain_colours(page, _planes_last(part))
+
+    return read
+
+
+def _unpacked(page: tifffile.TiffPage) -> Read | None:
+    """Windows put together from the tiles or strips that they touch, the last ones kept."""
+    height, width = page.imagelength, page.imagewidth
+    tile_h = page.tilelength if page.is_tiled else page.rowsperstrip
+    tile_w = page.tilewidth if page.is_tiled else width
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    samples = page.samplesperpixel // planes
+    across = -(-width // tile_w)
+    segments = across * -(-height // tile_h)  # of a plane
+    segment_bytes = tile_h * tile_w * samples * np.dtype(page.dtype).itemsize
+    if segment_bytes > SEGMENT_BYTES:
+        return None
+    try:  # the first one shows whether the codec is there
+        _segment(page, 0)
+    except (ValueError, NotImplementedError) as error:
+        if "imagecodecs" not in str(error) and "not supported" not in str(error):
+            raise
+        return None
+    unpacked = lru_cache(max(1, CACHE_BYTES // segment_bytes))(partial(_segment, page))
+
+    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        result = np.empty((y1 - y0, x1 - x0, planes * samples), page.dtype)
+        for plane in range(planes):
+            for i in range(y0 // tile_h, -(-y1 // tile_h)):
+                for j in range(x0 // tile_w, -(-x1 // tile_w)):
+                    tile = unpacked(plane * segments + i * across + j)
+                    top, left = i * tile_h, j * tile_w
+                    part = tile[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
+                    y, x = max(top - y0, 0), max(left - x0, 0)
+                    target = result[y : y + part.shape[0], x : x + part.shape[1]]
+                    target[..., plane * samples : (plane + 1) * samples] = part
+        return _plain_colours(page, result)
+
+    return read
+
+
+def _segment(page: tifffile.TiffPage, number: int) -> np.ndarray:
+    """One unpacked tile or strip (h, w, samples), cut at the border of the image."""
+    handle = page.parent.filehandle
+    handle.seek(page.dataoffsets[number])
+    data = handle.read(page.databytecounts[number])
+    tables = {"jpegtables": page.jpegtables} if page.jpegtables is not None else {}
+    pixels, _, _ = page.decode(data, number, **tables)
+    return pixels[0]

@@ -16,8 +16,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,10 +28,12 @@ from spatialembed.errors import SpatialEmbedError, missing_extra
 from spatialembed.files import atomic_write, mapped_array
 from spatialembed.images.checks import (
     check_size,
+    refuse_channels,
     refuse_codec,
     refuse_damaged,
     refuse_size,
     warn,
+    warn_of_turning,
 )
 from spatialembed.images.decode import header_of, opened, upright
 from spatialembed.images.listing import is_zarr
@@ -40,9 +42,10 @@ from spatialembed.images.read import plain_type, read_image
 from spatialembed.images.tiff import (
     COLOURS,
     DAMAGED,
-    WHITE_IS_ZERO,
-    check_colours,
-    check_segments,
+    ORIENTATION_TAG,
+    Read,
+    check_page,
+    page_windows,
     valid_orientation,
     whole_pages,
 )
@@ -52,14 +55,7 @@ WHOLE_BYTES = 3 << 28
 or as RGB 16,000: about twice as much is held for a moment."""
 DEFLATE_RATIO = 1032
 """No deflated byte unpacks to more."""
-SEGMENT_BYTES = 1 << 28
-"""Tiles and strips above this are not unpacked one by one."""
-CACHE_BYTES = 1 << 27
-"""Unpacked tiles and strips that are kept, since windows overlap."""
 ANY_SIZE = 1 << 62
-ORIENTATION_TAG = 0x0112
-
-Read = Callable[[int, int, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -121,36 +117,22 @@ def open_large(path: str | os.PathLike[str], scratch: Path) -> LargeImage:
 
 def _by_segments(path: Path, file: BinaryIO) -> LargeImage | None:
     """A TIFF by its tiles or strips; None where tifffile cannot, or they are too large."""
-    tiff = None
-    try:
-        tiff = tifffile.TiffFile(path)
-        pages = list(whole_pages(tiff)) or [0]
-        page = tiff.pages[pages[0]].aspage()
-        check_colours(path, page)
-        check_segments(path, page, os.fstat(file.fileno()).st_size, ANY_SIZE)
-        if len(pages) > 1 or page.imagedepth > 1:
-            warn(f"{path}: the first of {max(len(pages), page.imagedepth)} pages was read")
-        read = _mapped(path, page) or _unpacked(page)
-        if read is None or page.imagedepth > 1:
-            tiff.close()
-            return None
-        shape_hw = (page.imagelength, page.imagewidth)
-        colours = COLOURS[page.photometric]
-        return _upright(
-            LargeImage(
-                str(path),
-                shape_hw,
-                colours,
-                _plain_dtype(page.dtype),
-                _as_colours(read, page.photometric, page.bitspersample, colours),
-                tiff.close,
-            ),
-            valid_orientation(page.tags.valueof(ORIENTATION_TAG)),
-        )
-    except DAMAGED as error:
-        if tiff is not None:
-            tiff.close()
-        refuse_damaged(path, "TIFF", error)
+    with ExitStack() as stack:
+        try:
+            tiff = stack.enter_context(tifffile.TiffFile(path))
+            pages = list(whole_pages(tiff)) or [0]
+            page = tiff.pages[pages[0]].aspage()
+            check_page(path, file, page, ANY_SIZE)
+            if (count := max(len(pages), page.imagedepth)) > 1:
+                warn(f"{path}: the first of {count} pages was read")
+            if (read := page_windows(path, page)) is None:
+                return None
+            orientation = valid_orientation(page.tags.valueof(ORIENTATION_TAG))
+        except DAMAGED as error:
+            refuse_damaged(path, "TIFF", error)
+        shape_hw, colours = (page.imagelength, page.imagewidth), COLOURS[page.photometric]
+        close, dtype = stack.pop_all().close, _plain_dtype(page.dtype)
+        return _upright(LargeImage(str(path), shape_hw, colours, dtype, read, close), orientation)
 
 
 def _plain_dtype(dtype: Any) -> np.dtype:
@@ -159,90 +141,11 @@ def _plain_dtype(dtype: Any) -> np.dtype:
     return np.dtype({"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}.get(name, "float32"))
 
 
-def _mapped(path: Path, page: tifffile.TiffPage) -> Read | None:
-    """Windows of an uncompressed page that lies in one piece, from the mapped file."""
-    if not page.is_memmappable or page.photometric not in (0, 1, 2):
-        return None
-    dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
-    planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
-    pixels = np.memmap(path, dtype, "r", page.dataoffsets[0], shape)
-
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        part = pixels[:, y0:y1, x0:x1].astype(page.dtype)  # (planes, h, w, samples), native
-        return np.moveaxis(part, 0, -1)[..., 0, :] if planes > 1 else part[0]
-
-    return read
-
-
-def _unpacked(page: tifffile.TiffPage) -> Read | None:
-    """Windows put together from the tiles or strips that they touch, the last ones kept."""
-    if page.photometric not in (0, 1, 2) and page.compression not in (7, 33003, 33005, 34712):
-        return None
-    height, width = page.imagelength, page.imagewidth
-    tile_h = page.tilelength if page.is_tiled else page.rowsperstrip
-    tile_w = page.tilewidth if page.is_tiled else width
-    planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    samples = page.samplesperpixel // planes
-    across = -(-width // tile_w)
-    segments = across * -(-height // tile_h)  # of a plane
-    segment_bytes = tile_h * tile_w * samples * np.dtype(page.dtype).itemsize
-    if segment_bytes > SEGMENT_BYTES:
-        return None
-    try:  # the first one shows whether the codec is there
-        _segment(page, 0)
-    except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error) and "not supported" not in str(error):
-            raise
-        return None
-    unpacked = lru_cache(max(1, CACHE_BYTES // segment_bytes))(partial(_segment, page))
-
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        result = np.empty((y1 - y0, x1 - x0, planes * samples), page.dtype)
-        for plane in range(planes):
-            for i in range(y0 // tile_h, -(-y1 // tile_h)):
-                for j in range(x0 // tile_w, -(-x1 // tile_w)):
-                    number = plane * segments + i * across + j
-                    tile = unpacked(number)
-                    top, left = i * tile_h, j * tile_w
-                    part = tile[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
-                    y, x = max(top - y0, 0), max(left - x0, 0)
-                    target = result[y : y + part.shape[0], x : x + part.shape[1]]
-                    target[..., plane * samples : (plane + 1) * samples] = part
-        return result
-
-    return read
-
-
-def _segment(page: tifffile.TiffPage, number: int) -> np.ndarray:
-    """One unpacked tile or strip (h, w, samples), cut at the border of the image."""
-    handle = page.parent.filehandle
-    handle.seek(page.dataoffsets[number])
-    data = handle.read(page.databytecounts[number])
-    tables = {"jpegtables": page.jpegtables} if page.jpegtables is not None else {}
-    pixels, _, _ = page.decode(data, number, **tables)
-    return pixels[0]
-
-
-def _as_colours(read: Read, photometric: int, bits: int, colours: int) -> Read:
-    """Windows (h, w) or (h, w, 3) of stored samples (h, w, S): full range, black 0, no alpha."""
-
-    def plain(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        pixels = read(y0, y1, x0, x1)
-        if bits < 8:
-            pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
-        if photometric == WHITE_IS_ZERO:
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        return pixels[..., 0] if colours == 1 else pixels[..., :colours]
-
-    return plain
-
-
 def _upright(image: LargeImage, orientation: int) -> LargeImage:
     """The same image turned by its EXIF orientation."""
     if orientation == 1:
         return image
-    warn(f"{image.name}: turned upright (EXIF orientation {orientation})")
+    warn_of_turning(image.name, orientation)
     height, width = image.shape_hw[::-1] if orientation >= 5 else image.shape_hw
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -290,11 +193,7 @@ def _plane_of(path: Path, array: Any, axes: Sequence[str]) -> LargeImage:
     sizes = dict(zip(axes, array.shape, strict=True))
     channels = sizes.get("c", 1)
     if channels not in (1, 3):
-        raise SpatialEmbedError(
-            "bad_channels",
-            f"{path}: {channels} channels",
-            "keep one (grey) or three (RGB), and save again",
-        )
+        refuse_channels(path, channels)
     if array.dtype.kind not in "uifb":
         refuse_codec(path, f"an array of {array.dtype}", "save it as uint8, uint16 or float32")
     if (chunk := math.prod(array.chunks) * array.dtype.itemsize) > WHOLE_BYTES:
@@ -323,12 +222,7 @@ def _whole(path: Path, scratch: Path) -> LargeImage:
     store, facts = scratch / "pixels", scratch / "pixels.json"
     mapped = _kept(store, facts)
     if mapped is None:
-        streamed = _streamed(path, store)
-        if streamed is None:
-            pixels = read_image(path, max_pixels=_most_pixels(path))
-            streamed = mapped_array(store, pixels.dtype, pixels.shape)
-            streamed[:] = pixels
-        mapped = streamed
+        mapped = _decoded(path, store)
         with atomic_write(facts) as temporary:
             temporary.write_text(json.dumps([mapped.dtype.name, *mapped.shape]))
 
@@ -352,20 +246,20 @@ def _kept(store: Path, facts: Path) -> np.ndarray | None:
     return None
 
 
-def _streamed(path: Path, store: Path) -> np.ndarray | None:
-    """The pixels of a PNG that could be unpacked row by row into the file."""
+def _decoded(path: Path, store: Path) -> np.ndarray:
+    """All pixels in the new file ``store``; those of a plain PNG go into it row by row."""
+    most = WHOLE_BYTES // 3
     with opened(path) as (file, form):
-        if form != "PNG":
-            return None
-        height, width, _ = header_of(path, file, form)
-        size = os.fstat(file.fileno()).st_size
-        if width * height > 8 * DEFLATE_RATIO * size:  # 1 bit a pixel at least
-            refuse_damaged(path, form, f"{size} bytes cannot hold {height} x {width} px")
-        return stream_png(path, file, store)
-
-
-def _most_pixels(path: Path) -> int:
-    """The limit for ``read_image``: by bytes, of which 8-bit grey has one a pixel."""
-    with opened(path) as (file, form):
-        grey = form != "TIFF" and header_of(path, file, form)[2] in ("1", "L")
-    return WHOLE_BYTES if grey else WHOLE_BYTES // 3
+        if form != "TIFF":
+            height, width, mode = header_of(path, file, form)
+            most = WHOLE_BYTES if mode in ("1", "L") else most  # 8-bit grey: one byte a pixel
+        if form == "PNG":
+            size = os.fstat(file.fileno()).st_size
+            if width * height > 8 * DEFLATE_RATIO * size:  # 1 bit a pixel at least
+                refuse_damaged(path, form, f"{size} bytes cannot hold {height} x {width} px")
+            if (streamed := stream_png(path, file, store)) is not None:
+                return streamed
+    pixels = read_image(path, max_pixels=most)
+    mapped = mapped_array(store, pixels.dtype, pixels.shape)
+    mapped[:] = pixels
+    return mapped

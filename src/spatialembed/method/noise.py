@@ -16,6 +16,7 @@ Of 399 training images of four kinds the stretch is 20 to 900 times the noise, o
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 import numpy as np
@@ -56,14 +57,21 @@ def quiet(deviations: np.ndarray, dtype: np.dtype) -> np.ndarray:
     )
 
 
-def block_deviations(image: np.ndarray) -> np.ndarray:
-    """Standard deviation in blocks of 16 x 16 px of (H, W) or (H, W, C): (blocks, C) float64."""
-    pixels = image.reshape(*image.shape[:2], -1)
+def block_deviations(
+    image: np.ndarray, whole_hw: tuple[int, int] | None = None, top: int = 0
+) -> np.ndarray:
+    """Standard deviation in blocks of 16 x 16 px of (H, W) or (H, W, C): (blocks, C) float64.
+
+    Of a band of whole rows of a larger image, those of the blocks that the whole would give:
+    whole_hw its size, top the first row of the band, a multiple of 16.
+    """
+    pixels = image.reshape(*image.shape[:2], math.prod(image.shape[2:]))
     rows, columns = (side // BLOCK_PX for side in pixels.shape[:2])
-    step = max(1, int(np.sqrt(rows * columns / BLOCKS)))
+    of_rows, of_columns = (side // BLOCK_PX for side in whole_hw or pixels.shape[:2])
+    step = max(1, int(np.sqrt(of_rows * of_columns / BLOCKS)))
     blocks = pixels[: rows * BLOCK_PX, : columns * BLOCK_PX].reshape(
         rows, BLOCK_PX, columns, BLOCK_PX, pixels.shape[2]
-    )[::step, :, ::step]
+    )[-(top // BLOCK_PX) % step :: step, :, ::step]
     return blocks.std(axis=(1, 3), dtype=np.float64).reshape(-1, pixels.shape[2])
 
 
