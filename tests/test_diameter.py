@@ -184,7 +184,7 @@ def test_without_calibration_nothing_is_tried() -> None:
     none = Instances(np.zeros((256, 256), np.int32), np.zeros(0), np.zeros(0, np.int64))
     info = replace(INFO, calibration=None)
     result = best_scale(engine, info, image, (none, maps), INFO.thresholds, augment=False)
-    assert result == (none, maps)
+    assert result == (none, maps, 1.0)
     assert len(engine.seen) == 1
 
 

@@ -161,16 +161,16 @@ def best_scale(
     native: tuple[Instances, Embeddings],
     options: ClusterOptions,
     augment: bool,
-) -> tuple[Instances, Embeddings]:
-    """What was found in ``image`` (3, H, W), normalised, at the best scale, and its maps.
+) -> tuple[Instances, Embeddings, float]:
+    """What was found in ``image`` (3, H, W), normalised, at the best scale; its maps; its factor.
 
     native: what was found at the model's own. augment: average over turns. A model that is not
     calibrated cannot judge: what was found stays. The model's own min_pixels is of objects as it
     was trained on and grows with them; another one counts pixels of the image at every scale.
     """
-    best, maps = native
+    best, maps, best_factor = *native, 1.0
     if info.calibration is None:
-        return native
+        return best, maps, best_factor
     most, doubtful = worth(best), is_doubtful(best)
     own = options.min_pixels == info.thresholds.min_pixels
     for factor in FACTORS:
@@ -185,7 +185,7 @@ def best_scale(
             continue
         value = worth(found)
         if value > GAIN * max(most, 0.0):
-            best, maps, most = found, tried, value
+            best, maps, best_factor, most = found, tried, factor, value
         elif not doubtful:
             break
-    return best, maps
+    return best, maps, best_factor

@@ -24,7 +24,13 @@ from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
 from spatialembed.inference.batches import batches
 from spatialembed.inference.device_input import device_input
-from spatialembed.inference.diameter import Diameter, best_scale, parse_diameter, suited
+from spatialembed.inference.diameter import (
+    Diameter,
+    best_scale,
+    parse_diameter,
+    rescaled_options,
+    suited,
+)
 from spatialembed.inference.engine import Engine, average_over_turns, build
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.ambiguity import ambiguity as ambiguity_map
@@ -49,6 +55,14 @@ class Outcome(NamedTuple):
     instances: Instances | None
     error: SpatialEmbedError | None
     ambiguity: np.ndarray | None = None  # (H, W) float32 in [0, 1], on request
+
+
+class Seen(NamedTuple):
+    """The instances of one image, and the maps that they were found in."""
+
+    instances: Instances
+    maps: Embeddings  # (1, ., H, W)
+    factor: float  # of the model's scale, at which the network saw the image
 
 
 def load(
@@ -164,12 +178,36 @@ class Predictor:
             min_free=min_free,
             max_instances=max_instances,
         )
-        pixels = read_pixels(image, max_pixels=self.max_pixels)
-        prepared = self._prepare(pixels)
+        return self.seen(image, options, augment=augment).instances
+
+    def seen(
+        self, image: Any, options: ClusterOptions | None = None, *, augment: bool = False
+    ) -> Seen:
+        """As a call, with the maps that its instances were found in: for questions that follow.
+
+        Args:
+            image: A path, a PIL image, or an array (H, W) or (H, W, 3).
+            options: Thresholds; None: the model's own.
+            augment: Average the maps over the 8 turns and flips.
+
+        Raises:
+            SpatialEmbedError: As a call does.
+        """
+        options = options or self.settings
+        prepared = self._prepare(read_pixels(image, max_pixels=self.max_pixels))
         maps = self._maps(prepared[None], augment)
-        return self._at_best_scale(prepared, self._find(maps, options)[0], maps, options, augment)[
-            0
-        ]
+        return self._at_best_scale(prepared, self._find(maps, options)[0], maps, options, augment)
+
+    def again(self, seen: Seen, options: ClusterOptions | None = None) -> Instances:
+        """The instances in the maps of ``seen`` by other thresholds; its scale stays.
+
+        Raises:
+            SpatialEmbedError: ``non_finite_output`` (exit 4).
+        """
+        options = options or self.settings
+        if options.min_pixels == self.info.thresholds.min_pixels:  # grows as in ``best_scale``
+            options = rescaled_options(options, seen.factor)
+        return self._find(seen.maps, options)[0]
 
     def map(
         self,
@@ -376,11 +414,11 @@ class Predictor:
                 ]
                 doubts = [
                     ambiguity_map(of_image, instances) if with_ambiguity else None
-                    for instances, of_image in found
+                    for instances, of_image, _ in found
                 ]
                 return [
                     Outcome(item.source, item.pixels, instances, None, doubt)
-                    for item, (instances, _), doubt in zip(items, found, doubts, strict=True)
+                    for item, (instances, *_), doubt in zip(items, found, doubts, strict=True)
                 ]
             except (SpatialEmbedError, MemoryError) as caught:
                 error = _named(caught)
@@ -404,11 +442,11 @@ class Predictor:
         maps: Embeddings,
         options: ClusterOptions,
         augment: bool,
-    ) -> tuple[Instances, Embeddings]:
+    ) -> Seen:
         """These instances of ``image`` and their maps, or those of a scale that suits it better."""
         if self.diameter != "auto" or image is None:
-            return found, maps
-        return best_scale(self.engine, self.info, image, (found, maps), options, augment)
+            return Seen(found, maps, 1.0)
+        return Seen(*best_scale(self.engine, self.info, image, (found, maps), options, augment))
 
     def _prepare(self, pixels: np.ndarray) -> Tensor:
         """Network input (3, H, W) float32 of an image as read."""
