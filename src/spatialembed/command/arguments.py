@@ -111,6 +111,8 @@ def _plain(words: Sequence[str], settings: Mapping[str, Any], data_alone: bool) 
             elif not equals and todo and flag not in WITHOUT_VALUE and following[:2] != "--":
                 equals, value = "=", todo.pop(0)
             value = _config(value) if flag == "--config" else value
+            if get_origin(settings.get(flag[2:])) is list and value[:1] != "[":
+                equals = "+="  # given several times, a flag has several values
         elif data_alone and not flag.startswith("-"):
             flag, equals, value = "--data", "=", flag + equals + value
         plain.append(flag + equals + value)

@@ -33,6 +33,7 @@ from spatialembed.command.session import (
     tell,
 )
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.serve.options import ServeOptions
 
 
 class Verb(NamedTuple):
@@ -61,6 +62,7 @@ VERBS = {
     "evaluate": Verb(verbs.evaluate, lambda: EvaluateOptions),
     "tune": Verb(verbs.tune, lambda: TuneOptions),
     "predict": Verb(verbs.predict, lambda: PredictOptions, "sources"),
+    "serve": Verb(verbs.serve, lambda: ServeOptions),
     "export": Verb(verbs.export, lambda: ExportOptions),
     "bench": Verb(verbs.bench, lambda: BenchOptions),
     "convert": Verb(verbs.convert, lambda: ConvertOptions, "file out"),

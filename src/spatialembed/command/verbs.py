@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spatialembed.data.dataset import FileDataset
     from spatialembed.inference.predictor import Predictor
     from spatialembed.method.cluster import ClusterOptions
+    from spatialembed.serve.options import ServeOptions
     from spatialembed.training.options import TrainOptions
 
 SOURCES = 20
@@ -309,6 +310,17 @@ def bench(options: BenchOptions) -> int:
     Console().print(report.table())
     print(report.write(options.out))
     return 0
+
+
+def serve(options: ServeOptions) -> int:
+    """Answer images over HTTP, and show a page to drop them on."""
+    try:
+        from spatialembed.serve.server import serve as run
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("spatialembed"):
+            raise
+        raise missing_extra(str(error.name), "serve", "serving") from error
+    return run(options)
 
 
 def convert(options: ConvertOptions) -> int:

@@ -1,0 +1,149 @@
+"""Image bytes to pixels in a process of its own, with a limit on its memory and its time.
+
+``Decoder`` stands in the model's process and starts the other one again when it has died of a file.
+The child imports no torch, so that it is there in a third of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+import warnings
+from io import RawIOBase
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
+from spatialembed.serve import pipe
+
+MEMORY = 1 << 30
+"""Bytes that decoding may take beyond those of the process itself."""
+SECONDS = 20
+"""Of processor time for one file."""
+
+
+class Picture(NamedTuple):
+    """An image as it was read."""
+
+    pixels: np.ndarray  # (H, W) or (H, W, 3), uint8, uint16 or float32
+    pixel_um: tuple[float, float] | None
+    warnings: list[str]
+
+
+class Decoder:
+    """The child's end in the model's process."""
+
+    def __init__(self, folder: Path, max_pixels: int) -> None:
+        self.command = [sys.executable, "-m", __spec__.name, str(folder), str(max_pixels)]
+        self._start()
+
+    def _start(self) -> None:
+        self.child = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def __call__(self, data: pipe.Bytes) -> Picture:
+        """Pixels of a file.
+
+        Raises SpatialEmbedError: those of ``read_image``; ``not_decodable`` (exit 3) of a file that
+        killed its process.
+        """
+        try:
+            pipe.write(cast(RawIOBase, self.child.stdin), {}, data)
+            meta, pixels = pipe.read(cast(RawIOBase, self.child.stdout))
+        except (EOFError, BrokenPipeError):
+            self.child.kill()
+            self.child.wait()
+            self._start()
+            what = "the image cannot be decoded in the memory and time allowed"
+            raise SpatialEmbedError("not_decodable", what, "save it as a plain PNG") from None
+        if "error" in meta:
+            raise SpatialEmbedError(**meta["error"])
+        um = meta["pixel_um"]
+        array = np.frombuffer(pixels, meta["dtype"]).reshape(meta["shape"])
+        return Picture(array, None if um is None else (um[0], um[1]), meta["warnings"])
+
+
+def fault(error: SpatialEmbedError) -> dict[str, Any]:
+    """The error as JSON; ``SpatialEmbedError(**fault)`` is it again."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "remedy": error.remedy,
+        "exit_code": error.exit_code,
+    }
+
+
+def _limit_memory() -> None:
+    """Linux: address space of now and ``MEMORY`` more; elsewhere the limit on pixels has to do."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+
+
+def _limit_time() -> None:
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    spent = int(used.ru_utime + used.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + 1 + SECONDS, hard))
+
+
+def _decode(path: Path, max_pixels: int) -> tuple[pipe.Meta, pipe.Bytes]:
+    from spatialembed.images.pixel_size import pixel_size
+    from spatialembed.images.read import ImageWarning, read_image
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pixels = read_image(path, max_pixels=max_pixels)
+        um = pixel_size(path)
+    said = [str(w.message) for w in caught if issubclass(w.category, ImageWarning)]
+    meta = {"shape": pixels.shape, "dtype": pixels.dtype.str, "pixel_um": um, "warnings": said}
+    return meta, pixels.reshape(-1).view(np.uint8).data
+
+
+def main(folder: str, max_pixels: str) -> None:
+    """The child: a file in, pixels or an error out, until the model's process has gone."""
+    source, sink = pipe.ends()
+    path = Path(folder) / "image"
+    from spatialembed.images import pixel_size, read  # noqa: F401  before memory is limited
+
+    _limit_memory()
+    while True:
+        try:
+            _, data = pipe.read(source)
+        except EOFError:
+            return
+        _limit_time()
+        try:
+            path.write_bytes(data)
+            del data
+            answer = _decode(path, int(max_pixels))
+        except SpatialEmbedError as error:
+            told = fault(error)
+            told["message"] = told["message"].replace(str(path), "image")
+            answer = {"error": told}, b""
+        except MemoryError:
+            what = "the image needs more memory than decoding may take"
+            answer = {"error": fault(SpatialEmbedError("too_large", what, "", RESOURCE))}, b""
+        except Exception:
+            traceback.print_exc()
+            what = "the image cannot be decoded"
+            answer = {"error": fault(SpatialEmbedError("not_decodable", what, "", INPUT))}, b""
+        pipe.write(sink, *answer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

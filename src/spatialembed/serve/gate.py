@@ -1,0 +1,127 @@
+"""What stands before every route, in this order: draining, token, Host, Origin, rate.
+
+Plain ASGI: behind Starlette's own kind of middleware nobody notices that a client has left.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spatialembed.serve.faults import Refused
+
+OPEN = ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/openapi.json", "/examples/")
+"""Paths, and beginnings of paths, that need no token."""
+MOST_ADDRESSES = 10_000
+DRAINING_RETRY_S = 5
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class Gate:
+    """The checks, and the count of what is under way."""
+
+    def __init__(
+        self, app: ASGIApp, token: str | None, hosts: Collection[str], rate: float | None
+    ) -> None:
+        self.app = app
+        self.token = None if token is None else token.encode()
+        self.hosts = frozenset(host.lower() for host in hosts)
+        self.rate = rate
+        self.draining = False
+        self.active = 0
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, at
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request; of other kinds of traffic only the lifespan passes."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        closing = self.draining or "expect" in headers  # its body may still come, or never
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = HEADERS | ({"connection": "close"} if closing else {})
+                own = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *((n.encode(), v.encode()) for n, v in more.items() if n.encode() not in own),
+                ]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+        except Refused as fault:
+            await refusal(fault)(scope, receive, answer)
+            return
+        self.active += 1
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            self.active -= 1
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
+        if self.draining and path != "/healthz":
+            what = "the server is about to end"
+            raise Refused("draining", what, "try again", retry=DRAINING_RETRY_S)
+        free = path in OPEN or path.startswith(OPEN[-1])
+        if self.token is not None and not free:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode(), self.token)
+            if kind.lower() != "bearer" or not right:
+                remedy = "send Authorization: Bearer TOKEN"
+                raise Refused("bad_token", "no token, or a wrong one", remedy)
+        host = headers.get("host", "")
+        if _name(host) not in self.hosts:
+            remedy = "start the server with --hosts NAME"
+            raise Refused("bad_host", "the server does not go by that name", remedy)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise Refused("bad_origin", "the page of another site asks", "open the server's own")
+        if self.rate is not None and path.startswith("/v1/"):
+            self._count(scope["client"][0] if scope.get("client") else "", self.rate)
+
+    def _count(self, address: str, rate: float) -> None:
+        """A bucket for each address: ``rate`` a second, twice that at once."""
+        now, most = time.monotonic(), max(1.0, 2 * rate)
+        left, at = self._buckets.pop(address, (most, now))
+        left = min(most, left + (now - at) * rate)
+        self._buckets[address] = max(0.0, left - 1), now
+        if len(self._buckets) > MOST_ADDRESSES:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            retry = math.ceil((1 - left) / rate)
+            raise Refused("too_many", f"more than {rate:g} requests a second", "", retry=retry)
+
+
+def refusal(fault: Refused) -> Response:
+    """The answer."""
+    headers = dict(fault.headers)
+    if fault.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(fault.body, fault.status, headers, "application/json")
+
+
+def _name(host: str) -> str:
+    """Host header without its port: ``[::1]:8000`` is ``[::1]``."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
