@@ -50,14 +50,18 @@ class Failure extends Error {
   }
 }
 
+// "try again later" -> "Try again later."; a name at the start keeps its letters.
+const sentence = (text) => `${text}`.replace(/^[a-z]+(?=[ ,])/, (word) => word[0].toUpperCase() + word.slice(1))
+  .replace(/(?<![.!?])$/, '.');
+
 const gone = () => new Failure('The server does not answer.',
   'See whether spatialembed serve is still running, then try again.', 0, 1);
 
 function failure(status, text, after) {
   let said = {};
   try { said = JSON.parse(text).error ?? {}; } catch { /* a proxy's own page, not our JSON */ }
-  const message = said.message ? String(said.message) : `The server answered ${status}.`;
-  return new Failure(message, String(said.remedy ?? ''), status, Number(after) || 0);
+  const message = said.message ? sentence(said.message) : `The server answered ${status}.`;
+  return new Failure(message, said.remedy ? sentence(said.remedy) : '', status, Number(after) || 0);
 }
 
 const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
@@ -115,30 +119,39 @@ const kept = () => `${shown.path}/maps/${shown.maps}`;
 
 // ---------------------------------------------------------------- start: models, examples
 
-async function begin() {
+// Lists the models, then does what waited for them; asks again while one of them starts.
+async function begin(then) {
   let list;
   try {
     list = await json(await ask('v1/models'));
   } catch (error) {
-    return fail(error, begin);
+    return fail(error, () => begin(then));
   }
   settle();
-  const before = model.value;
   models = list.models;
   limits = list;
-  model.replaceChildren(...models.map(({ name, state }) => {
-    const option = new Option(state === 'ready' ? name : `${name} (${state})`, name);
-    option.disabled = state === 'down';
-    return option;
-  }));
-  if (models.some(({ name }) => name === before)) model.value = before;
+  model.replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  states();
   model.disabled = models.length < 2;
   if (limits.max_bytes) {
     $('limits').textContent = `PNG, JPEG, TIFF, WebP or BMP, up to ${Math.floor(limits.max_bytes / 2 ** 20)} MB`
       + (limits.max_pixels ? ` and ${Math.floor(limits.max_pixels / 1e6)} megapixels` : '');
   }
   describe();
-  if (models.some(({ state }) => state === 'starting')) setTimeout(() => { if (!shown && !work) begin(); }, 2000);
+  then?.();
+}
+
+async function states() {
+  [...model.options].forEach((option, i) => {
+    const { name, state } = models[i];
+    option.textContent = state === 'ready' ? name : `${name} (${state})`;
+  });
+  if (models.every(({ state }) => state === 'ready')) return;
+  await new Promise((resolve) => { setTimeout(resolve, 2000); });
+  const unknown = !chosen().thresholds;
+  try { models = (await json(await ask('v1/models'))).models; } catch { /* the next time, perhaps */ }
+  if (unknown) describe();
+  states();
 }
 
 const chosen = () => models.find(({ name }) => name === model.value);
@@ -181,9 +194,10 @@ function write(input, output) {
 
 // ---------------------------------------------------------------- opening an image
 
-function open(file) {
-  const name = file.name || 'pasted.png';
-  picked = { file, name, stem: name.replace(/\.[^.]*$/, '') || 'image' };
+function open([file, ...others]) {
+  const name = (file.name || 'pasted.png').slice(0, 200);
+  const note = others.length ? [`the first of ${others.length + 1} files`] : [];
+  picked = { file, name, note, stem: name.replace(/\.[^.]*$/, '') || 'image' };
   return run();
 }
 
@@ -192,7 +206,8 @@ async function example(number, suits) {
   const mine = start(`Opening example ${number}`);
   try {
     const blob = await (await ask(`examples/${number}.png`, mine.signal)).blob();
-    await open(new File([blob], `${EXAMPLES[number - 1][0].toLowerCase().replace(' ', '_')}.png`, { type: 'image/png' }));
+    const name = `${EXAMPLES[number - 1][0].toLowerCase().replace(' ', '_')}.png`;
+    await open([new File([blob], name, { type: 'image/png' })]);
   } catch (error) {
     if (mine === work) fail(error, () => example(number, suits));
   }
@@ -212,7 +227,7 @@ function start(phase) {
 async function run() {
   const { file, name } = picked;
   const mine = start(`Sending ${name}`);
-  if (!models.length) return fail(gone(), async () => { await begin(); if (models.length) run(); });
+  if (!models.length) return begin(run);
   const path = here();
   try {
     if (file.size === 0) throw new Failure(`${name}: the file is empty.`, 'Choose an image.', 422);
@@ -241,15 +256,15 @@ async function run() {
     shown = { path, maps: found.maps, name, picture, width, height, model: model.value };
     screen('done');
     resize();
+    const unseen = picture ? [] : ['without the image, which the browser cannot show'];
+    found.warnings = [...picked.note, ...unseen, ...found.warnings ?? []];
     paint(found, duration(timing, took));
     stage.focus({ preventScroll: true });
-    announce(`${$('count').textContent} ${$('noun').textContent} found in ${name}. ${tongue(found.warnings)}`);
+    announce(`${$('count').textContent} ${$('noun').textContent} found in ${name}. ${found.warnings.join('. ')}`);
   } catch (error) {
     if (mine === work) fail(error, run);
   }
 }
-
-const tongue = (warnings) => (warnings ?? []).map(String).join('. ');
 
 // What a browser shows as the server sees it: no TIFF, and no PNG of 16 bits, which it would darken.
 async function drawable(file) {
@@ -267,10 +282,11 @@ async function server_picture(path, signal) {
   }
 }
 
-// "decode;dur=3, network;dur=212.5" -> "212 ms network, 3 ms decode"
+// "wait;dur=0.1, decode;dur=3, predict;dur=212.5" -> "230 ms: decode 3.0, predict 213"
 function duration(timing, took) {
-  const parts = [...timing.matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, what, ms]) => `${what} ${round(ms)} ms`);
-  return [`${round(took)} ms`, ...(parts.length ? [parts.join(', ')] : [])].join(' · ');
+  const parts = [...timing.matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].filter(([, , ms]) => ms >= 1)
+    .map(([, what, ms]) => `${what} ${round(ms)}`);
+  return `${round(took)} ms${parts.length ? `: ${parts.join(', ')}` : ''}`;
 }
 
 const round = (ms) => (ms < 10 ? Number(ms).toFixed(1) : Math.round(ms).toLocaleString('en'));
@@ -278,7 +294,6 @@ const round = (ms) => (ms < 10 ? Number(ms).toFixed(1) : Math.round(ms).toLocale
 // Tells the server that the kept maps are not needed any more; it would find out by itself, later.
 function forget() {
   if (shown?.maps) fetch(kept(), { method: 'DELETE', headers: authorization(), keepalive: true }).catch(() => {});
-  shown = null;
 }
 
 // ---------------------------------------------------------------- thresholds, without the network
@@ -358,6 +373,7 @@ function tell(error, action) {
   const box = $('failure');
   box.querySelector('.failure-what').textContent = known.message;
   box.querySelector('.failure-remedy').textContent = known.remedy;
+  $('dismiss').hidden = known.status === 401;
   $('token-form').hidden = known.status !== 401;
   retry = action;
   const button = $('again');
@@ -372,6 +388,7 @@ function tell(error, action) {
   tick();
   countdown = setInterval(tick, 1000);
   box.hidden = false;
+  if (document.activeElement === document.body) box.focus({ preventScroll: true });
   box.scrollIntoView({ block: 'nearest' });
 }
 
@@ -589,7 +606,7 @@ function box_on_canvas({ bbox: [x, y, w, h] }, margin = 0) {
 
 function facts({ label, class: name, score, expected_iou: iou, area }) {
   return [
-    ...(new Set(shown.objects.map((object) => object.class)).size > 1 || name !== 'object' ? [['class', String(name)]] : []),
+    ['class', String(name)],
     ['score', score.toFixed(3)],
     ...(iou === undefined || iou === null ? [] : [['expected IoU', iou.toFixed(2)]]),
     ['area', `${area.toLocaleString('en')} px`],
@@ -738,18 +755,17 @@ $('downloads').append(...DOWNLOADS.map(([format, suffix, title, text]) => elemen
 $('file').addEventListener('change', ({ target }) => {
   const [file] = target.files;
   target.value = ''; // so that the same file can be chosen again
-  if (file) open(file);
+  if (file) open([file]);
 });
 model.addEventListener('change', () => { describe(); if (picked && shown) run(); });
 $('cancel').addEventListener('click', () => { work?.abort(); work = null; back(); (shown ? stage : $('file')).focus(); });
 $('dismiss').addEventListener('click', settle);
 $('again').addEventListener('click', () => { settle(); retry?.(); });
-$('token-form').addEventListener('submit', async (event) => {
+$('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   token = $('token').value.trim();
   settle();
-  if (!models.length) await begin();
-  else retry?.();
+  retry?.();
 });
 $('reset').addEventListener('click', () => {
   for (const input of sliders()) {
@@ -766,8 +782,7 @@ for (const id of ['opacity', 'outline']) {
 }
 
 document.addEventListener('paste', ({ clipboardData }) => {
-  const file = [...clipboardData?.files ?? []][0];
-  if (file) open(file);
+  if (clipboardData?.files.length) open(clipboardData.files);
 });
 let depth = 0; // dragenter and dragleave come for every element on the way
 const files = ({ dataTransfer }) => dataTransfer?.types.includes('Files');
@@ -779,7 +794,7 @@ addEventListener('drop', (event) => {
   if (!files(event)) return;
   event.preventDefault();
   over(-depth);
-  if (event.dataTransfer.files.length) open(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) open(event.dataTransfer.files);
 });
 
 function under(event) {
