@@ -20,10 +20,9 @@ from skimage.measure import regionprops_table
 
 from spatialembed.command.bench import in_turns, ratio
 from spatialembed.results import coco, objects_csv
-from spatialembed.results.geojson import write_geojson
-from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
 from spatialembed.results.measurements import measure
+from spatialembed.results.outline_files import write_geojson, write_imagej
 from spatialembed.results.overlay import write_overlay
 from spatialembed.types import Instances
 

@@ -18,8 +18,7 @@ from skimage.measure import regionprops_table
 from spatialembed.images.pixel_size import pixel_size
 from spatialembed.images.read import Page
 from spatialembed.method.labels import relabel
-from spatialembed.results.label_bands import Measure
-from spatialembed.results.measurements import eccentricities, measure
+from spatialembed.results.measurements import Measure, eccentricities, measure
 from spatialembed.results.objects_csv import COLUMNS, rows
 from spatialembed.types import Instances
 

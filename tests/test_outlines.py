@@ -19,8 +19,7 @@ from skimage.draw import polygon2mask
 from drawn_labels import cells
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method.labels import relabel
-from spatialembed.results.geojson import features, write_geojson
-from spatialembed.results.imagej import write_imagej
+from spatialembed.results.outline_files import features, write_geojson, write_imagej
 from spatialembed.results.polygons import polygons
 from spatialembed.results.supervision_detections import to_detections
 from spatialembed.types import Instances

@@ -55,14 +55,8 @@ from spatialembed.pictures.drawing import overlay
 from spatialembed.pictures.thumbnail import thumbnail
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.folder import ResultFolder
-from spatialembed.results.label_bands import (
-    TILE,
-    Measure,
-    Thumbnail,
-    remove_labels,
-    write_label_tiff,
-    write_label_zarr,
-)
+from spatialembed.results.labels import TILE, remove_labels, write_label_tiff, write_label_zarr
+from spatialembed.results.measurements import Measure
 from spatialembed.results.overlay import overlay_path
 from spatialembed.types import Instances
 
@@ -363,17 +357,16 @@ class _Run:
         """Labels and overlay, at the size of the source, and its lines in the shared files."""
         found, owners, instances = what
         factor, size_hw, small_hw = self.tiles.scale, source.shape_hw, worked.shape_hw
-        rows = (
-            nearest_index(y, min(y + TILE, size_hw[0]), small_hw[0], factor)
-            for y in range(0, size_hw[0], TILE)
+        rows, columns = (
+            nearest_index(0, side, small, factor)
+            for side, small in zip(size_hw, small_hw, strict=True)
         )
-        columns = nearest_index(0, size_hw[1], small_hw[1], factor)
         stages.begin("writing", -(-size_hw[0] // TILE))
         read = partial(_rows_of, source) if "csv" in results.formats else None
         measure = Measure(len(instances), size_hw, self.folder.path / "runs.bin", read)
-        seen = Thumbnail(size_hw, overview.picture.shape[:2])
-        bands = label_bands(found, owners, small_hw[1], rows, columns)
-        bands = stages.passed(seen.passed(measure.passed(bands)))
+        by_band = (rows[y : y + TILE] for y in range(0, size_hw[0], TILE))
+        bands = label_bands(found, owners, small_hw[1], by_band, columns)
+        bands = stages.passed(measure.passed(bands))
         write = write_label_tiff if self.tiles.labels == "tiff" else write_label_zarr
         suffix = "tif" if self.tiles.labels == "tiff" else "zarr"
         path = self.place.with_name(f"{self.place.name}_labels.{suffix}")
@@ -381,15 +374,20 @@ class _Run:
         for kind in ("png", "tif", "zarr"):  # of an earlier run
             remove_labels(self.place.with_name(f"{self.place.name}_labels.{kind}"))
         os.replace(written, path)
-        shown = write_png(overlay_path(self.place), overlay(overview.picture, seen.labels))
+        few_rows, few_columns = (
+            at[((np.arange(px) + 0.5) * len(at) / px).astype(np.int64)]
+            for at, px in zip((rows, columns), overview.picture.shape, strict=False)
+        )
+        by_row = iter(few_rows[:, None])
+        seen = np.concatenate([*label_bands(found, owners, small_hw[1], by_row, few_columns)])
+        shown = write_png(overlay_path(self.place), overlay(overview.picture, seen))
         facts = measure.facts()
         self.warn_of_size(_reduced_boxes(facts.boxes, factor, small_hw), plan, small_hw)
         lines = objects_csv.rows(name, instances, facts, pixel_size(self.source))
-        entries = coco.entries(measure.masks(), facts.boxes, facts.areas, instances)
-        about = coco.about(name, size_hw, instances.truncated)
+        entry = coco.describe(name, instances, facts, measure.masks(), size_hw)
         link = results.link(self.place)
-        small = thumbnail(name, link, overview.picture, seen.labels, instances, facts.areas)
-        results.note(lines, coco.Entry(about, entries), small)
+        small = thumbnail(name, link, overview.picture, seen, instances, facts.areas)
+        results.note(lines, entry, small)
         return path, shown
 
 

@@ -27,53 +27,47 @@ class Entry(NamedTuple):
     objects: Iterable[dict[str, Any]]
 
 
-def describe(image: str, instances: Instances, facts: Facts | None = None) -> Entry:
+def describe(
+    image: str,
+    instances: Instances,
+    facts: Facts | None = None,
+    masks: Iterable[Rle] | None = None,
+    size_hw: tuple[int, int] | None = None,
+) -> Entry:
     """One image with its objects; ``image`` becomes its ``file_name``.
 
-    facts: measurements of them, where there are any already.
+    facts: measurements of the objects, where there are any already. masks, size_hw: of an image
+    that is too large for memory, whose labels are then not looked at; masks are taken one by one.
     """
     found = instances.numpy()
-    masks = encode_instances(found.labels, len(found))
-    size_hw = (found.labels.shape[0], found.labels.shape[1])
+    height, width = size_hw or found.labels.shape
+    about = {"file_name": image, "width": width, "height": height, "truncated": found.truncated}
     boxes, areas = (found.boxes, found.areas) if facts is None else (facts.boxes, facts.areas)
-    objects = entries(masks, boxes, areas, found)
-    return Entry(about(image, size_hw, found.truncated), list(objects))
-
-
-def about(image: str, size_hw: tuple[int, int], truncated: bool) -> dict[str, Any]:
-    """The file's entry of an image."""
-    height, width = size_hw
-    return {"file_name": image, "width": width, "height": height, "truncated": bool(truncated)}
-
-
-def entries(
-    masks: Iterable[Rle], boxes: np.ndarray, areas: np.ndarray, found: Instances
-) -> Iterator[dict[str, Any]]:
-    """The file's entries of objects 1..N, one by one, by their masks, boxes (N, 4), areas (N,).
-
-    found: numpy; its labels are not looked at.
-    """
-    expected = [None] * len(found) if found.expected_iou is None else found.expected_iou.tolist()
-    columns = zip(
-        masks,
-        boxes.tolist(),
-        areas.tolist(),
-        found.classes.tolist(),
-        found.scores.tolist(),
-        expected,
-        strict=True,
+    if masks is not None:
+        return Entry(about, _objects(found, masks, boxes, areas))
+    return Entry(
+        about, [*_objects(found, encode_instances(found.labels, len(found)), boxes, areas)]
     )
-    for label, (rle, (x1, y1, x2, y2), area, index, score, iou) in enumerate(columns, start=1):
+
+
+def _objects(
+    found: Instances, masks: Iterable[Rle], boxes: np.ndarray, areas: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    classes, scores = found.classes.tolist(), found.scores.tolist()
+    columns = zip(masks, boxes.tolist(), areas.tolist(), classes, scores, strict=True)
+    for i, (rle, (x1, y1, x2, y2), area, index, score) in enumerate(columns):
         entry: dict[str, Any] = {
             "category_id": index + 1,
-            "label": label,
+            "label": i + 1,
             "score": round(score, 4),
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": area,
             "iscrowd": 0,
             "segmentation": rle,
         }
-        yield entry if iou is None else entry | {"expected_iou": round(iou, 4)}
+        if found.expected_iou is not None:
+            entry["expected_iou"] = round(float(found.expected_iou[i]), 4)
+        yield entry
 
 
 class CocoFile:
@@ -106,17 +100,20 @@ class CocoFile:
 
     def _pieces(self) -> Iterator[str]:
         """The file, one entry a line."""
-        lists = (
-            ("images", self._images),
-            ("categories", self._categories),
-            ("annotations", self._annotations),
-        )
-        for i, (name, entries) in enumerate(lists):
-            yield f'{"," if i else "{"}\n"{name}": ['
-            for j, entry in enumerate(entries):
-                yield f"{',' if j else ''}\n{entry}"
-            yield "\n]"
+        yield "{"
+        yield from _listed("images", self._images)
+        yield ","
+        yield from _listed("categories", self._categories)
+        yield ","
+        yield from _listed("annotations", self._annotations)
         yield "\n}\n"
+
+
+def _listed(name: str, entries: Sequence[str]) -> Iterator[str]:
+    yield f'\n"{name}": ['
+    for i, entry in enumerate(entries):
+        yield f"{',' if i else ''}\n{entry}"
+    yield "\n]"
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -29,11 +29,10 @@ from spatialembed.results import coco, objects_csv
 from spatialembed.results.cityscapes import write_result, write_upload
 from spatialembed.results.coco import CocoFile
 from spatialembed.results.formats import DEFAULT, check, chosen
-from spatialembed.results.geojson import write_geojson
-from spatialembed.results.imagej import LONGEST, write_imagej
 from spatialembed.results.labels import write_labels
 from spatialembed.results.measurements import measure
 from spatialembed.results.objects_csv import ObjectTable
+from spatialembed.results.outline_files import LONGEST, write_geojson, write_imagej
 from spatialembed.results.overlay import overlay_path, pixels_of, write_ambiguity, write_overlay
 from spatialembed.types import Instances
 
@@ -44,17 +43,6 @@ CITYSCAPES = "cityscapes"
 """Folder of the results in the benchmark's format."""
 WAITING_PIXELS = 1 << 26
 """No more pixels than this wait to be written, about half a gigabyte; ``add`` waits instead."""
-
-
-class _Image(NamedTuple):
-    """What is to be written of one image."""
-
-    place: Path  # of its own files, without suffix
-    name: str  # in the shared files
-    pixels: Any  # (H, W) or (H, W, 3)
-    instances: Instances
-    ambiguity: np.ndarray | None
-    pixel_um: tuple[float, float] | None
 
 
 class _Page(NamedTuple):
@@ -95,7 +83,6 @@ class ResultFolder:
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
         self._uploads: list[Path] = []
         self._written = time.monotonic()
-        self._most = 2 * helpers()
         self._threads = ThreadPoolExecutor(helpers(), thread_name_prefix="write")
         self._pending: deque[tuple[Future[_Page], int]] = deque()  # and how many pixels it holds
 
@@ -118,40 +105,49 @@ class ResultFolder:
         Raises SpatialEmbedError ``disk_full``, of this image or of one before it.
         """
         place, size = self.out / (stem or image), instances.labels.size
-        self._note_written(self._most, WAITING_PIXELS - size)
-        what = _Image(place, image, pixels, instances, ambiguity, pixel_um)
-        self._pending.append((self._threads.submit(self._write_image, what), size))
+        self._note_written(2 * helpers(), WAITING_PIXELS - size)
+        job = self._threads.submit(
+            self._write_image, place, image, pixels, instances.numpy(), ambiguity, pixel_um
+        )
+        self._pending.append((job, size))
         return overlay_path(place)
 
-    def _write_image(self, image: _Image) -> _Page:
+    def _write_image(
+        self,
+        place: Path,
+        name: str,
+        pixels: Any,
+        found: Instances,
+        ambiguity: np.ndarray | None,
+        pixel_um: tuple[float, float] | None,
+    ) -> _Page:
         """Write the own files of an image, in a thread."""
-        place, found, formats = image.place, image.instances.numpy(), self.formats
+        formats = self.formats
         if "labels" in formats or "tiff" in formats:
             write_labels(place, found.labels, "tiff" in formats)
         if "overlay" in formats:
-            write_overlay(place, image.pixels, found)
+            write_overlay(place, pixels, found)
         if "geojson" in formats:
             path = place.with_name(f"{place.name}.geojson")
             write_geojson(path, found, simplify=self.simplify)
         if "imagej" in formats and max(found.labels.shape) > LONGEST:
-            logger.warning("%s: no ImageJ ROIs, their boxes end at %d px", image.name, LONGEST)
+            logger.warning("%s: no ImageJ ROIs, their boxes end at %d px", name, LONGEST)
         elif "imagej" in formats:
             path = place.with_name(f"{place.name}_rois.zip")
             write_imagej(path, found, simplify=self.simplify)
         upload = None
         if "cityscapes" in formats:
             upload = write_result(self.out / CITYSCAPES, place.name, found)
-        if image.ambiguity is not None:
-            write_ambiguity(place, image.ambiguity)
+        if ambiguity is not None:
+            write_ambiguity(place, ambiguity)
         rows, entry, small = "", None, None
         if self._table or self._coco or self.gallery:
-            facts = measure(found.labels, len(found), image.pixels)
-            rows = objects_csv.rows(image.name, found, facts, image.pixel_um) if self._table else ""
-            entry = coco.describe(image.name, found, facts) if self._coco else None
+            facts = measure(found.labels, len(found), pixels)
+            rows = objects_csv.rows(name, found, facts, pixel_um) if self._table else ""
+            entry = coco.describe(name, found, facts) if self._coco else None
             if self.gallery:
                 link = self.link(place) if "overlay" in formats else ""
-                what = image.pixels, found.labels, found, facts.areas, facts.boxes
-                small = thumbnail(image.name, link, *what)
+                small = thumbnail(name, link, pixels, found.labels, found, facts.areas, facts.boxes)
         return _Page(rows, entry, small, upload)
 
     def link(self, place: Path) -> str:
@@ -181,8 +177,7 @@ class ResultFolder:
 
     def wait(self) -> None:
         """Until the pictures of all images added so far are written. Raises ``disk_full``."""
-        while self._pending:
-            self._note_first()
+        self._note_written(0, 0)
 
     def _note_written(self, most: int, most_pixels: int) -> None:
         """Note the images that are written, and wait until few enough are left."""

@@ -11,11 +11,10 @@ from typing import Any
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.coco import CocoFile
-from spatialembed.results.geojson import write_geojson
-from spatialembed.results.imagej import write_imagej
 from spatialembed.results.labels import write_labels
 from spatialembed.results.measurements import measure
 from spatialembed.results.objects_csv import ObjectTable
+from spatialembed.results.outline_files import write_geojson, write_imagej
 from spatialembed.results.overlay import write_overlay
 from spatialembed.results.polygons import polygons
 from spatialembed.serve.decoder import Picture
