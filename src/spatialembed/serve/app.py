@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
@@ -279,9 +280,10 @@ def _asked(request: Request, more: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _number(name: str, text: str, kind: type) -> Any:
     try:
-        if len(text) > 40:
+        value = kind(text)
+        if len(text) > 40 or not math.isfinite(value):
             raise ValueError
-        return kind(text)
+        return value
     except ValueError:
         raise _bad_setting(
             f"{name} is no {'number' if kind is float else 'whole number'}"

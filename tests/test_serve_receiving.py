@@ -1,0 +1,228 @@
+"""What comes over the socket: in time, bounded, and never to be read in two ways.
+
+The protocol runs in a thread, before an application that answers with the length of the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from served import raw, received, until
+
+pytest.importorskip("starlette")
+import uvicorn
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from spatialembed.serve import receiving
+from spatialembed.serve.receiving import bounded
+
+RECEIVE_S = 1.0
+LARGE = 8 << 20
+"""Bytes of /large: more than sockets hold on the way."""
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    request = Request(scope, receive)
+    if scope["path"] == "/large":
+        answer = Response(bytes(LARGE))
+    elif scope["path"] == "/refused":
+        answer = Response(b"no", 413)
+    else:
+        try:
+            answer = Response(str(len(await request.body())))
+        except ClientDisconnect:
+            return
+    await answer(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    before, receiving.HEAD_S = receiving.HEAD_S, RECEIVE_S
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        application,
+        http=bounded(RECEIVE_S, 1 << 20),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    until(lambda: server.started)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+    receiving.HEAD_S = before
+
+
+HOST = b"Host: a\r\n"
+GET = b"GET / HTTP/1.1\r\n" + HOST
+POST = b"POST / HTTP/1.1\r\n" + HOST
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        pytest.param(GET + b"\r\n", 200, id="plain"),
+        pytest.param(POST + b"Content-Length: 3\r\n\r\nabc", 200, id="body"),
+        pytest.param(CHUNKED + b"3\r\nabc\r\n0\r\n\r\n", 200, id="chunks"),
+        pytest.param(CHUNKED + b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n", 200, id="extension, trailer"),
+        pytest.param(b"GET / HTTP/1.0\r\n" + HOST + b"\r\n", 200, id="HTTP/1.0"),
+        pytest.param(
+            POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            id="CL and TE",
+        ),
+        pytest.param(
+            POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400, id="two lengths"
+        ),
+        pytest.param(POST + b"Content-Length: +3\r\n\r\nabc", 400, id="signed length"),
+        pytest.param(POST + b"Content-Length: -1\r\n\r\n", 400, id="negative length"),
+        pytest.param(POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 400, id="other coding"),
+        pytest.param(POST + b"Transfer-Encoding: xchunked\r\n\r\n", 400, id="unknown coding"),
+        pytest.param(
+            b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            id="chunks in HTTP/1.0",
+        ),
+        pytest.param(b"GET / HTTP/1.1\nHost: a\n\n", 400, id="bare LF"),
+        pytest.param(CHUNKED + b"3\nabc\n0\n\n", 400, id="bare LF in chunks"),
+        pytest.param(CHUNKED + b"3\r\nabcd\r\n0\r\n\r\n", 400, id="bad chunk end"),
+        pytest.param(CHUNKED + b"zz\r\n", 400, id="bad chunk size"),
+        pytest.param(CHUNKED + b"fffffffffffffffff\r\n", 400, id="huge chunk size"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, id="no Host"),
+        pytest.param(GET + b"Host: b\r\n\r\n", 400, id="two Hosts"),
+        pytest.param(b"GET /\r\n\r\n", 400, id="HTTP/0.9"),
+        pytest.param(b"GET / HTTP/3.0\r\n" + HOST + b"\r\n", 400, id="HTTP/3.0"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, id="HTTP/2"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, id="TLS"),
+        pytest.param(GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400, id="upgrade"),
+        pytest.param(b"CONNECT b:443 HTTP/1.1\r\n" + HOST + b"\r\n", 400, id="CONNECT"),
+        pytest.param(GET + b"A : b\r\n\r\n", 400, id="space before colon"),
+        pytest.param(GET + b"A: b\r\n c\r\n\r\n", 400, id="folded header"),
+        pytest.param(GET + b"A: b\x00c\r\n\r\n", 400, id="zero byte"),
+        pytest.param(GET + b"A: " + b"b" * 200_000 + b"\r\n\r\n", 431, id="header of 200 kB"),
+        pytest.param(GET + b"A" * 200_000, 431, id="header name of 200 kB"),
+        pytest.param(GET + b"A: b\r\n" * 3000 + b"\r\n", 431, id="3,000 headers"),
+        pytest.param(b"GET /" + b"a" * 200_000, 431, id="target of 200 kB"),
+        pytest.param(CHUNKED + b"3;" + b"a" * 200_000 + b"\r\nabc\r\n", 400, id="long extension"),
+        pytest.param(CHUNKED + b"1\r\na\r\n" * 1_000_000, 400, id="a million chunks"),
+        pytest.param(CHUNKED + b"0\r\n" + b"A: b\r\n" * 3000 + b"\r\n", 431, id="3,000 trailers"),
+    ],
+)
+def test_statuses(port: int, request_bytes: bytes, status: int) -> None:
+    answer = raw(port, request_bytes)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
+    if status != 200:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert json.loads(body)["error"]["code"] in ("bad_request", "long_header")
+        assert b"connection: close" in head.lower()
+
+
+def test_one_request_gets_one_answer(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(CHUNKED + b"3\r\nabcd\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: b\r\n\r\n")
+        parts = b""
+        while part := connection.recv(1 << 16):
+            parts += part
+    assert parts.count(b"HTTP/1.1 4") == 1
+    assert b"HTTP/1.1 2" not in parts
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(b"", id="silent"),
+        pytest.param(b"GET / HT", id="header"),
+        pytest.param(b"GET /\r\n", id="HTTP/0.9 without an end"),
+        pytest.param(POST + b"Content-Length: 9\r\n\r\nab", id="body"),
+        pytest.param(CHUNKED + b"9\r\nab", id="chunk"),
+    ],
+)
+def test_who_is_slow_is_told_at_the_deadline(port: int, begun: bytes) -> None:
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(begun)
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - start > 0.9 * RECEIVE_S
+
+
+def test_a_trickle_does_not_move_the_deadline(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=0.2) as connection:
+        connection.sendall(POST + b"Content-Length: 1000\r\n\r\n")
+        for _ in range(100):  # 20 s, were it not cut
+            try:
+                connection.sendall(b"a")
+                if connection.recv(100).startswith(b"HTTP/1.1 408 "):
+                    return
+            except TimeoutError:
+                continue
+    pytest.fail("still open")
+
+
+def test_who_does_not_take_the_answer_is_cut(port: int) -> None:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with connection:
+        connection.connect(("127.0.0.1", port))
+        connection.settimeout(20)
+        connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
+        time.sleep(2.5 * RECEIVE_S)
+        assert len(received(connection)) < LARGE
+
+
+def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None:
+    head = b"POST /refused HTTP/1.1\r\n" + HOST
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head + b"Content-Length: 100000\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(bytes(100_000) + GET + b"\r\n")  # the connection is in step
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head + b"Content-Length: 9000000\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(bytes(9_000_000))
+
+
+def test_kept_connections_and_pipelines(port: int) -> None:
+    two = POST + b"Content-Length: 3\r\n\r\nabc" + POST + b"Content-Length: 4\r\n\r\nabcd"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(two)
+        parts = b""
+        while parts.count(b"HTTP/1.1 200 ") < 2 or not parts.endswith(b"4"):
+            part = connection.recv(1 << 16)
+            assert part
+            parts += part
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_broken_requests_leave_the_server_well(port: int) -> None:
+    """Requests with bytes changed, dropped, doubled and cut."""
+    rng = random.Random(0)
+    seeds = [GET + b"A: b\r\n\r\n", POST + b"Content-Length: 3\r\n\r\nabc",
+             CHUNKED + b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n"]  # fmt: skip
+    for _ in range(300):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randrange(1, 6)):
+            at = rng.randrange(len(data))
+            data[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(bytes(data))
+    assert raw(port, GET + b"\r\n").startswith(b"HTTP/1.1 200 ")
