@@ -20,7 +20,7 @@ from spatialembed.inference import model_file
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.options import PartOptions
+from spatialembed.options import DataOptions, PartOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split
 from spatialembed.types import Normalization, Target
@@ -204,7 +204,9 @@ def test_missing_pairs_are_all_named(streets: Path, tmp_path: Path) -> None:
     assert "ulm_2_2_gtFine" in caught.value.message
     assert "no file of ids for" in caught.value.message
     assert "bonn_3_3_left" in caught.value.message
-    assert open_cityscapes(tmp_path, split="train", allow_missing=True).names == ["ulm/ulm_1_1"]
+    assert open_cityscapes(
+        tmp_path, split="train", reading=DataOptions(allow_missing=True)
+    ).names == ["ulm/ulm_1_1"]
 
 
 def empty(root: Path) -> None:

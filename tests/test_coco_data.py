@@ -221,8 +221,8 @@ def test_missing_images_are_left_out_if_told_so(tmp_path: Path) -> None:
         for n, name in ((1, "a"), (2, "b"))
     ]
     path = write(tmp_path, [], images=images)
-    assert open_coco(path, allow_missing=True).names == ["a"]
-    assert open_coco(path, allow_missing=True).subset([0]).names == ["a"]
+    assert open_coco(path, reading=DataOptions(allow_missing=True)).names == ["a"]
+    assert open_coco(path, reading=DataOptions(allow_missing=True)).subset([0]).names == ["a"]
     with pytest.raises(SpatialEmbedError, match=r"b\.png"):
         open_coco(path)
 

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialembed.data.folder import FolderDataset, open_folder, splits
+from spatialembed.data.folder import FolderDataset, Pair, open_folder, splits
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.listing import SUFFIXES
+from spatialembed.options import DataOptions
 
 RNG = np.random.default_rng(0)
 IDS = np.zeros((9, 11), np.uint16)
@@ -180,13 +181,13 @@ def test_all_missing_are_listed(root: Path) -> None:
     save(root / "masks" / "e.png", IDS)
     with pytest.raises(SpatialEmbedError, match=r"3 without partner.*c\.png.*d\.png.*e\.png"):
         open_folder(root)
-    assert open_folder(root, allow_missing=True).names == ["a", "deep/b"]
+    assert open_folder(root, reading=DataOptions(allow_missing=True)).names == ["a", "deep/b"]
 
 
 def test_a_missing_mask_shifts_no_pair(root: Path) -> None:
     """LBL-02: pairs are made by name, never by position."""
     remove(root / "masks" / "a.png")
-    dataset = open_folder(root, allow_missing=True)
+    dataset = open_folder(root, reading=DataOptions(allow_missing=True))
     assert dataset.names == ["deep/b"]
     assert np.array_equal(dataset[0].target.labels > 0, IDS > 0)
 
@@ -280,25 +281,25 @@ def test_ids_of_a_scheme_are_taken_when_told_so(way: str, root: Path) -> None:
     save_ids(root, 7, 24000, 26001)
     if "csv" in way:
         table(root, "a,7,road", "a,24000,person", "a,26001,car")
-    sample = open_folder(root, plain_ids="plain" in way).subset([0])[0]
+    sample = open_folder(root, reading=DataOptions(plain_ids="plain" in way)).subset([0])[0]
     assert sample.ids is not None
     assert sample.ids.tolist() == [7, 24000, 26001]
 
 
 def test_sizes_are_limited(root: Path) -> None:
     """IMG-08 for training: the limit reaches images and masks of every part of the data set."""
-    assert len(open_folder(root, max_pixels=99).subset([1])) == 1
+    assert len(open_folder(root, reading=DataOptions(max_pixels=99)).subset([1])) == 1
     for i in range(2):
-        open_folder(root, max_pixels=99)[i]
+        open_folder(root, reading=DataOptions(max_pixels=99))[i]
         with pytest.raises(SpatialEmbedError, match="too_large"):
-            open_folder(root, max_pixels=98).subset([i])[0]
+            open_folder(root, reading=DataOptions(max_pixels=98)).subset([i])[0]
 
 
 def test_split_components(tmp_path: Path) -> None:
     """LBL-09: the remedy that the refusal names; masks of real instances stay as they are."""
     pair(tmp_path, "binary", np.uint8(255) * (parts() > 0))
     pair(tmp_path, "instances", parts())
-    binary, instances = open_folder(tmp_path, split_components=True)  # type: ignore[misc]
+    binary, instances = open_folder(tmp_path, reading=DataOptions(split_components=True))  # type: ignore[misc]
     assert np.bincount(binary.target.labels.ravel()).tolist() == [346, 25, 4, 25]
     assert len(instances.target.classes) == 2
 
@@ -360,7 +361,7 @@ def many(tmp_path: Path) -> FolderDataset:
 @given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 10**6), grouped=st.booleans())
 def test_split_is_a_partition(fraction: float, seed: int, grouped: bool) -> None:
     groups = [f"g{i * i // 90}" for i in range(30)]
-    dataset = FolderDatasetStub(groups)
+    dataset = without_files(groups)
     column = "group" if grouped else None
     keys = groups if grouped else dataset.names
     key_of = dict(zip(dataset.names, keys, strict=True))
@@ -378,17 +379,11 @@ def test_split_is_a_partition(fraction: float, seed: int, grouped: bool) -> None
     assert 0 <= len(its_groups) - fraction * total < 1 or len(its_groups) == 1
 
 
-class FolderDatasetStub(FolderDataset):
-    """A data set without files: its names and its column."""
-
-    def __init__(self, groups: list[str]) -> None:
-        from spatialembed.data.folder import _Pair
-
-        here = Path()
-        pairs = [
-            _Pair(f"{i:02d}", here, here, None, {"group": group}) for i, group in enumerate(groups)
-        ]
-        FolderDataset.__init__(self, pairs, ("object",), split_components=False)
+def without_files(groups: list[str]) -> FolderDataset:
+    """A data set of names and a column only."""
+    here = Path()
+    pairs = [Pair(f"{i:02d}", here, here, row={"group": group}) for i, group in enumerate(groups)]
+    return FolderDataset(pairs, ("object",))
 
 
 def test_split_is_the_same_everywhere(many: FolderDataset) -> None:

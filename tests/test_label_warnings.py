@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from drawn_labels import discs
 from spatialembed.data.folder import open_folder
-from spatialembed.data.label_warnings import warn_of_labels
+from spatialembed.data.label_checks import warn_of_labels
 from spatialembed.doctor.doctor import examine
-from spatialembed.doctor.probe import Reading
+from spatialembed.options import DataOptions
 
 
 def bordered(labels: np.ndarray) -> np.ndarray:
@@ -54,11 +54,11 @@ def test_said_once_for_the_data_set(
     )
     if code == "void_id":  # its remedy helps
         caplog.clear()
-        warn_of_labels(open_folder(tmp_path, ignore_id=255))
+        warn_of_labels(open_folder(tmp_path, reading=DataOptions(ignore_id=255)))
         assert not caplog.records
         found = [fault.code for fault in examine(tmp_path, progress=False).findings]
         assert "void_id" in found
-        helped = examine(tmp_path, Reading(ignore_id=255), progress=False)
+        helped = examine(tmp_path, DataOptions(ignore_id=255), progress=False)
         assert "void_id" not in [fault.code for fault in helped.findings]
         assert helped.advice is not None
         assert "ignore_id" in [setting.key for setting in helped.advice.settings]

@@ -17,6 +17,7 @@ from spatialembed.data.open import open_data, with_classes_of
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.method.cluster import ClusterOptions
+from spatialembed.options import DataOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split
 from spatialembed.types import Instances
@@ -125,13 +126,15 @@ def test_images_of_one_name_are_told_apart_by_part(tmp_path: Path) -> None:
 
 def test_an_id_can_be_ignored(tmp_path: Path) -> None:
     root = folder(tmp_path, {"x": [1, 2, 3]})
-    whole, part = open_folder(root)[0], open_folder(root, ignore_id=2)[0]
+    whole, part = open_folder(root)[0], open_folder(root, reading=DataOptions(ignore_id=2))[0]
     assert not whole.target.ignore.any()
     assert part.target.ignore[BOXES[2]].all()
     assert int(part.target.ignore.sum()) == 12 * 12
     assert part.ids is not None
     assert part.ids.tolist() == [1, 3]
-    assert open_folder(root, ignore_id=2).truth_digest(0) != open_folder(root).truth_digest(0)
+    assert open_folder(root, reading=DataOptions(ignore_id=2)).truth_digest(0) != open_folder(
+        root
+    ).truth_digest(0)
     by_setting, _ = open_split(TrainOptions(data=str(both_parts(tmp_path)), ignore_id=2))
     assert by_setting[0].target.ignore[BOXES[2]].all()
 

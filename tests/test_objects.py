@@ -57,9 +57,6 @@ def test_against_loops(labels: np.ndarray) -> None:
         assert found.concentric[i] == any(k in pair for pair in close)
         away = np.hypot(xs - centres[k][0], ys - centres[k][1]).min()
         assert found.ring_shaped[i] == (count == 1 and away > RING_PX)
-        height, width = labels.shape
-        cut = {0, height - 1} & set(ys) or {0, width - 1} & set(xs)
-        assert found.at_border[i] == bool(cut)
         assert found.extent[i] == max(np.ptp(xs), np.ptp(ys)) + 1
         offsets = np.abs(np.stack((xs, ys), axis=1) - centres[k]).max()
         np.testing.assert_allclose(found.reach[i], offsets)
@@ -78,7 +75,7 @@ def test_ids_permuted_change_nothing() -> None:
 
 def test_known_shapes() -> None:
     apart = describe(discs(64, [(16, 16), (48, 48)], 8))
-    assert not (apart.ring_shaped | apart.concentric | apart.touching | apart.at_border).any()
+    assert not (apart.ring_shaped | apart.concentric | apart.touching).any()
     np.testing.assert_allclose(apart.diameter, 16, rtol=0.03)
     assert apart.extent.tolist() == [17, 17]
     assert apart.reach.tolist() == [8, 8]

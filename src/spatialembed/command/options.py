@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from spatialembed.options import DeviceOptions, PartOptions
+from spatialembed.options import DataOptions, DeviceOptions, PartOptions
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
-class DoctorOptions:
+class DoctorOptions(DataOptions):
     """Settings of ``spatialembed doctor``."""
 
     data: str
@@ -152,15 +152,6 @@ class DoctorOptions:
     """Folder of the page, the report and the settings to train with; null: runs/doctor/NAME."""
     timing: bool = True
     """Time some training steps, to tell how long the recommended training takes here."""
-    allow_missing: bool = False
-    """Leave out images without mask and masks without image, as training will."""
-    split_components: bool = False
-    """In masks with a single id (0 and 255), take each connected part as an instance, as
-    training will."""
-    plain_ids: bool = False
-    """Take ids that look like class x 1000 + number as plain numbers, as training will."""
-    ignore_id: int | None = None
-    """Of masks: the id of void pixels, neither object nor background, as training will."""
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,9 @@ def doctor(options: DoctorOptions) -> int:
     from spatialembed.data.open import data_name
     from spatialembed.doctor.doctor import doctor as run
     from spatialembed.doctor.findings import table
-    from spatialembed.doctor.probe import Reading
 
     out = options.out or Path("runs", "doctor", data_name(options.data))
-    reading = Reading(
-        options.allow_missing, options.split_components, options.plain_ids, options.ignore_id
-    )
-    result = run(options.data, out, reading, timing=options.timing)
+    result = run(options.data, out, options, timing=options.timing)
     Console().print(table(result.findings))
     if result.advice and result.quick and result.timing:
         print(f"recommended.yaml takes {result.timing.words(result.advice)}")
@@ -176,7 +172,7 @@ def tune(options: TuneOptions) -> int:
 
 def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
-    from spatialembed.data.label_warnings import warn_of_labels
+    from spatialembed.data.label_checks import warn_of_labels
     from spatialembed.data.open import described, select
     from spatialembed.inference.model_file import load
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 
 from spatialembed.data.cityscapes_ids import IDS, NUMBERED, VOID
-from spatialembed.data.dataset import SPLITS, Split
+from spatialembed.data.dataset import SPLITS, Split, read_sample
 from spatialembed.data.pairing import by_name, paired
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
 from spatialembed.images.decode import read_bytes
-from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
+from spatialembed.images.read import MAX_PIXELS, read_labels
+from spatialembed.options import DataOptions
 from spatialembed.types import Sample, Target
 
 Groups = Literal["ignore", "background"]
@@ -91,60 +93,46 @@ class _Frame:
     ids: Path
 
 
+@dataclass(frozen=True, eq=False)
 class CityscapesDataset:
     """Street scenes with their instances, read when indexed; made by ``open_cityscapes``."""
 
-    def __init__(
-        self,
-        frames: Sequence[_Frame],
-        class_names: tuple[str, ...],
-        groups: Groups = "ignore",
-        *,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        self.class_names = class_names
-        self._frames = list(frames)
-        self._groups: Groups = groups
-        self._max_pixels = max_pixels
-        self._meaning = _Meaning(class_names, groups)
+    frames: Sequence[_Frame]
+    class_names: tuple[str, ...]
+    groups: Groups = "ignore"
+    max_pixels: int = MAX_PIXELS
 
     @property
     def names(self) -> list[str]:
         """CITY/FRAME of each image, in the order of the data set."""
-        return [frame.name for frame in self._frames]
+        return [frame.name for frame in self.frames]
 
     def image_path(self, i: int) -> Path:
         """Path of the file of image ``i``."""
-        return self._frames[i].image
+        return self.frames[i].image
 
     def ids_path(self, i: int) -> Path:
         """Path of the file of ids of image ``i``."""
-        return self._frames[i].ids
+        return self.frames[i].ids
 
     def index_row(self, i: int) -> Mapping[str, str]:
         """The column "city", by which images can be grouped."""
-        return {"city": self._frames[i].image.parent.name}
+        return {"city": self.frames[i].image.parent.name}
 
     def subset(self, indices: Iterable[int]) -> CityscapesDataset:
         """The images of these indices, in their order."""
-        frames = [self._frames[i] for i in indices]
-        return CityscapesDataset(
-            frames, self.class_names, self._groups, max_pixels=self._max_pixels
-        )
+        return replace(self, frames=[self.frames[i] for i in indices])
 
     def with_classes(self, names: Sequence[str]) -> CityscapesDataset:
         """The same images, with these classes alone. Raises as ``choose_classes`` does."""
-        classes = choose_classes(names)
-        return CityscapesDataset(self._frames, classes, self._groups, max_pixels=self._max_pixels)
+        return replace(self, class_names=choose_classes(names))
 
     def with_groups(self, groups: Groups) -> CityscapesDataset:
         """The same images, their groups taken so."""
-        return CityscapesDataset(
-            self._frames, self.class_names, groups, max_pixels=self._max_pixels
-        )
+        return replace(self, groups=groups)
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def __getitem__(self, i: int) -> Sample:
         """Image ``i`` with its truth; the ids of the sample are those of the file.
@@ -152,33 +140,29 @@ class CityscapesDataset:
         Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: oriented_image,
         size_mismatch, label_scheme.
         """
-        frame = self._frames[i]
-        image, orientation = read_oriented(frame.image, max_pixels=self._max_pixels)
-        if orientation != 1:
-            raise oriented(frame.image, orientation, "file of ids does")
-        ids = self.instance_ids(i)
-        if image.shape[:2] != ids.shape:
-            what = "{}: {}x{} px, its ids {} {}x{} px"
-            raise SpatialEmbedError(
-                "size_mismatch",
-                what.format(frame.image, *image.shape[:2], frame.ids, *ids.shape),
-                "use both as they were downloaded, or resize both",
-            )
-        target, present = self._meaning.target(ids, frame.ids)
-        return Sample(image, target, frame.name, present)
+        frame = self.frames[i]
+        partner = f"file of ids {frame.ids}"
+        return read_sample(frame.image, frame.name, self._target(i), partner, self.max_pixels)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
-        return self._meaning.target(self.instance_ids(i), self._frames[i].ids)[0]
+        return self._target(i)[0]
 
     def truth_digest(self, i: int) -> bytes:
         """Hash of all that ``truth(i)`` follows from."""
-        told = (self.class_names, self._groups)
-        return hashlib.sha256(read_bytes(self._frames[i].ids) + repr(told).encode()).digest()
+        told = (self.class_names, self.groups)
+        return hashlib.sha256(read_bytes(self.frames[i].ids) + repr(told).encode()).digest()
 
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""
-        return read_labels(self._frames[i].ids, max_pixels=self._max_pixels)
+        return read_labels(self.frames[i].ids, max_pixels=self.max_pixels)
+
+    def _target(self, i: int) -> tuple[Target, np.ndarray]:
+        return self._meaning.target(self.instance_ids(i), self.frames[i].ids)
+
+    @cached_property
+    def _meaning(self) -> _Meaning:
+        return _Meaning(self.class_names, self.groups)
 
 
 # ---------------------------------------------------------------- opening
@@ -202,15 +186,11 @@ def choose_classes(names: Sequence[str] | None) -> tuple[str, ...]:
     """
     if names is None:
         return tuple(IDS)
-    for name in names:
-        if name not in IDS:
-            near = nearest(name, tuple(IDS))
-            remedy = f"did you mean {near!r}?" if near else f"there are {', '.join(IDS)}"
-            raise SpatialEmbedError(
-                "unknown_class", f"{name!r} is not a class of Cityscapes", remedy, USAGE
-            )
-    if not names:
-        raise SpatialEmbedError("unknown_class", "no class", f"there are {', '.join(IDS)}", USAGE)
+    if unknown := [name for name in names or [""] if name not in IDS]:
+        near = nearest(unknown[0], tuple(IDS))
+        remedy = f"did you mean {near!r}?" if near else f"there are {', '.join(IDS)}"
+        what = f"{unknown[0]!r} is not a class of Cityscapes"
+        raise SpatialEmbedError("unknown_class", what, remedy, USAGE)
     return tuple(name for name in IDS if name in names)
 
 
@@ -220,8 +200,7 @@ def open_cityscapes(
     split: Split | None = None,
     classes: Sequence[str] | None = None,
     groups: Groups = "ignore",
-    allow_missing: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    reading: DataOptions = DataOptions(),
 ) -> CityscapesDataset:
     """Open a Cityscapes root: pair images with files of ids by name; no image is read.
 
@@ -233,8 +212,7 @@ def open_cityscapes(
         split: "train", "val" or "test"; None: train and val together.
         classes: Names of classes, in any order; None: all eight.
         groups: "ignore" or "background": the meaning of a class id without number in the loss.
-        allow_missing: Leave out images without ids and ids without image, instead of refusing.
-        max_pixels: Limit of ``read_image``.
+        reading: How files are read: missing partners and the size limit.
 
     Returns:
         A data set whose items are ``Sample``s.
@@ -249,33 +227,24 @@ def open_cityscapes(
     there = splits(top)
     wanted = [split] if split else [part for part in ("train", "val") if part in there]
     if not set(wanted) <= set(there) or not wanted:
-        raise _no_split(top, split, there)
+        part = split or "train"
+        half = next((f for f in (IMAGES, TRUTH) if not (top / f / part).is_dir()), IMAGES)
+        remedy = f"it has {', '.join(there)}" if there else f"unpack {half}_trainvaltest.zip there"
+        raise SpatialEmbedError("no_split", f"{top}: no folder {half}/{part}", remedy)
     frames = []
     for part in wanted:
         prefix = "" if split else f"{part}/"
-        frames += _frames(top, part, prefix, allow_missing)
-    return CityscapesDataset(frames, class_names, groups, max_pixels=max_pixels)
+        frames += _frames(top, part, prefix, reading.allow_missing)
+    return CityscapesDataset(frames, class_names, groups, reading.max_pixels)
 
 
 def _check_layout(top: Path) -> None:
     if not top.is_dir():
         what = "not a folder" if top.exists() else "no such folder"
         raise SpatialEmbedError("not_found", f"{top}: {what}", "name the root of Cityscapes")
-    for folder in (IMAGES, TRUTH):
-        if not (top / folder).is_dir():
-            raise SpatialEmbedError(
-                "no_layout",
-                f"{top}: no folder {folder}/ in it",
-                f"unpack {folder}_trainvaltest.zip of the Cityscapes download there",
-            )
-
-
-def _no_split(top: Path, split: str | None, there: Sequence[str]) -> SpatialEmbedError:
-    """Says which half of the part is missing."""
-    wanted = split or "train"
-    half = next((f for f in (IMAGES, TRUTH) if not (top / f / wanted).is_dir()), IMAGES)
-    remedy = f"it has {', '.join(there)}" if there else f"unpack {half}_trainvaltest.zip there"
-    return SpatialEmbedError("no_split", f"{top}: no folder {half}/{wanted}", remedy)
+    if missing := next((f for f in (IMAGES, TRUTH) if not (top / f).is_dir()), None):
+        remedy = f"unpack {missing}_trainvaltest.zip of the Cityscapes download there"
+        raise SpatialEmbedError("no_layout", f"{top}: no folder {missing}/ in it", remedy)
 
 
 def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Frame]:
@@ -283,23 +252,17 @@ def _frames(top: Path, split: str, prefix: str, allow_missing: bool) -> list[_Fr
     images = by_name(top / IMAGES / split, IMAGE_END)
     ids = by_name(top / TRUTH / split, IDS_END)
     if not images:
-        raise SpatialEmbedError(
-            "no_images",
-            f"{top / IMAGES / split}: no CITY/*{IMAGE_END} in it",
-            f"unpack {IMAGES}_trainvaltest.zip there",
-        )
+        what = f"{top / IMAGES / split}: no CITY/*{IMAGE_END} in it"
+        raise SpatialEmbedError("no_images", what, f"unpack {IMAGES}_trainvaltest.zip there")
     if not ids:
-        raise _no_ids(top / TRUTH / split)
+        # csCreateTrainIdInstanceImgs makes others; only json2instanceImg those that are needed.
+        remedy = f"unpack {TRUTH}_trainvaltest.zip again, which holds them"
+        if any((top / TRUTH / split).rglob("*_gtFine_polygons.json")):
+            remedy += (
+                "; or make each of its polygons with json2instanceImg of cityscapesScripts, "
+                "which needs Pillow below 13"
+            )
+        what = f"{top / TRUTH / split}: no CITY/*{IDS_END} in it"
+        raise SpatialEmbedError("missing_pairs", what, remedy)
     names = paired(top, images, ids, "file of ids", allow_missing)
     return [_Frame(prefix + name, images[name], ids[name]) for name in names]
-
-
-def _no_ids(folder: Path) -> SpatialEmbedError:
-    """csCreateTrainIdInstanceImgs makes others: only json2instanceImg those that are asked for."""
-    remedy = f"unpack {TRUTH}_trainvaltest.zip again, which holds them"
-    if any(folder.rglob("*_gtFine_polygons.json")):
-        remedy += (
-            "; or make each of its polygons with json2instanceImg of cityscapesScripts, "
-            "which needs Pillow below 13"
-        )
-    return SpatialEmbedError("missing_pairs", f"{folder}: no CITY/*{IDS_END} in it", remedy)

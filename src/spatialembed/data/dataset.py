@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+import numpy as np
+
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.read import oriented, read_oriented
 from spatialembed.types import Sample, Target
 
 SPLITS = ("train", "val", "test")
@@ -17,8 +21,8 @@ Self = TypeVar("Self")
 class Dataset(Protocol):
     """Samples by number, with names."""
 
-    class_names: tuple[str, ...]
-
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
     @property
     def names(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
@@ -33,3 +37,28 @@ class FileDataset(Dataset, Protocol):
     def truth(self, i: int) -> Target: ...  # without reading the image
     def truth_digest(self, i: int) -> bytes: ...  # hash of all that it follows from
     def subset(self: Self, indices: Iterable[int]) -> Self: ...
+
+
+def read_sample(
+    path: Path, name: str, truth: tuple[Target, np.ndarray], partner: str, max_pixels: int
+) -> Sample:
+    """An image with its truth and the ids (K,) of its instances; both have one size.
+
+    partner: the source of the truth, for messages. Raises SpatialEmbedError as ``read_image`` does,
+    and: oriented_image, size_mismatch.
+    """
+    image, orientation = read_oriented(path, max_pixels=max_pixels)
+    if orientation != 1:
+        raise oriented(path, orientation, partner)
+    target, ids = truth
+    if image.shape[:2] != target.labels.shape:
+        raise size_mismatch(path, image.shape, partner, target.labels.shape)
+    return Sample(image, target, name, ids)
+
+
+def size_mismatch(
+    path: Path, image: Sequence[int], partner: str, truth: Sequence[int]
+) -> SpatialEmbedError:
+    """The error of an image and a truth of these shapes."""
+    sizes = f"{image[0]}x{image[1]} px, its {partner} {truth[0]}x{truth[1]} px"
+    return SpatialEmbedError("size_mismatch", f"{path}: {sizes}", "export both at one size")

@@ -14,92 +14,75 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from skimage import measure
 
-from spatialembed.data.dataset import SPLITS, Split
+from spatialembed.data.dataset import SPLITS, Split, read_sample
 from spatialembed.data.pairing import by_name, paired
-from spatialembed.data.tables import find_table, read_classes, read_index
+from spatialembed.data.tables import (
+    check_names,
+    find_table,
+    names_of,
+    of_image,
+    read_classes,
+    read_index,
+)
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.decode import read_bytes
-from spatialembed.images.read import MAX_PIXELS, oriented, read_labels, read_oriented
+from spatialembed.images.read import read_labels
 from spatialembed.method.labels import relabel
+from spatialembed.options import DataOptions
 from spatialembed.types import Sample, Target
 
 logger = logging.getLogger("spatialembed")
 
 
-K = TypeVar("K", int, str)
-
-
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """One image with its mask and its rows of the tables."""
 
     name: str
     image: Path
     mask: Path
-    classes: Mapping[int, str] | None  # class name by id; None without classes.csv
-    row: Mapping[str, str]  # its row of index.csv, empty without one
+    classes: Mapping[int, str] | None = None  # class name by id; None without classes.csv
+    row: Mapping[str, str] = field(default_factory=dict)  # of index.csv, empty without one
 
 
+@dataclass(frozen=True, eq=False)
 class FolderDataset:
     """Images with label masks, read when indexed; made by ``open_folder``."""
 
-    def __init__(
-        self,
-        pairs: Sequence[_Pair],
-        class_names: tuple[str, ...],
-        split_components: bool,
-        *,
-        plain_ids: bool = False,
-        ignore_id: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        self.class_names = class_names
-        self._pairs = list(pairs)
-        self._split_components = split_components
-        self._plain_ids = plain_ids
-        self._ignore_id = ignore_id
-        self._max_pixels = max_pixels
+    pairs: Sequence[Pair]
+    class_names: tuple[str, ...]
+    reading: DataOptions = DataOptions()
 
     @property
     def names(self) -> list[str]:
         """Names of the images, in the order of the data set."""
-        return [pair.name for pair in self._pairs]
+        return [pair.name for pair in self.pairs]
 
     def image_path(self, i: int) -> Path:
         """Path of the file of image ``i``."""
-        return self._pairs[i].image
+        return self.pairs[i].image
 
     def index_row(self, i: int) -> Mapping[str, str]:
         """Row of index.csv of image ``i`` by column name, empty without that file."""
-        return self._pairs[i].row
+        return self.pairs[i].row
 
     def subset(self, indices: Iterable[int]) -> FolderDataset:
         """The images of these indices, in their order."""
-        return FolderDataset(
-            [self._pairs[i] for i in indices],
-            self.class_names,
-            self._split_components,
-            plain_ids=self._plain_ids,
-            ignore_id=self._ignore_id,
-            max_pixels=self._max_pixels,
-        )
+        return replace(self, pairs=[self.pairs[i] for i in indices])
 
     def with_classes(self, names: Sequence[str]) -> FolderDataset:
         """The same images, their classes numbered as in ``names``, which may hold more."""
-        same = self.subset(range(len(self)))
-        same.class_names = tuple(names)
-        return same
+        return replace(self, class_names=tuple(names))
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, i: int) -> Sample:
         """Image ``i`` with its truth: ids renumbered 1..K in ascending order.
@@ -107,43 +90,26 @@ class FolderDataset:
         Raises SpatialEmbedError as ``read_image`` and ``read_labels`` do, and: size_mismatch,
         oriented_image, binary_mask, label_scheme, unknown_id.
         """
-        pair = self._pairs[i]
-        image, orientation = read_oriented(pair.image, max_pixels=self._max_pixels)
-        if orientation != 1:
-            raise oriented(pair.image, orientation, "mask does")
-        ids = read_labels(pair.mask, max_pixels=self._max_pixels)
-        if ids.shape != image.shape[:2]:
-            raise SpatialEmbedError(
-                "size_mismatch",
-                f"{pair.image}: {_size(image)} px, its mask {pair.mask} {_size(ids)} px",
-                "export both at one size",
-            )
-        target, present = self._target(pair, ids)
-        return Sample(image, target, pair.name, present)
+        pair = self.pairs[i]
+        partner, max_pixels = f"mask {pair.mask}", self.reading.max_pixels
+        return read_sample(pair.image, pair.name, self._target(pair), partner, max_pixels)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""
-        pair = self._pairs[i]
-        return self._target(pair, read_labels(pair.mask, max_pixels=self._max_pixels))[0]
+        return self._target(self.pairs[i])[0]
 
     def truth_digest(self, i: int) -> bytes:
         """Hash of all that ``truth(i)`` follows from."""
-        pair = self._pairs[i]
-        told = (
-            self.class_names,
-            pair.classes,
-            self._split_components,
-            self._plain_ids,
-            self._ignore_id,
-        )
-        return hashlib.sha256(read_bytes(pair.mask) + repr(told).encode()).digest()
+        pair, how = self.pairs[i], self.reading
+        flags = (how.split_components, how.plain_ids, how.ignore_id)
+        told = repr((self.class_names, pair.classes, *flags))
+        return hashlib.sha256(read_bytes(pair.mask) + told.encode()).digest()
 
-    def _target(self, pair: _Pair, ids: np.ndarray) -> tuple[Target, np.ndarray]:
-        """The truth that ids (H, W) are, and the ids (K,) of its instances."""
-        ignore = np.zeros(ids.shape, bool) if self._ignore_id is None else ids == self._ignore_id
-        ids = np.where(ignore, 0, ids) if ignore.any() else ids
+    def _target(self, pair: Pair) -> tuple[Target, np.ndarray]:
+        """The truth of an image, and the ids (K,) of its instances."""
+        ids, ignore = read_ids(pair.mask, self.reading)
         if pair.classes is None:
-            ids = instances_of(pair.mask, ids, self._split_components, self._plain_ids)
+            ids = instances_of(pair.mask, ids, self.reading)
         labels, present = relabel(ids)
         target = Target(
             torch.from_numpy(labels),
@@ -152,12 +118,7 @@ class FolderDataset:
         )
         return target, present
 
-    def mask_ids(self, i: int) -> np.ndarray:
-        """Ids (H, W) of the mask of image ``i`` as they are stored, those to be ignored as 0."""
-        ids = read_labels(self._pairs[i].mask, max_pixels=self._max_pixels)
-        return ids if self._ignore_id is None else np.where(ids == self._ignore_id, 0, ids)
-
-    def _classes(self, pair: _Pair, present: Sequence[int]) -> list[int]:
+    def _classes(self, pair: Pair, present: Sequence[int]) -> list[int]:
         """Class index of each id; the table and the mask must name the same ids."""
         if pair.classes is None:
             return [0] * len(present)
@@ -166,28 +127,29 @@ class FolderDataset:
             (set(pair.classes) - set(present), "has a class in classes.csv but is not in the mask"),
         ):
             if unmatched:
-                raise SpatialEmbedError(
-                    "unknown_id",
-                    f"{pair.mask}: id {min(unmatched)} {where} ({len(unmatched)} such)",
-                    "let classes.csv name every id of every mask once; where parts have images of "
-                    "one name, as train/NAME and val/NAME",
+                what = f"{pair.mask}: id {min(unmatched)} {where} ({len(unmatched)} such)"
+                remedy = (
+                    "let classes.csv name every id of every mask once; where parts have images "
                 )
+                remedy += "of one name, as train/NAME and val/NAME"
+                raise SpatialEmbedError("unknown_id", what, remedy)
         return [self.class_names.index(pair.classes[i]) for i in present]
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]}x{array.shape[1]}"
+def read_ids(path: Path, reading: DataOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (H, W) of a mask as stored, void as background; and void (H, W) bool."""
+    ids = read_labels(path, max_pixels=reading.max_pixels)
+    void = np.zeros(ids.shape, bool) if reading.ignore_id is None else ids == reading.ignore_id
+    return np.where(void, 0, ids), void
 
 
-def instances_of(
-    path: Path, ids: np.ndarray, split_components: bool, plain_ids: bool = False
-) -> np.ndarray:
+def instances_of(path: Path, ids: np.ndarray, reading: DataOptions) -> np.ndarray:
     """Ids (H, W) of instances: the single id 1 or 255 in several parts is mere foreground.
 
     Raises SpatialEmbedError: binary_mask, label_scheme.
     """
     _, present = relabel(ids)
-    if not plain_ids and (scheme := _scheme_of(present)) is not None:
+    if not reading.plain_ids and (scheme := _scheme_of(present)) is not None:
         raise SpatialEmbedError(
             "label_scheme",
             f"{path}: its {len(present)} ids, {present[0]} to {present[-1]}, look like {scheme}",
@@ -198,7 +160,7 @@ def instances_of(
     parts, count = measure.label(ids, connectivity=2, return_num=True)
     if count < 2:
         return ids
-    if not split_components:
+    if not reading.split_components:
         raise SpatialEmbedError(
             "binary_mask",
             f"{path}: {count} parts share the id {present[0]}: foreground, not instances",
@@ -236,26 +198,14 @@ def splits(path: str | Path) -> tuple[str, ...]:
 
 
 def open_folder(
-    path: str | Path,
-    *,
-    split: Split | None = None,
-    allow_missing: bool = False,
-    split_components: bool = False,
-    plain_ids: bool = False,
-    ignore_id: int | None = None,
-    max_pixels: int = MAX_PIXELS,
+    path: str | Path, *, split: Split | None = None, reading: DataOptions = DataOptions()
 ) -> FolderDataset:
     """Open a folder of images/ and masks/: pair them by name and read the tables, but no image.
 
     Args:
         path: The folder.
         split: "train", "val" or "test": its part of that name; None: the folder itself.
-        allow_missing: Leave out images without mask and masks without image, instead of refusing.
-        split_components: Take each connected part of a mask with one id as an instance (masks of 0
-            and 255).
-        plain_ids: Take ids that look like class x 1000 + number as mere numbers.
-        ignore_id: An id whose pixels are neither object nor background: void.
-        max_pixels: Limit of ``read_image``.
+        reading: How files are read: missing partners, masks of one id, size limits and so on.
 
     Returns:
         A data set whose items are ``Sample``s.
@@ -269,14 +219,17 @@ def open_folder(
     images, masks = by_name(root / "images"), by_name(root / "masks")
     if not images:
         raise SpatialEmbedError("no_images", f"{root / 'images'}: no image in it", "put some there")
-    names = paired(root, images, masks, "mask", allow_missing)
-    classes = read_classes(find_table(top, root, "classes.csv"))
+    names = paired(root, images, masks, "mask", reading.allow_missing)
+    table = find_table(top, root, "classes.csv")
+    classes = read_classes(table)
+    if classes and root == top:
+        check_names(table, classes, images)
     rows = read_index(index := find_table(top, root, "index.csv"))
     if rows and not any(of_image(rows, split, name) for name in names):
         what = "%s: none of its names, such as %r, is the name of an image, such as %r"
         logger.warning(what, index, next(iter(rows)), names[0])
     pairs = [
-        _Pair(
+        Pair(
             name,
             images[name],
             masks[name],
@@ -285,38 +238,8 @@ def open_folder(
         )
         for name in names
     ]
-    class_names = _class_names(root, top, classes, images)
-    return FolderDataset(
-        pairs,
-        class_names,
-        split_components,
-        plain_ids=plain_ids,
-        ignore_id=ignore_id,
-        max_pixels=max_pixels,
-    )
-
-
-def of_image(table: Mapping[str, dict[K, str]], split: str | None, name: str) -> dict[K, str]:
-    """Of a table beside the parts: train/a comes before a, which is one of several parts."""
-    return table.get(f"{split}/{name}", table.get(name, {}))
-
-
-def _class_names(
-    root: Path,
-    top: Path,
-    classes: Mapping[str, dict[int, str]] | None,
-    images: Mapping[str, Path],
-) -> tuple[str, ...]:
-    """Names of the classes in order of the alphabet; every image in the table must be there."""
-    if classes is None:
-        return ("object",)
-    if root == top and (unknown := sorted(classes.keys() - images.keys())):
-        raise SpatialEmbedError(
-            "bad_table",
-            f"{root / 'classes.csv'}: no image is named {unknown[0]!r}",
-            "correct the name",
-        )
-    return tuple(sorted({name for by_id in classes.values() for name in by_id.values()}))
+    class_names = ("object",) if classes is None else names_of(classes)
+    return FolderDataset(pairs, class_names, reading)
 
 
 def _root(top: Path, split: Split | None) -> Path:
@@ -325,18 +248,14 @@ def _root(top: Path, split: Split | None) -> Path:
         what = "not a folder" if top.exists() else "no such folder"
         raise SpatialEmbedError("not_found", f"{top}: {what}", "name one with images/ and masks/")
     there = splits(top)
-    if split is not None:
-        if split not in there:
-            raise SpatialEmbedError(
-                "no_split",
-                f"{top}: no folder {split}/images",
-                f"it has {', '.join(there)}" if there else f"make {split}/images and {split}/masks",
-            )
+    if split in there:
         return top / split
-    for name in ("images", "masks"):
-        if not (top / name).is_dir():
-            remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / name}"
-            if tables := sorted(top.glob("*.json")):
-                remedy = f"for COCO annotations name their file: {tables[0]}"
-            raise SpatialEmbedError("no_layout", f"{top}: no folder {name}/ in it", remedy)
+    if split is not None:
+        remedy = f"it has {', '.join(there)}" if there else f"make {split}/images and {split}/masks"
+        raise SpatialEmbedError("no_split", f"{top}: no folder {split}/images", remedy)
+    if missing := next((name for name in ("images", "masks") if not (top / name).is_dir()), None):
+        remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / missing}"
+        if tables := sorted(top.glob("*.json")):
+            remedy = f"for COCO annotations name their file: {tables[0]}"
+        raise SpatialEmbedError("no_layout", f"{top}: no folder {missing}/ in it", remedy)
     return top

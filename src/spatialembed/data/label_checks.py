@@ -10,15 +10,21 @@ One mask proves little (two cells may share an id once), so that most faults nee
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 from skimage import measure
 
+from spatialembed.data.dataset import FileDataset
+from spatialembed.data.folder import FolderDataset, read_ids
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.method.labels import relabel
+
+logger = logging.getLogger("spatialembed")
 
 MAJOR = 0.2
 """A part counts from this share of the largest part of its id on: slivers and specks do not."""
@@ -27,6 +33,10 @@ SOFT = 0.1
 The largest of 661 masks that people drew has 0.02; bilinear resizing leaves 0.3 and more."""
 CLASSES = 40
 """More ids than this are no class map."""
+LOOKED_AT = 32
+"""Masks that are looked at, evenly over the data set: most faults are of half of them or none."""
+SIDE = 1024
+"""Of a larger mask its corner of this side is looked at, px."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +73,6 @@ def label_facts(ids: np.ndarray) -> LabelFacts:
     ground, outlier = _ground(dense, present), _outlier(dense, present, parts)
     soft = _soft(ids.astype(np.int64))
     return LabelFacts(present, parts, soft, ground, None if outlier == ground else outlier)
-
-
-def label_faults(facts: Iterable[LabelFacts]) -> list[LabelFault]:
-    """Reasons why masks hold no instances, of a data set or a sample of it; [] where none is found.
-
-    Masks without an object count for nothing.
-    """
-    masks = [(i, fact) for i, fact in enumerate(facts) if len(fact.ids)]
-    found = [_soft_labels(masks)]
-    if found == [None]:  # else their ids mean nothing
-        found = [_background_id(masks), _ids_wrapped(masks), _void_id(masks), _class_maps(masks)]
-    return [fault for fault in found if fault is not None]
 
 
 # ---------------------------------------------------------------- one mask
@@ -153,94 +151,84 @@ def _outlier(dense: np.ndarray, present: np.ndarray, parts: np.ndarray) -> int |
 
 # ---------------------------------------------------------------- all of them
 
-Masks = Sequence[tuple[int, LabelFacts]]
+
+def label_faults(facts: Iterable[LabelFacts]) -> list[LabelFault]:
+    """Reasons why masks hold no instances, of a data set or a sample of it; [] where none is found.
+
+    Masks without an object count for nothing.
+    """
+    masks = {i: mask for i, mask in enumerate(facts) if len(mask.ids)}
+    soft = [i for i, mask in masks.items() if mask.soft > SOFT]
+    if soft:  # their ids mean nothing
+        words = "with soft edges: values between those of both sides, all taken for ids"
+        remedy = "resize masks by nearest neighbour; cut soft edges at half, then number the parts"
+        return [_fault("soft_labels", soft, words, remedy)]
+    return [*_odd_ids(masks), *_wrapped(masks), *_class_maps(masks)]
 
 
-def _of(masks: Masks) -> str:
-    return "1 mask" if len(masks) == 1 else f"{len(masks)} masks"
+def _fault(code: str, masks: Iterable[int], words: str, remedy: str) -> LabelFault:
+    those = tuple(masks)
+    count = "1 mask" if len(those) == 1 else f"{len(those)} masks"
+    return LabelFault(code, f"{count} {words}", remedy, those)
 
 
-def _fault(code: str, masks: Masks, message: str, remedy: str) -> LabelFault:
-    return LabelFault(code, message, remedy, tuple(i for i, _ in masks))
+def _odd_ids(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
+    """An id that is no object in at least half of the masks."""
+    number, those = _most({i: mask.ground for i, mask in masks.items()})
+    if those:
+        words = f"whose background has the id {number}: it counts as an object"
+        yield _fault("background_id", those, words, "set the background to 0")
+    number, those = _most({i: mask.outlier for i, mask in masks.items() if len(mask.ids) > 1})
+    if those:
+        words = f"in which the id {number} lies around or between objects: void, no object"
+        yield _fault("void_id", those, words, f"ignore it with --ignore-id {number}")
 
 
-def _soft_labels(masks: Masks) -> LabelFault | None:
-    soft = [(i, mask) for i, mask in masks if mask.soft > SOFT]
-    if not soft:
-        return None
-    return _fault(
-        "soft_labels",
-        soft,
-        f"{_of(soft)} with soft edges: values between those of both sides, all taken for ids",
-        "resize masks by nearest neighbour; cut soft edges at half, then number the parts",
-    )
+def _most(odd: Mapping[int, int | None]) -> tuple[int | None, list[int]]:
+    """The id of at least half of the masks, and the masks; [] where there is none."""
+    number, hits = Counter(odd.values()).most_common(1)[0] if odd else (None, 0)
+    if number is None or 2 * hits < len(odd):
+        return None, []
+    return number, [i for i, own in odd.items() if own == number]
 
 
-def _most(values: Sequence[int | None]) -> int | None:
-    """The value of at least half of the masks, if there is one."""
-    number, hits = Counter(values).most_common(1)[0] if values else (None, 0)
-    return number if 2 * hits >= len(values) else None
-
-
-def _background_id(masks: Masks) -> LabelFault | None:
-    number = _most([mask.ground for _, mask in masks])
-    if number is None:
-        return None
-    those = [(i, mask) for i, mask in masks if mask.ground == number]
-    return _fault(
-        "background_id",
-        those,
-        f"{_of(those)} whose background has the id {number}: it counts as an object",
-        "set the background to 0",
-    )
-
-
-def _ids_wrapped(masks: Masks) -> LabelFault | None:
-    wrapped = [(i, mask) for i, mask in masks if _wraps(mask)]
-    if not wrapped:
-        return None
-    return _fault(
-        "ids_wrapped",
-        wrapped,
-        f"{_of(wrapped)} whose ids end at 255 and lie in several places: more objects than 8 bits",
-        "export masks with 16 or 32 bits",
-    )
-
-
-def _wraps(mask: LabelFacts) -> bool:
+def _wrapped(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
     """Nearly all of 1..255 are there, and some of them twice, since 256 + k became k."""
-    full = 250 <= mask.ids[-1] <= 255 and len(mask.ids) > 0.75 * 255
-    return bool(full and (mask.parts > 1).sum() >= 5)
+    full = {i: m for i, m in masks.items() if 250 <= m.ids[-1] <= 255 and len(m.ids) > 0.75 * 255}
+    if wrapped := [i for i, mask in full.items() if (mask.parts > 1).sum() >= 5]:
+        words = "whose ids end at 255 and lie in several places: more objects than 8 bits"
+        yield _fault("ids_wrapped", wrapped, words, "export masks with 16 or 32 bits")
 
 
-def _void_id(masks: Masks) -> LabelFault | None:
-    number = _most([mask.outlier for _, mask in masks if len(mask.ids) > 1])
-    if number is None:
-        return None
-    those = [(i, mask) for i, mask in masks if mask.outlier == number]
-    return _fault(
-        "void_id",
-        those,
-        f"{_of(those)} in which the id {number} lies around or between objects: void, no object",
-        f"ignore it with --ignore-id {number}",
-    )
-
-
-def _class_maps(masks: Masks) -> LabelFault | None:
+def _class_maps(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
     """The same few ids again and again, most of them in several places."""
-    several = [(i, mask) for i, mask in masks if (mask.parts > 1).mean() >= 0.5]
+    several = [i for i, mask in masks.items() if (mask.parts > 1).mean() >= 0.5]
     if 2 * len(several) < max(2, len(masks)):
-        return None
-    ids = np.concatenate([mask.ids for _, mask in masks])
-    parts = np.concatenate([mask.parts for _, mask in masks])
-    unique = np.unique(ids)
-    again = len(masks) == 1 or 2 * len(unique) <= len(ids)
-    if len(unique) > CLASSES or not again or (parts > 1).mean() < 0.5 or parts.sum() < 6:
-        return None
-    return _fault(
-        "class_maps",
-        masks,
-        f"{_of(masks)} with the same few ids ({len(unique)}), {parts.mean():.0f} parts each: "
-        "class maps, not instances",
-        "export instances; where no two touch, number the parts and give classes.csv",
-    )
+        return
+    ids = np.concatenate([mask.ids for mask in masks.values()])
+    parts = np.concatenate([mask.parts for mask in masks.values()])
+    unique = len(np.unique(ids))
+    again = len(masks) == 1 or 2 * unique <= len(ids)
+    if unique <= CLASSES and again and (parts > 1).mean() >= 0.5 and parts.sum() >= 6:
+        words = f"with the same few ids ({unique}), {parts.mean():.0f} parts each: class maps, "
+        remedy = "export instances; where no two touch, number the parts and give classes.csv"
+        yield _fault("class_maps", masks, words + "not instances", remedy)
+
+
+def warn_of_labels(dataset: FileDataset) -> None:
+    """Log a warning for each reason why the masks of a folder seem to hold no instances.
+
+    Other layouts say themselves what is an instance. A mask that cannot be read is left to whoever
+    needs it.
+    """
+    if not isinstance(dataset, FolderDataset):
+        return
+    pairs = dataset.pairs[:: -(-len(dataset) // LOOKED_AT) or 1]
+    try:
+        ids = [read_ids(pair.mask, dataset.reading)[0][:SIDE, :SIDE] for pair in pairs]
+    except SpatialEmbedError:
+        return
+    for fault in label_faults(map(label_facts, ids)):
+        first = pairs[fault.masks[0]].name
+        seen = f"of {len(pairs)} looked at, the first: {first}"
+        logger.warning("%s: %s (%s); %s", fault.code, fault.message, seen, fault.remedy)

@@ -45,11 +45,10 @@ def layout_of(path: str | Path) -> Layout:
         return "folder"
     if cityscapes.is_cityscapes(path):
         return "cityscapes"
-    inside = (cityscapes.IMAGES, cityscapes.TRUTH)
-    if root := next((p.parent for p in (path, *path.parents) if p.name in inside), None):
-        raise SpatialEmbedError(
-            "no_layout", f"{path}: a part of a Cityscapes root", f"name the root: {root}"
-        )
+    halves = (cityscapes.IMAGES, cityscapes.TRUTH)
+    if root := next((p.parent for p in (path, *path.parents) if p.name in halves), None):
+        what = f"{path}: a part of a Cityscapes root"
+        raise SpatialEmbedError("no_layout", what, f"name the root: {root}")
     return "folder"
 
 
@@ -98,43 +97,20 @@ def open_data(
     """
     layout = layout_of(path)
     if reading.ignore_id is not None and layout != "folder":
-        what, remedy = f"{path}: ignore_id applies to folders of masks only", "leave it out"
-        raise SpatialEmbedError("bad_setting", what, remedy, USAGE)
+        what = f"{path}: ignore_id applies to folders of masks only"
+        raise SpatialEmbedError("bad_setting", what, "leave it out", USAGE)
     if layout == "cityscapes":
-        return open_cityscapes(
-            path,
-            split=split,
-            classes=None if classes is None else [name.strip() for name in classes.split(",")],
-            groups=groups,
-            allow_missing=reading.allow_missing,
-            max_pixels=reading.max_pixels,
-        )
+        names = None if classes is None else [name.strip() for name in classes.split(",")]
+        return open_cityscapes(path, split=split, classes=names, groups=groups, reading=reading)
     if classes is not None or groups != "ignore":
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"{path}: classes and groups apply to Cityscapes only",
-            "leave them out",
-            USAGE,
-        )
+        what = f"{path}: classes and groups apply to Cityscapes only"
+        raise SpatialEmbedError("bad_setting", what, "leave them out", USAGE)
     if layout == "folder":
-        return open_folder(
-            path,
-            split=split,
-            allow_missing=reading.allow_missing,
-            split_components=reading.split_components,
-            plain_ids=reading.plain_ids,
-            ignore_id=reading.ignore_id,
-            max_pixels=reading.max_pixels,
-        )
+        return open_folder(path, split=split, reading=reading)
     if split is not None:
         what, remedy = f"{path}: a file has no part {split!r}", "name the file of that part"
         raise SpatialEmbedError("no_split", what, remedy)
-    return open_coco(
-        path,
-        allow_missing=reading.allow_missing,
-        crowd_as_objects=reading.crowd_as_objects,
-        max_pixels=reading.max_pixels,
-    )
+    return open_coco(path, reading=reading)
 
 
 def select(options: PartOptions, record: SplitRecord | None = None) -> FileDataset:
@@ -153,22 +129,17 @@ def select(options: PartOptions, record: SplitRecord | None = None) -> FileDatas
     there = splits(path)
     named = split if split in there and split != "all" else None
     if split in (None, "all") and len(there) > 1:
-        raise SpatialEmbedError(
-            "no_split",
-            f"{path}: it comes in parts, and none is named",
-            f"add --split with one of {', '.join(there)}",
-            USAGE,
-        )
+        what = f"{path}: it comes in parts, and none is named"
+        remedy = f"add --split with one of {', '.join(there)}"
+        raise SpatialEmbedError("no_split", what, remedy, USAGE)
     opened = named or ("test" if split == "test" else None)
     dataset = open_data(path, split=opened, reading=options)
     if split == "test":
         _refuse_hidden_truth(path, dataset)
     if named or split == "all":
         return dataset
-    by_flags = options.group_by is not None or (
-        split and (options.val_fraction, options.seed) != (None, None)
-    )
-    if not by_flags:
+    given = (options.val_fraction, options.seed) != (None, None)
+    if options.group_by is None and not (split and given):
         if split is None and record is None:
             logger.info(
                 "all %d images are taken, whether trained on or not, of which the model has no "
@@ -176,14 +147,13 @@ def select(options: PartOptions, record: SplitRecord | None = None) -> FileDatas
                 len(dataset),
             )
             return dataset
-        parted = None if record is None else _by_record(dataset, split, record)
-        if parted is not None:
-            return parted
+        if record is not None and (side := _by_record(dataset, split, record)) is not None:
+            return side
     fraction = 0.2 if options.val_fraction is None else options.val_fraction
-    parts = split_dataset(
+    train, val = split_dataset(
         dataset, fraction=fraction, group_by=options.group_by, seed=options.seed or 0
     )
-    return parts[0] if split == "train" else parts[1]
+    return train if split == "train" else val
 
 
 def _by_record(dataset: FileDataset, split: str | None, record: SplitRecord) -> FileDataset | None:
@@ -197,28 +167,19 @@ def _by_record(dataset: FileDataset, split: str | None, record: SplitRecord) -> 
         return dataset if split is None else None  # how many were seen, the evaluation says
     if split is None:
         grouped = f" with their groups of {printable(record.group_by)}" if record.group_by else ""
-        logger.info(
-            "%d of %d images were trained on and are left out%s: %d are taken; --split all takes "
-            "all",
-            count,
-            len(dataset),
-            grouped,
-            len(held_out),
-        )
+        what = "%d of %d images were trained on and are left out%s: %d are taken; --split all takes"
+        logger.info(f"{what} all", count, len(dataset), grouped, len(held_out))
     return held_out
 
 
 def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
     """In the test part of the Cityscapes download the files of ids hold void only."""
-    if not isinstance(dataset, CityscapesDataset):
-        return
-    if any(len(dataset.truth(i).classes) for i in range(len(dataset))):  # the first, as a rule
-        return
-    raise SpatialEmbedError(
-        "no_truth",
-        f"{path}: no instance in any image of its test part, whose truth the benchmark withholds",
-        "add --split val; or predict with --format cityscapes, and submit upload.zip",
-    )
+    of_benchmark = isinstance(dataset, CityscapesDataset)
+    # The first image has an instance, as a rule.
+    if of_benchmark and not any(len(dataset.truth(i).classes) for i in range(len(dataset))):
+        what = f"{path}: its test part holds no instance; the benchmark withholds that truth"
+        remedy = "add --split val; or predict with --format cityscapes, and submit upload.zip"
+        raise SpatialEmbedError("no_truth", what, remedy)
 
 
 def with_classes_of(of_model: Sequence[str], dataset: FileDataset) -> FileDataset:
@@ -249,13 +210,10 @@ def check_classes(of_model: Sequence[str], dataset: Dataset) -> None:
     Raises SpatialEmbedError ``empty_dataset`` or ``class_mismatch``.
     """
     if not len(dataset):
-        raise SpatialEmbedError(
-            "empty_dataset", "the data set has no image", "check the folder and the split"
-        )
+        what = "the data set has no image"
+        raise SpatialEmbedError("empty_dataset", what, "check the folder and the split")
     of_data = dataset.class_names
     if len(of_model) != len(of_data) or (len(of_data) > 1 and tuple(of_model) != tuple(of_data)):
-        raise SpatialEmbedError(
-            "class_mismatch",
-            f"classes of the model: {', '.join(of_model)}; of the data set: {', '.join(of_data)}",
-            "use data with the classes of the model, in its order",
-        )
+        what = f"classes of the model: {', '.join(of_model)}; of the data set: {', '.join(of_data)}"
+        remedy = "use data with the classes of the model, in its order"
+        raise SpatialEmbedError("class_mismatch", what, remedy)

@@ -12,11 +12,13 @@ from spatialembed.images.listing import image_files, is_result
 logger = logging.getLogger("spatialembed")
 
 
-def by_name(folder: Path, end: str = "") -> dict[str, Path]:
+def by_name(
+    folder: Path, end: str = "", twice: list[SpatialEmbedError] | None = None
+) -> dict[str, Path]:
     """Image files below a folder by their path in it without suffix, or without ``end``.
 
     end: of the names that are taken; "": all are. Results of an earlier run are left out with a
-    line. Raises SpatialEmbedError ``duplicate_name``.
+    line. Raises SpatialEmbedError ``duplicate_name``, or adds it to ``twice`` and takes the first.
     """
     found: dict[str, Path] = {}
     for path in image_files(folder):
@@ -27,11 +29,12 @@ def by_name(folder: Path, end: str = "") -> dict[str, Path]:
             continue
         below = path.relative_to(folder)
         name = below.as_posix().removesuffix(end) if end else below.with_suffix("").as_posix()
-        if name in found:
-            raise SpatialEmbedError(
-                "duplicate_name", f"{path}: {found[name].name} has the same name", "keep one"
-            )
-        found[name] = path
+        if (first := found.setdefault(name, path)) != path:
+            what = f"{path}: {first.name} has the same name"
+            error = SpatialEmbedError("duplicate_name", what, "keep one")
+            if twice is None:
+                raise error
+            twice.append(error)
     return found
 
 
@@ -50,13 +53,10 @@ def paired(
     lines = [f"no {noun} for {images[name]}" for name in sorted(images.keys() - truths.keys())]
     lines += [f"no image for {truths[name]}" for name in sorted(truths.keys() - images.keys())]
     if lines and not allow_missing:
-        raise SpatialEmbedError(
-            "missing_pairs",
-            f"{where}: {len(lines)} without partner: {'; '.join(lines)}",
-            "add them, or leave these out with --allow-missing",
-        )
+        what = f"{where}: {len(lines)} without partner: {'; '.join(lines)}"
+        remedy = "add them, or leave these out with --allow-missing"
+        raise SpatialEmbedError("missing_pairs", what, remedy)
     if not (names := sorted(images.keys() & truths.keys())):
-        raise SpatialEmbedError(
-            "missing_pairs", f"{where}: no image has a {noun} of its name", "give pairs one name"
-        )
+        what = f"{where}: no image has a {noun} of its name"
+        raise SpatialEmbedError("missing_pairs", what, "give pairs one name")
     return names

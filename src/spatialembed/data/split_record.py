@@ -9,12 +9,14 @@ kept as one base64 text, 8 characters an image. A copy in another format is anot
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
 
 from spatialembed.data.dataset import Dataset, FileDataset
 from spatialembed.images.decode import opened
@@ -25,6 +27,14 @@ F = TypeVar("F", bound=FileDataset)
 HASH_BYTES = 6
 MOST_IMAGES = 1 << 20
 """A record of more would be larger than the rest of most models."""
+
+
+class _Stored(msgspec.Struct, forbid_unknown_fields=True):
+    fingerprint: str
+    trained: bytes  # in base64
+    val_fraction: Annotated[float, Meta(gt=0, lt=1)] | None
+    group_by: str | None
+    seed: Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True)
@@ -39,44 +49,26 @@ class SplitRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for a model file."""
-        packed = b"".join(sorted(self.trained))
-        return {
-            "fingerprint": self.fingerprint,
-            "val_fraction": self.val_fraction,
-            "group_by": self.group_by,
-            "seed": self.seed,
-            "trained": base64.b64encode(packed).decode(),
-        }
+        packed = base64.b64encode(b"".join(sorted(self.trained)))
+        return asdict(self) | {"trained": packed.decode()}
 
     @classmethod
     def from_json(cls, value: Any) -> SplitRecord:
         """What ``to_json`` gave. Raises ValueError for anything else."""
-        kinds = {
-            "fingerprint": (str,),
-            "val_fraction": (float, int, type(None)),
-            "group_by": (str, type(None)),
-            "seed": (int,),
-            "trained": (str,),
-        }
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise ValueError(f"not an object of {', '.join(kinds)}")
-        for key, kind in kinds.items():
-            if type(value[key]) not in kind:
-                raise ValueError(f"{key} is {str(value[key])[:100]!r}")
-        fraction = value["val_fraction"]
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError(f"val_fraction is {fraction}")
-        if not 0 <= value["seed"] < 1 << 62:
-            raise ValueError(f"seed is {value['seed']}")
         try:
-            packed = base64.b64decode(value["trained"], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"trained: {error}") from error
+            stored = msgspec.convert(value, _Stored)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from error
+        packed = stored.trained
         if len(packed) % HASH_BYTES:
             raise ValueError("trained ends within a hash")
         hashes = (packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES))
         return cls(
-            value["fingerprint"], frozenset(hashes), fraction, value["group_by"], value["seed"]
+            stored.fingerprint,
+            frozenset(hashes),
+            stored.val_fraction,
+            stored.group_by,
+            stored.seed,
         )
 
     def saw(self, images: FileDataset) -> list[bool]:
@@ -118,12 +110,8 @@ def trained_on(record: SplitRecord | None, dataset: Dataset) -> int | None:
         return None
     count = sum(record.saw(cast(FileDataset, dataset)))
     if count:
-        logger.warning(
-            "%d of these %d images %s trained on: figures are better than on new images",
-            count,
-            len(dataset),
-            _were(count),
-        )
+        what = f"%d of these %d images {_were(count)} trained on"
+        logger.warning(f"{what}: figures are better than on new images", count, len(dataset))
     return count
 
 
@@ -142,10 +130,8 @@ def image_hashes(images: FileDataset, progress: Callable[[], None] = lambda: Non
     """HASH_BYTES of the SHA-256 of each image file. Raises SpatialEmbedError as ``opened`` does."""
     hashes = []
     for i in range(len(images)):
-        digest = hashlib.sha256()
         with opened(images.image_path(i)) as (file, _):
-            while block := file.read(1 << 20):
-                digest.update(block)
-        hashes.append(digest.digest()[:HASH_BYTES])
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+            hashes.append(digest.digest()[:HASH_BYTES])
         progress()
     return hashes

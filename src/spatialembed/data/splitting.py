@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import random
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from spatialembed.data.dataset import FileDataset
+from spatialembed.data.split_record import image_hashes
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
-from spatialembed.images.decode import opened, read_bytes
+from spatialembed.images.decode import opened
 
 F = TypeVar("F", bound=FileDataset)
 
@@ -39,12 +39,9 @@ def split_dataset(
     groups = sorted(set(keys))
     count = max(1, math.ceil(len(groups) * fraction - 1e-9))  # 15 * 0.2 is above 3 in floats
     if not 0 < fraction < 1 or count >= len(groups):
-        raise SpatialEmbedError(
-            "bad_split",
-            f"{fraction:g} of {len(groups)} groups leaves no part with images",
-            "take a fraction between 0 and 1, of two images or groups at least",
-            USAGE,
-        )
+        what = f"{fraction:g} of {len(groups)} groups leaves no part with images"
+        remedy = "take a fraction between 0 and 1, of two images or groups at least"
+        raise SpatialEmbedError("bad_split", what, remedy, USAGE)
     # Random().sample of sorted names is the same in every Python that is supported, hashes are not.
     chosen = set(random.Random(seed).sample(groups, count))
     train = [i for i, key in enumerate(keys) if key not in chosen]
@@ -56,26 +53,18 @@ def group_keys(dataset: FileDataset, column: str) -> list[str]:
     """Group of each image by a column of index.csv; every image needs one."""
     rows = [dataset.index_row(i) for i in range(len(dataset))]
     columns = sorted({name for row in rows for name in row})
-    if column not in columns:
-        near = nearest(column, columns) if columns else None
-        known = f"did you mean {near!r}?" if near else f"it has {', '.join(columns)}"
-        raise SpatialEmbedError(
-            "no_column",
-            f"index.csv has no column {column!r}"
-            if columns
-            else "no index.csv that names an image",
-            known if columns else "put it beside images/ and masks/",
-            USAGE,
-        )
     missing = [dataset.names[i] for i, row in enumerate(rows) if not row.get(column)]
-    if missing:
-        raise SpatialEmbedError(
-            "no_column",
-            f"index.csv has no {column} for {', '.join(missing)}",
-            "fill the column",
-            USAGE,
-        )
-    return [row[column] for row in rows]
+    if not columns:
+        what, remedy = "no index.csv that names an image", "put it beside images/ and masks/"
+    elif column not in columns:
+        near = nearest(column, columns)
+        what = f"index.csv has no column {column!r}"
+        remedy = f"did you mean {near!r}?" if near else f"it has {', '.join(columns)}"
+    elif missing:
+        what, remedy = f"index.csv has no {column} for {', '.join(missing)}", "fill the column"
+    else:
+        return [row[column] for row in rows]
+    raise SpatialEmbedError("no_column", what, remedy, USAGE)
 
 
 def duplicates(train: FileDataset, val: FileDataset) -> list[tuple[str, str]]:
@@ -83,22 +72,17 @@ def duplicates(train: FileDataset, val: FileDataset) -> list[tuple[str, str]]:
     # Every file is opened, few are read: photographs seldom have the same number of bytes.
     sizes = [[_bytes(part.image_path(i)) for i in range(len(part))] for part in (train, val)]
     shared = set(sizes[0]) & set(sizes[1])
-    by_hash: dict[bytes, list[str]] = defaultdict(list)
-    for i, name in enumerate(train.names):
-        if sizes[0][i] in shared:
-            by_hash[_digest(train.image_path(i))].append(name)
-    return [
-        (twin, name)
-        for i, name in enumerate(val.names)
-        if sizes[1][i] in shared
-        for twin in by_hash.get(_digest(val.image_path(i)), [])
-    ]
+    one, other = (
+        part.subset(i for i, size in enumerate(own) if size in shared)
+        for part, own in zip((train, val), sizes, strict=True)
+    )
+    by_hash = defaultdict(list)
+    for name, digest in zip(one.names, image_hashes(one), strict=True):
+        by_hash[digest].append(name)
+    hashed = zip(other.names, image_hashes(other), strict=True)
+    return [(twin, name) for name, digest in hashed for twin in by_hash[digest]]
 
 
 def _bytes(path: Path) -> int:
     with opened(path) as (file, _):  # a pipe or a device would be read for ever
         return os.fstat(file.fileno()).st_size
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(read_bytes(path)).digest()

@@ -6,11 +6,14 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import SUFFIXES
+
+Key = TypeVar("Key", int, str)
 
 
 def find_table(top: Path, root: Path, name: str) -> Path | None:
@@ -31,12 +34,12 @@ def _rows(path: Path, one_of: Sequence[str], also: Sequence[str] = ()) -> list[d
         raise SpatialEmbedError("bad_table", f"{path}: {error}", "save it as UTF-8 CSV") from error
     if not set(one_of) & set(columns) or set(also) - set(columns):
         wanted = ",".join((" or ".join(one_of), *also))
-        raise SpatialEmbedError(
-            "bad_table", f"{path}: columns {','.join(columns)}", f"its header must have {wanted}"
-        )
+        what = f"{path}: columns {','.join(columns)}"
+        raise SpatialEmbedError("bad_table", what, f"its header must have {wanted}")
     if not rows:
-        what = f"{path}: no row below its header"
-        raise SpatialEmbedError("bad_table", what, "fill or remove it")
+        raise SpatialEmbedError(
+            "bad_table", f"{path}: no row below its header", "fill or remove it"
+        )
     return rows
 
 
@@ -53,18 +56,14 @@ def read_classes(path: Path | None) -> dict[str, dict[int, str]] | None:
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for line, row in enumerate(_rows(path, ["image"], ["id", "class"]), start=2):
         number, name = row["id"], row["class"]
+        where = f"{path}, line {line}"
         if not number.isdecimal() or len(number) > 10 or int(number) == 0 or not name:
-            raise SpatialEmbedError(
-                "bad_table",
-                f"{path}, line {line}: id {number[:20]!r}, class {name!r}",
-                "ids are whole numbers from 1 to 2147483647, classes have a name",
-            )
+            what = f"{where}: id {number[:20]!r}, class {name!r}"
+            remedy = "ids are whole numbers from 1 to 2147483647, classes have a name"
+            raise SpatialEmbedError("bad_table", what, remedy)
         if found[_key(row["image"])].setdefault(int(number), name) != name:
-            raise SpatialEmbedError(
-                "bad_table",
-                f"{path}, line {line}: a second class for id {number} of {row['image']}",
-                "keep one",
-            )
+            what = f"{where}: a second class for id {number} of {row['image']}"
+            raise SpatialEmbedError("bad_table", what, "keep one")
     return dict(found)
 
 
@@ -74,3 +73,20 @@ def read_index(path: Path | None) -> dict[str, dict[str, str]]:
         return {}
     rows = _rows(path, ["image", "id"])
     return {_key(row["image"] if "image" in row else row["id"]): row for row in rows}
+
+
+def of_image(table: Mapping[str, dict[Key, str]], split: str | None, name: str) -> dict[Key, str]:
+    """Of a table beside the parts: train/a comes before a, which is one of several parts."""
+    return table.get(f"{split}/{name}", table.get(name, {}))
+
+
+def names_of(classes: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+    """Names of the classes in order of the alphabet."""
+    return tuple(sorted({name for by_id in classes.values() for name in by_id.values()}))
+
+
+def check_names(path: Path | None, classes: Iterable[str], images: Iterable[str]) -> None:
+    """Every image in the table must be there. Raises SpatialEmbedError ``bad_table``."""
+    if unknown := sorted(set(classes) - set(images)):
+        what = f"{path}: no image is named {unknown[0]!r} ({len(unknown)} such names)"
+        raise SpatialEmbedError("bad_table", what, "correct the names")

@@ -16,10 +16,9 @@ import numpy as np
 from spatialembed.doctor.findings import Finding, Grade
 from spatialembed.doctor.near_duplicates import Duplicate
 from spatialembed.doctor.objects import ODD, Objects
-from spatialembed.doctor.probe import ImageFacts, MaskFacts
+from spatialembed.doctor.probe import ImageFacts
 from spatialembed.doctor.recommend import Advice
 from spatialembed.doctor.survey import Survey
-from spatialembed.method.networks.erfnet import STRIDE
 from spatialembed.types import UNIT
 
 FEW_IMAGES, FEW_OBJECTS = 10, 20
@@ -56,7 +55,14 @@ class Seen:
     grade: Grade | None = None  # None: that of the table
 
 
-Measure = Callable[[Survey, Advice | None], Seen]
+Measure = Callable[[Survey], Seen]
+
+
+class ObjectTest(NamedTuple):
+    """A measure of objects: flags (K,) of those that count, and a word more about them."""
+
+    flags: Callable[[Objects, Advice], np.ndarray]
+    detail: Callable[[Objects, np.ndarray], str] = lambda objects, which: ""
 
 
 class Check(NamedTuple):
@@ -64,7 +70,7 @@ class Check(NamedTuple):
 
     code: str
     grade: Grade
-    measure: Measure
+    measure: Measure | ObjectTest
     title: str
     remedy: str
     warn_from: float = math.inf  # share from which on a note is a warning
@@ -74,7 +80,10 @@ def findings(survey: Survey, advice: Advice | None) -> Iterator[Finding]:
     """All findings, in the order of the table; advice None: there is no object."""
     yield from _refused(survey)
     for code, grade, measure, title, remedy, warn_from in CHECKS:
-        seen = measure(survey, advice)
+        if isinstance(measure, ObjectTest):
+            seen = _objects(survey, advice, measure) if advice else Seen()
+        else:
+            seen = measure(survey)
         n = Count(len(seen.cases) if seen.count is None else seen.count)
         if not n:
             continue
@@ -86,7 +95,7 @@ def findings(survey: Survey, advice: Advice | None) -> Iterator[Finding]:
         )
 
 
-# ---------------------------------------------------------------- what training refuses
+# ---------------------------------------------------------------- what readers refuse
 
 FAULTS = {
     "empty_file": "{:file} of zero bytes",
@@ -114,10 +123,10 @@ def _refused(survey: Survey) -> Iterator[Finding]:
     for fault in survey.faults:
         by_code[fault.code].append(fault)
     for code, faults in by_code.items():
-        text = FAULTS.get(code, f"{{:file}} that cannot be used ({code.replace('_', ' ')})")
+        title = FAULTS.get(code, f"{{:file}} that cannot be used ({code.replace('_', ' ')})")
         cases = tuple(survey.short(fault.message) for fault in faults)
-        text = text.format(Count(len(faults)))
-        yield Finding("error", code, len(faults), text, faults[0].remedy, cases)
+        n = Count(len(faults))
+        yield Finding("error", code, n, title.format(n), faults[0].remedy, cases)
     for kind in survey.label_faults:
         names = tuple(survey.labelled[i].name for i in kind.masks)
         yield Finding("error", kind.code, len(names), kind.message, kind.remedy, names)
@@ -126,7 +135,7 @@ def _refused(survey: Survey) -> Iterator[Finding]:
 # ---------------------------------------------------------------- measures: files
 
 
-def _missing(survey: Survey, _: Advice | None) -> Seen:
+def _missing(survey: Survey) -> Seen:
     """Files without partner; only a warning where training will be told to leave them out."""
     images, masks = survey.images_alone, survey.masks_alone
     remedy = "add them, or leave these out with --allow-missing"
@@ -145,82 +154,74 @@ def _missing(survey: Survey, _: Advice | None) -> Seen:
 def _ending(survey: Survey) -> str | None:
     """The ending of mask names that keeps most of them from their images, if there is one."""
     images = {path.stem for path in survey.images_alone}
-    stems = [path.stem for path in survey.masks_alone]
     hits = Counter(
         ending
-        for stem in stems
+        for path in survey.masks_alone
         for ending in MASK_ENDINGS
-        if stem.endswith(ending) and stem.removesuffix(ending) in images
+        if path.stem.endswith(ending) and path.stem.removesuffix(ending) in images
     )
     return hits.most_common(1)[0][0] if hits else None
 
 
-def _no_validation(survey: Survey, _: Advice | None) -> Seen:
+def _no_validation(survey: Survey) -> Seen:
     return Seen(count=int(not survey.has_validation), words={"parts": ", ".join(survey.splits)})
 
 
-def _too_few(survey: Survey, _: Advice | None) -> Seen:
-    images = len(survey.pairs)
-    return Seen(count=images if survey.splits == ("",) and images < 2 else 0)
+def _images_between(low: int, high: int) -> Measure:
+    """Too few images of a flat data set or, from two on, of any that can be validated on."""
+
+    def measure(survey: Survey) -> Seen:
+        images = len(survey.pairs)
+        counts = survey.has_validation and (low > 1 or survey.splits == ("",))
+        return Seen(count=images if counts and low <= images < high else 0)
+
+    return measure
 
 
-def _few(survey: Survey, advice: Advice | None) -> Seen:
-    images = len(survey.pairs)
-    refused = not survey.has_validation or _too_few(survey, advice).count
-    return Seen(count=images if images < FEW_IMAGES and not refused else 0)
-
-
-def _no_objects(survey: Survey, _: Advice | None) -> Seen:
+def _no_objects(survey: Survey) -> Seen:
     parts = [part for part in survey.splits if part != "test"]
-    empty = [p for p in parts if not sum(len(m.objects) for m in survey.masks(p).values())]
+    empty = [part for part in parts if not len(survey.all("area", part))]
     where = " and ".join(empty)
     return Seen(count=len(empty), words={"where": f" in {where}" if where else ""})
 
 
-def _parts_differ(survey: Survey, _: Advice | None) -> Seen:
-    medians = {}
-    for part in ("train", "val"):
-        values = [mask.objects.diameter for mask in survey.masks(part).values()]
-        if sum(map(len, values)):
-            medians[part] = float(np.median(np.concatenate(values)))
+def _parts_differ(survey: Survey) -> Seen:
+    diameters = {part: survey.all("diameter", part) for part in ("train", "val")}
+    medians = {part: float(np.median(values)) for part, values in diameters.items() if len(values)}
     differ = len(medians) == 2 and max(medians.values()) > DRIFT * min(medians.values())
     told = ", ".join(f"{value:.0f} px in {part}" for part, value in medians.items())
     return Seen(count=int(differ), words={"told": told})
 
 
-def _read_with_warning(survey: Survey, _: Advice | None) -> Seen:
+def _read_with_warning(survey: Survey) -> Seen:
     return Seen([survey.short(note) for pair in survey.pairs for note in pair.warnings])
 
 
-def _images(test: Callable[[ImageFacts], bool], words: Callable[[ImageFacts], str]) -> Measure:
-    """Images that a test is true of."""
+def _images(words: Callable[[ImageFacts], str]) -> Measure:
+    """Images about which there is a word to say."""
 
-    def measure(survey: Survey, _: Advice | None) -> Seen:
-        images = [(pair.name, pair.image) for pair in survey.pairs if pair.image is not None]
-        return Seen([f"{name}: {words(image)}" for name, image in images if test(image)])
-
-    return measure
-
-
-def _mixed(kind: Callable[[ImageFacts], str]) -> Measure:
-    """Kinds of images, where there are several."""
-
-    def measure(survey: Survey, _: Advice | None) -> Seen:
-        kinds = Counter(kind(pair.image) for pair in survey.pairs if pair.image is not None)
-        cases = [f"{name}: {Count(count):image}" for name, count in kinds.most_common()]
-        return Seen(cases if len(cases) > 1 else ())
+    def measure(survey: Survey) -> Seen:
+        told = ((pair.name, words(pair.image)) for pair in survey.pairs if pair.image is not None)
+        return Seen([f"{name}: {word}" for name, word in told if word])
 
     return measure
+
+
+def _mixed_kinds(survey: Survey) -> Seen:
+    images = [pair.image for pair in survey.pairs if pair.image is not None]
+    kinds = Counter(f"{i.dtype}, {Count(i.channels):channel}" for i in images)
+    cases = [f"{name}: {Count(count):image}" for name, count in kinds.most_common()]
+    return Seen(cases if len(cases) > 1 else ())
 
 
 def _copies(test: Callable[[Survey, Duplicate], bool]) -> Measure:
     """Images that are copies of an earlier one: of three copies two are counted."""
-    kinds = {"bytes": "the same bytes", "pixels": "the same pixels", "nearly": "nearly the same"}
 
-    def measure(survey: Survey, _: Advice | None) -> Seen:
+    def measure(survey: Survey) -> Seen:
         cases = []
         for copy in (d for d in survey.near_duplicates if test(survey, d)):
-            how = kinds[copy.kind] + f" ({copy.correlation:.3f})" * (copy.kind == "nearly")
+            how = f"nearly the same ({copy.correlation:.3f})"
+            how = how if copy.kind == "nearly" else "the same pixels"
             cases.append(f"{survey.pairs[copy.a].name} = {survey.pairs[copy.b].name}: {how}")
         flat = survey.splits == ("",)
         parting = ", or a split puts them into training and validation" * flat
@@ -240,13 +241,13 @@ def _disagree(survey: Survey, copy: Duplicate) -> bool:
     return not np.array_equal(np.sort(a.objects.area), np.sort(b.objects.area))
 
 
-def _group_columns(survey: Survey, _: Advice | None) -> Seen:
+def _group_columns(survey: Survey) -> Seen:
     columns = survey.group_columns() if survey.splits == ("",) else ()
     words = {"columns": ", ".join(columns), "first": columns[0] if columns else ""}
     return Seen(count=len(columns), words=words)
 
 
-def _group_across(survey: Survey, _: Advice | None) -> Seen:
+def _group_across(survey: Survey) -> Seen:
     """Values of a column of index.csv that stand in several parts; of the likeliest such column."""
     for column in survey.group_columns() if survey.splits != ("",) else ():
         parts = defaultdict(set)
@@ -261,31 +262,28 @@ def _group_across(survey: Survey, _: Advice | None) -> Seen:
 # ---------------------------------------------------------------- measures: masks and objects
 
 
-def _masks(test: Callable[[MaskFacts], bool], words: Callable[[MaskFacts], str]) -> Measure:
-    """Masks that a test is true of."""
-
-    def measure(survey: Survey, _: Advice | None) -> Seen:
-        masks = survey.masks()
-        cases = [f"{name}: {words(mask)}" for name, mask in masks.items() if test(mask)]
-        largest = max((mask.largest_id for mask in masks.values()), default=0)
-        return Seen(cases, words={"largest": largest})
-
-    return measure
+def _near_limit(survey: Survey) -> Seen:
+    cases = []
+    for name, mask in survey.masks().items():
+        count, split = len(mask.objects), int((mask.objects.parts > 1).sum())
+        if mask.bits in (8, 16) and count > 0.75 * (1 << mask.bits):
+            cases.append(f"{name}: {count} ids in {mask.bits} bits, {split} in several parts")
+    return Seen(cases)
 
 
-def _empty_masks(survey: Survey, _: Advice | None) -> Seen:
+def _empty_masks(survey: Survey) -> Seen:
     masks = survey.masks()
     empty = [name for name, mask in masks.items() if not len(mask.objects)]
     return Seen(empty if len(empty) < len(masks) else (), of=len(masks), words={"of": len(masks)})
 
 
-def _unlabelled_margin(survey: Survey, _: Advice | None) -> Seen:
+def _unlabelled_margin(survey: Survey) -> Seen:
     bare = [(m.unlabelled_margin, n) for n, m in survey.masks().items()]
     bare = sorted((share, name) for share, name in bare if share > BARE)[::-1]
     return Seen([f"{name}: {share:.0%} of a side" for share, name in bare])
 
 
-def _background(survey: Survey, _: Advice | None) -> Seen:
+def _background(survey: Survey) -> Seen:
     """Objects over half of an image, to all its borders, in masks that are not refused for it."""
     refused = {survey.labelled[i].name for fault in survey.label_faults
                if fault.code == "background_id" for i in fault.masks}  # fmt: skip
@@ -298,36 +296,25 @@ def _background(survey: Survey, _: Advice | None) -> Seen:
     return Seen(cases)
 
 
-def _objects(
-    flags: Callable[[Objects, Advice], np.ndarray],
-    detail: Callable[[Objects, np.ndarray], str] = lambda objects, which: "",
-) -> Measure:
-    """Objects with a flag (K,), by image, the image with the most first."""
-
-    def measure(survey: Survey, advice: Advice | None) -> Seen:
-        if advice is None:
-            return Seen()
-        cases = []
-        for name, mask in survey.masks().items():
-            which = np.flatnonzero(flags(mask.objects, advice))
-            if len(which):
-                ids = ", ".join(map(str, mask.objects.ids[which[:8]])) + ", ..." * (len(which) > 8)
-                more = detail(mask.objects, which)
-                cases.append((len(which), f"{name}: {len(which)} (id {ids}){more}"))
-        cases.sort(key=lambda item: -item[0])
-        total = len(survey.all("area"))
-        return Seen([case for _, case in cases], sum(count for count, _ in cases), total)
-
-    return measure
+def _objects(survey: Survey, advice: Advice, test: ObjectTest) -> Seen:
+    """Objects with a flag, by image, the image with the most first."""
+    cases = []
+    for name, mask in survey.masks().items():
+        which = np.flatnonzero(test.flags(mask.objects, advice))
+        if len(which):
+            ids = ", ".join(map(str, mask.objects.ids[which[:8]])) + ", ..." * (len(which) > 8)
+            more = test.detail(mask.objects, which)
+            cases.append((len(which), f"{name}: {len(which)} (id {ids}){more}"))
+    cases.sort(key=lambda case: -case[0])
+    total = len(survey.all("area"))
+    return Seen([case for _, case in cases], sum(count for count, _ in cases), total)
 
 
 def _worst_split(objects: Objects, which: np.ndarray) -> str:
-    worst = which[np.argmax(objects.outside[which] / objects.area[which])]
-    away = objects.outside[worst] / objects.area[worst]
-    return (
-        f"; worst: id {objects.ids[worst]} in {objects.parts[worst]} parts, "
-        f"{away:.0%} of it outside the largest"
-    )
+    away = objects.outside[which] / objects.area[which]
+    worst = which[np.argmax(away)]
+    parts = f"id {objects.ids[worst]} in {objects.parts[worst]} parts"
+    return f"; worst: {parts}, {away.max():.0%} of it outside the largest"
 
 
 # ---------------------------------------------------------------- measures: classes
@@ -336,7 +323,7 @@ def _worst_split(objects: Objects, which: np.ndarray) -> str:
 def _ids_and_table(wrong: Callable[[set[int], set[int]], set[int]]) -> Measure:
     """Ids that only the mask has, or only classes.csv (as crops leave them)."""
 
-    def measure(survey: Survey, _: Advice | None) -> Seen:
+    def measure(survey: Survey) -> Seen:
         cases = []
         for pair in survey.measured:
             if pair.mask is not None and pair.classes is not None:
@@ -347,19 +334,15 @@ def _ids_and_table(wrong: Callable[[set[int], set[int]], set[int]]) -> Measure:
     return measure
 
 
-def _class_mismatch(survey: Survey, _: Advice | None) -> Seen:
+def _class_mismatch(survey: Survey) -> Seen:
     names = {part: set(own) for part, own in survey.class_names.items()}
     return Seen(sorted(names["train"] ^ names["val"]) if {"train", "val"} <= set(names) else ())
 
 
-def _rare_classes(survey: Survey, _: Advice | None) -> Seen:
-    counts = {name: objects for name, (objects, _) in survey.classes_area().items()}
+def _rare_classes(survey: Survey) -> Seen:
+    counts = Counter({name: objects for name, (objects, _) in survey.classes_area().items()})
     enough = max(FEW_OBJECTS, RARE * max(counts.values(), default=0))
-    rare = [
-        f"{name}: {Count(count):object}"
-        for name, count in sorted(counts.items(), key=lambda item: item[1])
-        if count < enough
-    ]
+    rare = [f"{name}: {Count(n):object}" for name, n in counts.most_common()[::-1] if n < enough]
     return Seen(rare if len(counts) > 1 else (), words={"of": len(counts)})
 
 
@@ -372,9 +355,9 @@ CHECKS = (
     Check("no_validation", "error", _no_validation,
           "only {parts} in it: training needs train/ and val/",
           "make both, or put all into one images/ and masks/, which training splits"),
-    Check("too_few_images", "error", _too_few,
+    Check("too_few_images", "error", _images_between(1, 2),
           "{n:image} with a mask: none is left for validation", "add images"),
-    Check("few_images", "warning", _few,
+    Check("few_images", "warning", _images_between(2, FEW_IMAGES),
           "{n:image}: so few that a figure on them means little", "add images"),
     Check("no_objects", "error", _no_objects,
           "no object{where}: there is nothing to learn", "do the masks hold ids above 0?"),
@@ -382,28 +365,17 @@ CHECKS = (
           "objects of training and validation differ in size: median diameter {told}",
           "mix them before splitting them"),
     # Images
-    Check("mixed_kinds", "warning",
-          _mixed(lambda image: f"{image.dtype}, {Count(image.channels):channel}"),
+    Check("mixed_kinds", "warning", _mixed_kinds,
           "{n} kinds of pixels are mixed",
           "convert them alike if they show one thing; percentiles level out the ranges"),
-    Check("mixed_sizes", "note", _mixed(lambda image: "{}x{}".format(*image.size_hw)),
-          "{n} sizes of images", "nothing to do"),
     Check("constant_image", "warning",
-          _images(lambda i: i.low == i.high, lambda i: f"every value is {i.low:g}"),
+          _images(lambda i: f"every value is {i.low:g}" if i.low == i.high else ""),
           "{n:image} of one value only", "leave them out"),
-    Check("unused_range", "note",
-          _images(lambda i: i.dtype == "uint16" and i.low < i.high < 4096,
-                  lambda i: f"up to {i.high:g}"),
-          "{n:image} of 16 bits that use 12 of them or fewer",
-          "nothing to do: percentiles (the default normalization) stretch them"),
     Check("saturated", "note",
-          _images(lambda i: i.saturated > SATURATED and i.low < i.high,
-                  lambda i: f"{i.saturated:.0%}"),
+          _images(lambda i: f"{i.saturated:.0%}" if i.saturated > SATURATED and i.low < i.high
+                  else ""),
           "{n:image} with over 5 % of the values at the limit of their type",
           "over-exposed objects have no structure left; expose shorter if you can"),
-    Check("grey_as_colour", "note",
-          _images(lambda i: i.channels == 3 and i.grey, lambda i: "three equal channels"),
-          "{n:image} in colour that are grey", ""),
     Check("read_warning", "note", _read_with_warning,
           "{n:file} read with a warning", "see each"),
     Check("twins_across_splits", "warning", _copies(_across),
@@ -420,14 +392,7 @@ CHECKS = (
           "{n:value} of {column} in more than one part",
           "if images of one {column} are alike, keep each {column} in one part"),
     # Masks
-    Check("id_gaps", "note",
-          _masks(lambda m: m.largest_id != len(m.objects),
-                 lambda m: f"{len(m.objects)} ids up to {m.largest_id}"),
-          "{n:mask} whose ids have gaps; the largest id is {largest}", "nothing to do: renumbered"),
-    Check("ids_near_limit", "warning",
-          _masks(lambda m: m.bits in (8, 16) and len(m.objects) > 0.75 * (1 << m.bits),
-                 lambda m: f"{len(m.objects)} ids in {m.bits} bits, "
-                           f"{(m.objects.parts > 1).sum()} of them in several parts"),
+    Check("ids_near_limit", "warning", _near_limit,
           "{n:mask} with nearly every id that the type has: ids may have wrapped",
           "export them with 16 or 32 bits; ids that lie in several parts are two objects"),
     Check("empty_masks", "note", _empty_masks,
@@ -440,37 +405,32 @@ CHECKS = (
           "{n:object} over half of the image, to all its borders: background?",
           "background is 0 in a mask"),
     # Objects
-    Check("split_objects", "warning", _objects(lambda objects, _: objects.parts > 1, _worst_split),
+    Check("split_objects", "warning", ObjectTest(lambda o, _: o.parts > 1, _worst_split),
           "{n:object} ({share:.1%}) in several parts; each counts as one object",
           "right for occluded ones; else two objects share an id, or a stray pixel has it"),
-    Check("hollow_objects", "note", _objects(lambda objects, _: objects.ring_shaped),
+    Check("hollow_objects", "note", ObjectTest(lambda objects, _: objects.ring_shaped),
           "{n:object} ({share:.1%}) without a pixel at their own centroid: ring-shaped or bent",
           "center: medoid puts the centre on the object; learnable lets it move", ODD),
-    Check("concentric_objects", "note", _objects(lambda objects, _: objects.concentric),
+    Check("concentric_objects", "note", ObjectTest(lambda objects, _: objects.concentric),
           "{n:object} ({share:.1%}) whose centroid lies within half a radius of another one's "
           "({s.concentric_pairs} pairs): a centroid cannot separate them",
           "center: medoid, or learnable", ODD),
-    Check("touching_objects", "note", _objects(lambda objects, _: objects.touching),
-          "{n:object} ({share:.1%}) touch another one ({s.touching_pairs} pairs)",
-          "nothing to do: this is what the method is for"),
-    Check("cut_objects", "note", _objects(lambda objects, _: objects.at_border),
-          "{n:object} ({share:.1%}) cut by the border of the image", "nothing to do"),
-    Check("specks", "warning", _objects(lambda objects, a: objects.area <= a.speck_px),
+    Check("specks", "warning", ObjectTest(lambda objects, a: objects.area <= a.speck_px),
           "{n:object} of at most {a.speck_px:.0f} px: specks?",
           "erase them from the masks, if the median object has {a.median_px:.0f} px for a reason"),
-    Check("below_stride", "note", _objects(lambda objects, a: objects.area < a.cell_px),
-          f"{{n:object}} ({{share:.1%}}) narrower than a cell of the network ({STRIDE} px) "
+    Check("below_stride", "note", ObjectTest(lambda objects, a: objects.area < a.cell_px),
+          "{n:object} ({share:.1%}) narrower than a cell of {a.network}, {a.stride} px, "
           "at scale {a.scale:g}",
-          "they are detected poorly; raise --scale, at a cost that grows with its square", 0.01),
-    Check("beyond_reach", "warning", _objects(lambda objects, a: objects.reach * a.scale > UNIT),
+          "they are detected poorly; raise --scale, at a cost that grows with its square", 0.1),
+    Check("beyond_reach", "warning", ObjectTest(lambda objects, a: objects.reach * a.scale > UNIT),
           f"{{n:object}} whose pixels lie over {UNIT} px from their centre at scale {{a.scale:g}}: "
           "an offset does not reach that far",
           "lower --scale"),
-    Check("below_min_pixels", "note", _objects(lambda objects, a: objects.area <= a.min_pixels),
+    Check("below_min_pixels", "note", ObjectTest(lambda objects, a: objects.area <= a.min_pixels),
           "{n:object} of at most the recommended min_pixels, {a.min_pixels} px",
           "they will be dropped as specks; lower min_pixels if they matter"),
     Check("wider_than_crop", "note",
-          _objects(lambda objects, a: objects.extent * a.scale > a.crop),
+          ObjectTest(lambda objects, a: objects.extent * a.scale > a.crop),
           "{n:object} wider than the recommended crop, {a.crop} px",
           "they are seen in pieces only; raise stage1.crop if they are many"),
     # Classes

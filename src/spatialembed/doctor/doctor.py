@@ -6,10 +6,9 @@ survey -> advice -> findings -> trial -> index.html, report.json, recommended.ya
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,17 +18,19 @@ import numpy as np
 from spatialembed.data.open import data_name
 from spatialembed.doctor.checks import findings
 from spatialembed.doctor.findings import Finding, graded, tally
-from spatialembed.doctor.page import SurveyPage
-from spatialembed.doctor.plots import covered, pictures, plots
-from spatialembed.doctor.probe import Reading
+from spatialembed.doctor.plots import pictures, plots
+from spatialembed.doctor.probe import Pair
 from spatialembed.doctor.recommend import Advice, recommend
 from spatialembed.doctor.survey import Survey, survey
 from spatialembed.doctor.trial import Timing, nearest_model, quick, timed
 from spatialembed.errors import INPUT
 from spatialembed.files import atomic_write
+from spatialembed.options import DataOptions
+from spatialembed.pictures.html import render
 
-READING = Reading()
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+LISTED = 500
+"""Cases of a finding that the page lists; report.json has all."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Diagnosis:
 
     survey: Survey
     advice: Advice | None  # None: no object to go by
-    findings: tuple[Finding, ...]  # errors first
     timing: Timing | None = None  # None: not measured
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """Errors first."""
+        return tuple(graded(list(findings(self.survey, self.advice))))
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 where training refuses the data."""
+        """0, or 3 where an error is among the findings."""
         return INPUT if any(finding.grade == "error" for finding in self.findings) else 0
 
     @property
@@ -57,17 +62,18 @@ class Diagnosis:
         return quick(self.advice, self.timing) if self.advice else None
 
 
-def examine(data: str | Path, reading: Reading = READING, *, progress: bool = True) -> Diagnosis:
+def examine(
+    data: str | Path, reading: DataOptions = DataOptions(), *, progress: bool = True
+) -> Diagnosis:
     """Examine a data set as ``doctor`` does, without a trial and without writing anything."""
     found = survey(data, reading, progress=progress)
-    advice = recommend(found) if len(found.all("area")) else None
-    return Diagnosis(found, advice, tuple(graded(list(findings(found, advice)))))
+    return Diagnosis(found, recommend(found) if len(found.all("area")) else None)
 
 
 def doctor(
     data: str | Path,
     out: str | Path,
-    reading: Reading = READING,
+    reading: DataOptions = DataOptions(),
     *,
     timing: bool = True,
     progress: bool = True,
@@ -91,8 +97,8 @@ def doctor(
         SpatialEmbedError: ``not_found``, ``no_layout``, ``no_images``, ``disk_full`` (exit 5).
     """
     result = examine(data, reading, progress=progress)
-    if result.advice is not None:
-        advice = result.advice.starting_from(nearest_model(result.survey, result.advice.scale))
+    if (advice := result.advice) is not None:
+        advice = advice.starting_from(nearest_model(result.survey, advice.scale))
         result = replace(result, advice=advice)
         if timing and not result.exit_code:
             result = replace(result, timing=timed(result.survey, advice))
@@ -105,9 +111,8 @@ def _write(result: Diagnosis, out: Path, name: str) -> None:
     head = f"For {name}: {len(found.pairs)} images, {len(found.all('area'))} objects.\n"
     settings, commands = [], []
     for file, advice in (("recommended.yaml", result.advice), ("quick.yaml", result.quick)):
-        command = (
-            f"spatialembed train --config {quote(str(out / file))} --data {quote(str(found.root))}"
-        )
+        config, data = quote(str(out / file)), quote(str(found.root))
+        command = f"spatialembed train --config {config} --data {data}"
         if advice is None:
             (out / file).unlink(missing_ok=True)  # of an earlier look
             continue
@@ -116,23 +121,25 @@ def _write(result: Diagnosis, out: Path, name: str) -> None:
             commands.append(f"# {result.timing.words(advice)}")
             lines.append(f"Takes {result.timing.words(advice)}.")
         if result.exit_code:
-            lines.append("Training refuses the data as it is: correct the errors first.")
+            lines.append("Correct the errors of the data first.")
         commands.append(command)
         settings.append(advice.yaml("\n".join(lines)))
         _save(out / file, settings[-1])
-    page = SurveyPage(
-        title=name,
-        subtitle=found.layout,
-        facts=_facts(found),
-        table=_parts(found),
-        findings=result.findings,
-        charts=list(plots(found, result.advice)),
-        pictures=list(pictures(found)),
-        settings=settings[0] if settings else "",
-        command="\n".join(commands),
-    )
+    page = {
+        "title": name,
+        "subtitle": found.layout,
+        "facts": _facts(found),
+        "table": _parts(found),
+        "findings": result.findings,
+        "tally": result.tally,
+        "listed": LISTED,
+        "charts": list(plots(found, result.advice)),
+        "pictures": list(pictures(found)),
+        "settings": settings[0] if settings else "",
+        "command": "\n".join(commands),
+    }
     _save(out / "report.json", json.dumps(_report(result), indent=1, allow_nan=False) + "\n")
-    _save(out / "index.html", page.html())
+    _save(out / "index.html", render("doctor.html", page))
 
 
 def _save(path: Path, text: str) -> None:
@@ -154,17 +161,15 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
     ]
     if len(found.counts):
         middle = np.median(found.counts)
-        spread = f"{middle:.0f} ({found.counts.min()} to {found.counts.max()})"
-        facts += [("objects", f"{found.counts.sum():,}"), ("objects an image, median", spread)]
+        around = f"{middle:.0f} ({found.counts.min()} to {found.counts.max()})"
+        facts += [("objects", f"{found.counts.sum():,}"), ("objects an image, median", around)]
     if len(found.all("area")):
         low, middle, high = np.percentile(found.all("diameter"), (5, 50, 95))
+        touching = f"{found.all('touching').mean():.0%} ({found.touching_pairs:,} pairs)"
         facts += [
             ("diameter, median", f"{middle:.0f} px (90 %: {low:.0f} to {high:.0f})"),
-            ("area that objects cover", f"{covered(found).mean():.1%}"),
-            (
-                "touch another",
-                f"{found.all('touching').mean():.0%} ({found.touching_pairs:,} pairs)",
-            ),
+            ("area that objects cover", f"{found.covered.mean():.1%}"),
+            ("touch another", touching),
         ]
     if classes := found.classes_area():
         facts.append(("classes", ", ".join(classes) if len(classes) < 6 else str(len(classes))))
@@ -177,24 +182,22 @@ def _parts(found: Survey) -> list[list[str]]:
         return []
     rows = [["", "images", "objects", "objects an image", "median diameter, px", "area covered"]]
     for part in found.splits:
-        masks = [pair.mask for pair in found.measured if pair.split == part and pair.mask]
-        counts = [len(mask.objects) for mask in masks]
-        if not sum(counts):
-            rows.append([part, str(len(masks)), "0", "-", "-", "-"])
-            continue
-        diameters = np.concatenate([mask.objects.diameter for mask in masks])
-        area = np.mean([m.objects.area.sum() / math.prod(m.size_hw) for m in masks])
-        rows.append(
-            [part, str(len(masks)), f"{sum(counts):,}", f"{np.median(counts):.0f}",
-             f"{np.median(diameters):.1f}", f"{area:.1%}"]
-        )  # fmt: skip
+        masks, diameters = found.masks(part).values(), found.all("diameter", part)
+        row = [part, str(len(masks)), f"{len(diameters):,}", "-", "-", "-"]
+        if len(diameters):
+            row[3] = f"{np.median([len(mask.objects) for mask in masks]):.0f}"
+            row[4] = f"{np.median(diameters):.1f}"
+            row[5] = f"{np.mean([mask.covered for mask in masks]):.1%}"
+        rows.append(row)
     return rows
 
 
 def _report(result: Diagnosis) -> dict[str, Any]:
     """Everything as JSON types."""
     found, advice = result.survey, result.advice
-    measures = {name: _percentiles(found.all(name)) for name in ("area", "diameter", "extent")}
+    measures = {name: found.all(name) for name in ("area", "diameter", "extent")}
+    measures |= {"objects_an_image": found.counts, "covered": found.covered}
+    plans = {"recommended": advice, "quick": result.quick}
     return {
         "data": str(found.root),
         "layout": found.layout,
@@ -202,39 +205,31 @@ def _report(result: Diagnosis) -> dict[str, Any]:
         "trainable": result.exit_code == 0,
         "images": len(found.pairs),
         "objects": int(found.counts.sum()),
-        "touching": _total(found, "touching"),
+        "touching": int(found.all("touching").sum()),
         "touching_pairs": found.touching_pairs,
         "split": int((found.all("parts") > 1).sum()),
-        "hollow": _total(found, "ring_shaped"),
-        "concentric": _total(found, "concentric"),
+        "hollow": int(found.all("ring_shaped").sum()),
+        "concentric": int(found.all("concentric").sum()),
         "concentric_pairs": found.concentric_pairs,
         "classes": {
             name: {"objects": objects, "pixels": pixels}
             for name, (objects, pixels) in found.classes_area().items()
         },
-        "percentiles": {
-            **measures,
-            "objects_an_image": _percentiles(found.counts),
-            "covered": _percentiles(covered(found)),
-        },
+        "percentiles": {name: _percentiles(values) for name, values in measures.items()},
         "findings": [finding.to_dict() for finding in result.findings],
         "recommended": {s.key: s.value for s in advice.settings} if advice else None,
         "reasons": {s.key: s.reason for s in advice.settings} if advice else None,
         "minutes": {
             name: round(result.timing.minutes(plan), 1)
-            for name, plan in (("recommended", advice), ("quick", result.quick))
+            for name, plan in plans.items()
             if result.timing and plan
         },
         "twins": [
             {"kind": t.kind, "a": found.pairs[t.a].name, "b": found.pairs[t.b].name,
              "correlation": round(t.correlation, 4)} for t in found.near_duplicates
         ],
-        "per_image": _per_image(found),
+        "per_image": [_image(pair) for pair in found.pairs],
     }  # fmt: skip
-
-
-def _total(found: Survey, flag: str) -> int:
-    return int(found.all(flag).sum())
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float] | None:
@@ -244,20 +239,11 @@ def _percentiles(values: np.ndarray) -> dict[str, float] | None:
     return {str(p): number for p, number in zip(PERCENTILES, numbers, strict=True)}
 
 
-def _per_image(found: Survey) -> Sequence[dict[str, Any]]:
-    rows = []
-    for pair in found.pairs:
-        row: dict[str, Any] = {"name": pair.name, "faults": [fault.code for fault in pair.faults]}
-        if pair.image:
-            row |= {
-                "size_hw": list(pair.image.size_hw),
-                "dtype": pair.image.dtype,
-                "channels": pair.image.channels,
-                "low": pair.image.low,
-                "high": pair.image.high,
-            }
-        if pair.mask:
-            objects = pair.mask.objects
-            row |= {"objects": len(objects), "largest_id": int(objects.ids.max(initial=0))}
-        rows.append(row)
-    return rows
+def _image(pair: Pair) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": pair.name, "faults": [fault.code for fault in pair.faults]}
+    if image := pair.image:
+        names = ("size_hw", "dtype", "channels", "low", "high")
+        row |= {name: getattr(image, name) for name in names}
+    if pair.mask:
+        row |= {"objects": len(pair.mask.objects), "largest_id": pair.mask.largest_id}
+    return row

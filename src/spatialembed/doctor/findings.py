@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich import box
@@ -14,7 +14,7 @@ from spatialembed.console import printable
 
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
-"""error: training refuses the data; warning: it would learn something wrong; note: good to know."""
+"""error: do not train on it as it is; warning: something in it is wrong; note: good to know."""
 EXAMPLES = 5
 
 
@@ -36,15 +36,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        return {
-            "grade": self.grade,
-            "code": self.code,
-            "count": self.count,
-            "text": self.text,
-            "remedy": self.remedy,
-            "examples": list(self.examples),
-            "cases": list(self.cases),
-        }
+        return asdict(self) | {"examples": list(self.examples), "cases": list(self.cases)}
 
 
 def graded(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,8 +1,8 @@
-"""The same image twice: by bytes, by pixels, or nearly: saved, sized, lit, turned otherwise."""
+"""The same image twice: by pixels, or nearly: saved, sized, lit, turned otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import imagehash
@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from spatialembed.doctor.probe import THUMB, ImageFacts, Pair
+from spatialembed.doctor.probe import Pair
 
 HASH_SIDE = 16
 NEAR_BITS = 48
@@ -29,7 +29,7 @@ tissue, cells and wells 0.58 was the most that was seen; the changes above leave
 class Duplicate(NamedTuple):
     """Image ``b`` of a list is a copy of ``a``, which comes before it."""
 
-    kind: Literal["bytes", "pixels", "nearly"]
+    kind: Literal["pixels", "nearly"]
     a: int
     b: int
     correlation: float  # 1 for equal ones
@@ -37,49 +37,40 @@ class Duplicate(NamedTuple):
 
 def near_duplicates(pairs: Sequence[Pair]) -> list[Duplicate]:
     """Every image that is a copy of an earlier one, once, beside the first of its copies."""
-    images = [(i, pair.image) for i, pair in enumerate(pairs) if pair.image is not None]
-    found = {d.b: d for d in _equal(images, "pixels", lambda image: image.pixel_hash)}
-    found |= {d.b: d for d in _equal(images, "bytes", lambda image: image.file_hash)}
-    links = list(_alike([(i, image) for i, image in images if i not in found]))
+    found: dict[int, Duplicate] = {}
+    first: dict[bytes, int] = {}
+    thumbs: dict[int, np.ndarray] = {}  # of the others, but for constant ones
+    for i, image in ((i, pair.image) for i, pair in enumerate(pairs) if pair.image is not None):
+        if (earlier := first.setdefault(image.pixel_hash, i)) != i:
+            found[i] = Duplicate("pixels", earlier, i, 1.0)
+        elif image.thumbnail is not None:
+            thumbs[i] = image.thumbnail.astype(np.float32)
+    links = list(_alike(thumbs))
     a, b = [link.a for link in links], [link.b for link in links]
     graph = coo_array((np.ones(len(links)), (a, b)), shape=(len(pairs),) * 2)
     group = connected_components(graph, directed=False)[1].tolist()
     for link in sorted(links, key=lambda link: link.correlation):  # the surest link is kept
         for i in (link.a, link.b):
-            if (first := group.index(group[i])) != i:
-                found[i] = Duplicate("nearly", first, i, link.correlation)
+            if (start := group.index(group[i])) != i:
+                found[i] = Duplicate("nearly", start, i, link.correlation)
     return sorted(found.values(), key=lambda duplicate: (duplicate.a, duplicate.b))
 
 
-def _equal(
-    images: Sequence[tuple[int, ImageFacts]],
-    kind: Literal["bytes", "pixels"],
-    key: Callable[[ImageFacts], Hashable],
-) -> Iterator[Duplicate]:
-    first: dict[Hashable, int] = {}
-    for i, image in images:
-        if (a := first.setdefault(key(image), i)) != i:
-            yield Duplicate(kind, a, i, 1.0)
-
-
-def _alike(images: Sequence[tuple[int, ImageFacts]]) -> Iterator[Duplicate]:
+def _alike(thumbs: Mapping[int, np.ndarray]) -> Iterator[Duplicate]:
     """Pairs with near hashes, in any of the eight ways to turn one, whose detail correlates."""
-    numbers = [i for i, image in images if image.thumbnail is not None]
-    if len(numbers) < 2:
+    if len(thumbs) < 2:
         return
-    thumbs = [
-        np.float32(t).reshape(THUMB, THUMB) for _, i in images if (t := i.thumbnail) is not None
-    ]
-    details = np.stack([_detail(thumb).ravel() for thumb in thumbs])  # (I, THUMB THUMB)
-    signs = np.stack([_hash(thumb) for thumb in thumbs])  # (I, 256) of -1 and 1
+    numbers = list(thumbs)
+    details = [_detail(thumb) for thumb in thumbs.values()]
+    signs = np.stack([_hash(thumb) for thumb in thumbs.values()])  # (I, 256) of -1 and 1
     for turn in range(8):
-        turned = np.stack([_hash(_turned(thumb, turn)) for thumb in thumbs])
+        turned = np.stack([_hash(_turned(thumb, turn)) for thumb in thumbs.values()])
         for a, row in enumerate(signs):
             # Bits that differ are half the squared distance of signs over two.
             b = a + 1 + np.flatnonzero(row @ turned[a + 1 :].T >= HASH_SIDE**2 - 2 * NEAR_BITS)
             for j in b.tolist():
-                other = _turned(details[j].reshape(THUMB, THUMB), turn).ravel()
-                if (correlation := float(details[a] @ other)) >= ALIKE:
+                correlation = float((details[a] * _turned(details[j], turn)).sum())
+                if correlation >= ALIKE:
                     yield Duplicate("nearly", numbers[a], numbers[j], min(1.0, correlation))
 
 

@@ -34,7 +34,6 @@ class Objects:
     outside: np.ndarray  # (K,) int64, px outside the largest part
     ring_shaped: np.ndarray  # (K,) bool: whole, but without a pixel at its centroid: ring, crescent
     touching: np.ndarray  # (K,) bool: has a pixel beside one of another object
-    at_border: np.ndarray  # (K,) bool: has a pixel at the border of the image
     concentric: np.ndarray  # (K,) bool: a centroid of another object is too near
     touching_pairs: int
     concentric_pairs: int
@@ -78,7 +77,6 @@ def describe(labels: np.ndarray) -> Objects:
     touching = np.zeros(count, bool)
     touching[pairs.ravel() - 1] = True
     concentric, concentric_pairs = _concentric(centroid, np.sqrt(area / math.pi))
-    height, width = dense.shape
     return Objects(
         ids=ids,
         area=area,
@@ -88,7 +86,6 @@ def describe(labels: np.ndarray) -> Objects:
         outside=area - largest,
         ring_shaped=(parts == 1) & (nearest > RING_PX),
         touching=touching,
-        at_border=(box[:, :2] == 0).any(axis=1) | (box[:, 2:] == (width, height)).any(axis=1),
         concentric=concentric,
         touching_pairs=len(pairs),
         concentric_pairs=concentric_pairs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import yaml
 
 from spatialembed.doctor.objects import ODD
 from spatialembed.doctor.survey import Survey
-from spatialembed.method.networks.erfnet import STRIDE
+from spatialembed.method.model import NETWORKS
+from spatialembed.options import DataOptions
 from spatialembed.training.options import TrainOptions
-from spatialembed.types import UNIT
+from spatialembed.types import UNIT, Network
 
-SMALL_PX = 2 * STRIDE
+SMALL_PX = 16
 """Diameter that small objects (the 5th percentile) shall have before the network."""
 LARGE_PX = 64
 """Diameter of small objects from which on the images can be shrunk."""
@@ -44,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a training is recommended to be."""
+    """A recommended training."""
 
     scale: float
     crop: int
@@ -53,11 +54,17 @@ class Advice:
     epochs: int
     settings: tuple[Setting, ...]
     median_px: float  # area of an object
+    network: Network = "erfnet"
+
+    @property
+    def stride(self) -> int:
+        """Side of a cell of the network, px of its input."""
+        return NETWORKS[self.network].stride
 
     @property
     def cell_px(self) -> float:
         """Area of a disc as wide as a cell of the network, in px of the image."""
-        return math.pi * (STRIDE / self.scale / 2) ** 2
+        return math.pi * (self.stride / self.scale / 2) ** 2
 
     @property
     def speck_px(self) -> float:
@@ -65,33 +72,40 @@ class Advice:
         return min(SPECK_PX, self.median_px / 50)
 
     def starting_from(self, init: Sequence[Setting]) -> Advice:
-        """The same, with a model to start from."""
-        return replace(self, settings=(*init, *self.settings))
+        """The same with the settings of a model to start from; () for none."""
+        network = next((s.value for s in init if s.key == "network"), self.network)
+        return replace(self, settings=(*init, *self.settings), network=network)
 
     def yaml(self, head: str) -> str:
         """The settings as YAML that ``spatialembed train --config`` takes, reasons as comments."""
-        lines, section = [f"# {_line(line)}".rstrip() for line in head.splitlines()], ""
-        rows = []
+        sections: dict[str, list[Setting]] = {"": []}
         for setting in self.settings:
-            group, _, name = setting.key.rpartition(".")
-            if group != section:
-                rows.append((f"{group}:", ""))
-                section = group
-            rows.append((f"{'  ' * bool(group)}{name}: {_plain(setting.value)}", setting.reason))
+            sections.setdefault(setting.key.rpartition(".")[0], []).append(setting)
+        rows = []
+        for section, settings in sections.items():
+            rows += [(f"{section}:", "")] * bool(section)
+            for s in settings:
+                name = "  " * bool(section) + s.key.rpartition(".")[2]
+                rows.append((f"{name}: {_plain(s.value)}", s.reason))
         width = max(len(left) for left, _ in rows)
+        lines = [f"# {_line(line)}".rstrip() for line in head.splitlines()]
         lines += [f"{left:<{width}}  # {_line(why)}" if why else left for left, why in rows]
         return "\n".join(lines) + "\n"
 
 
 def recommend(survey: Survey) -> Advice:
     """Settings for a data set with at least one object."""
+    areas = survey.all("area")
     scale = _scale(survey)
     crop = _crop(survey, scale.value)
-    min_pixels = int(np.percentile(survey.all("area"), 1) / 2)  # as training takes it by itself
+    min_pixels = int(np.percentile(areas, 1) / 2)  # as training takes it by itself
     batch = max(2, round(PIXELS_A_STEP / crop.value**2))
-    crops, per_image = _crops(survey, scale.value, crop.value, batch)
-    steps_an_epoch = max(1, crops // batch)
-    epochs = _rounded(min(400, max(10, STEPS / steps_an_epoch)))
+    images, windows = _windows(survey, scale.value, crop.value)
+    by_windows = images * min(8, max(1, round(windows / 4)))
+    crops = max(by_windows, STEPS_AN_EPOCH * batch)
+    epochs = min(400, max(10, STEPS * batch / crops))
+    epochs = max(10, 10 * round(epochs / 10))  # the last one is validated then
+    steps = epochs * (crops // batch)
     settings = [
         *_of_files(survey),
         scale,
@@ -103,39 +117,22 @@ def recommend(survey: Survey) -> Advice:
         Setting(
             "stage1.epochs",
             epochs,
-            f"{epochs * steps_an_epoch} steps; the published training took 37500: more is better",
+            f"{steps} steps; the published training took 37500: more is better",
         ),
     ]
-    if per_image != 1:
-        few = crops == STEPS_AN_EPOCH * batch
-        why = "one an image would be few steps" if few else "an image is larger than one crop"
+    if crops != images:
+        few = "one an image would be few steps"
+        why = few if crops > by_windows else "an image is larger than one crop"
         settings.append(Setting("stage1.crops", crops, f"an epoch: {why}"))
     return Advice(
-        scale.value,
-        crop.value,
-        min_pixels,
-        epochs * steps_an_epoch,
-        epochs,
-        tuple(settings),
-        float(np.median(survey.all("area"))),
+        scale.value, crop.value, min_pixels, steps, epochs, tuple(settings), float(np.median(areas))
     )
 
 
-def _rounded(epochs: float) -> int:
-    """To tens, so that the last epoch is one of those that are validated."""
-    return max(10, 10 * round(epochs / 10))
-
-
 def _of_files(survey: Survey) -> Iterator[Setting]:
-    alone = len(survey.images_alone) + len(survey.masks_alone)
-    if survey.reading.allow_missing and alone:
-        yield Setting("allow_missing", True, f"{alone} files without partner are left out")
-    if survey.reading.split_components:
-        yield Setting("split_components", True, "masks of one id are taken apart, as it was asked")
-    if survey.reading.plain_ids:
-        yield Setting("plain_ids", True, "ids are taken as mere numbers, as it was asked")
-    if survey.reading.ignore_id is not None:
-        yield Setting("ignore_id", survey.reading.ignore_id, "void, as it was asked")
+    for option in fields(DataOptions):
+        if (value := getattr(survey.reading, option.name)) != option.default:
+            yield Setting(option.name, value, "as the doctor was told")
     columns = survey.group_columns()
     if survey.splits == ("",) and columns:
         groups = len({pair.row[columns[0]] for pair in survey.pairs})
@@ -152,8 +149,8 @@ def _scale(survey: Survey) -> Setting:
     within = [scale for scale in SCALES if scale * largest <= UNIT] or [SCALES[0]]
     scale = min(within, key=lambda scale: abs(math.log(scale / wanted)))
     reason = (
-        f"5 % of the objects are under {small:.0f} px wide, "
-        f"{small * scale:.0f} px so; a cell of the network is {STRIDE}"
+        f"5 % of the objects are under {small:.0f} px wide, {small * scale:.0f} px so; "
+        f"{SMALL_PX} to {LARGE_PX} are good"
     )
     if scale == within[-1] and within[-1] < min(wanted, SCALES[-1]):
         reason = f"an offset of the largest object ({largest:.0f} px) must stay below {UNIT} px"
@@ -163,7 +160,7 @@ def _scale(survey: Survey) -> Setting:
 def _crop(survey: Survey, scale: float) -> Setting:
     """Three times as wide as large objects, no larger than the images."""
     extent = float(np.percentile(survey.all("extent"), 95)) * scale
-    sides = [max(pair.mask.size_hw) for pair in survey.measured if pair.mask]
+    sides = [max(mask.size_hw) for mask in survey.masks().values()]
     room = float(np.median(sides)) * scale
     low, high = CROP_RANGE
     wanted = min(max(3 * extent, low), room, high)
@@ -173,15 +170,13 @@ def _crop(survey: Survey, scale: float) -> Setting:
     return Setting("stage1.crop", crop, reason)
 
 
-def _crops(survey: Survey, scale: float, crop: int, batch: int) -> tuple[int, float]:
-    """Crops an epoch, and how many that is an image."""
-    pairs = [pair for pair in survey.measured if pair.split in ("", "train")] or survey.measured
-    images = len(pairs) if survey.splits != ("",) else max(1, round(0.8 * len(pairs)))
-    area = float(np.mean([math.prod(pair.mask.size_hw) for pair in pairs if pair.mask]))
-    windows = area * scale**2 / crop**2
-    each = min(8, max(1, round(windows / 4)))
-    crops = max(images * each, STEPS_AN_EPOCH * batch)
-    return crops, crops / images
+def _windows(survey: Survey, scale: float, crop: int) -> tuple[int, float]:
+    """Training images, and how many crops side by side an image is."""
+    flat = survey.splits == ("",)
+    masks = survey.masks(None if flat else "train") or survey.masks()
+    images = max(1, round(0.8 * len(masks))) if flat else len(masks)
+    area = float(np.mean([math.prod(mask.size_hw) for mask in masks.values()]))
+    return images, area * scale**2 / crop**2
 
 
 def _center(survey: Survey) -> Setting:
@@ -197,7 +192,7 @@ def _weights(survey: Survey) -> Iterator[Setting]:
     classes = survey.classes_area()
     if len(classes) < 2:
         return
-    total = sum(math.prod(pair.mask.size_hw) for pair in survey.measured if pair.mask)
+    total = sum(math.prod(mask.size_hw) for mask in survey.masks().values())
     weights = [round(1 / math.log(1.02 + pixels / total), 1) for _, pixels in classes.values()]
     names = ", ".join(classes)
     yield Setting("foreground_weight", weights, f"1 / ln(1.02 + share of the pixels): {names}")
@@ -210,13 +205,8 @@ def _line(text: str) -> str:
 
 def _plain(value: Any) -> str:
     """A value as YAML."""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float):
-        return str(yaml.safe_dump(value)).splitlines()[0]
-    if isinstance(value, str):
-        plain = value.isidentifier() and yaml.safe_load(value) == value  # neither yes nor null
-        return value if plain else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_plain(item) for item in value) + "]"
-    return str(value)
+        return str(yaml.safe_dump(value)).split()[0]
+    if isinstance(value, str) and value.isidentifier() and yaml.safe_load(value) == value:
+        return value  # neither yes nor null
+    return json.dumps(value, ensure_ascii=False)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from spatialembed.console import track
-from spatialembed.data.folder import of_image, splits
+from spatialembed.data.folder import splits
 from spatialembed.data.label_checks import LabelFault, label_faults
-from spatialembed.data.tables import find_table, read_classes, read_index
+from spatialembed.data.pairing import by_name
+from spatialembed.data.tables import (
+    check_names,
+    find_table,
+    names_of,
+    of_image,
+    read_classes,
+    read_index,
+)
 from spatialembed.doctor.near_duplicates import Duplicate, near_duplicates
-from spatialembed.doctor.probe import Fault, MaskFacts, Pair, Reading, fault_of, probe
+from spatialembed.doctor.probe import Fault, MaskFacts, Pair, fault_of, noted, probe
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.listing import image_files, is_result
+from spatialembed.options import DataOptions
 
-T = TypeVar("T")
 ALIASES = ("image", "img", "imgs", "raw", "mask", "label", "labels", "annotations", "ground_truth")
 """Names that people give to images/ and masks/."""
 GROUP_NAMES = (
@@ -42,7 +48,7 @@ class Survey:
     masks_alone: tuple[Path, ...]  # without image
     class_names: Mapping[str, tuple[str, ...]]  # by split; empty without classes.csv
     near_duplicates: tuple[Duplicate, ...]
-    reading: Reading
+    reading: DataOptions
 
     @property
     def layout(self) -> str:
@@ -74,15 +80,20 @@ class Survey:
         """A message, the paths in it within the data set."""
         return str(text).replace(f"{self.root}/", "")
 
-    def all(self, measure: str) -> np.ndarray:
-        """(K,) or (K, .) one measure of every object, a field or property of ``Objects``."""
-        values = [getattr(pair.objects, measure) for pair in self.measured]
+    def all(self, measure: str, part: str | None = None) -> np.ndarray:
+        """(K,) or (K, .) a field or property of ``Objects``, of the objects of a part or of all."""
+        values = [getattr(mask.objects, measure) for mask in self.masks(part).values()]
         return np.concatenate(values) if values else np.zeros(0)
 
     @property
     def counts(self) -> np.ndarray:
         """(I,) objects in each image that could be read."""
         return np.array([len(mask.objects) for mask in self.masks().values()], np.int64)
+
+    @property
+    def covered(self) -> np.ndarray:
+        """(I,) share of each image that objects cover, in [0, 1]."""
+        return np.array([mask.covered for mask in self.masks().values()], np.float64)
 
     @property
     def touching_pairs(self) -> int:
@@ -115,35 +126,27 @@ class Survey:
 
     def _measured(self, column: str) -> bool:
         """Whether a column holds height, width or number of objects of most of the images."""
+        masks = self.masks()
         hits = np.zeros(3)
         for pair in self.measured:
-            if pair.mask is not None:
-                facts = (*pair.mask.size_hw, len(pair.mask.objects))
-                hits += [pair.row.get(column) == str(fact) for fact in facts]
-        return bool(hits.max() > len(self.measured) / 2)
+            facts = (*masks[pair.name].size_hw, len(masks[pair.name].objects))
+            hits += [pair.row.get(column) == str(fact) for fact in facts]
+        return bool(hits.max() > len(masks) / 2)
 
     def classes_area(self) -> dict[str, tuple[int, int]]:
         """Objects and pixels of each class, names sorted; empty without classes.csv."""
-        total: dict[str, tuple[int, int]] = {
-            name: (0, 0) for names in self.class_names.values() for name in names
-        }
+        total = {name: (0, 0) for names in self.class_names.values() for name in names}
+        masks = self.masks()
         for pair in self.measured:
-            if pair.mask is None or pair.classes is None:
-                continue
-            areas = zip(pair.mask.objects.ids.tolist(), pair.mask.objects.area, strict=True)
-            for number, area in areas:
-                if (name := pair.classes.get(number)) is not None:
-                    objects, pixels = total.get(name, (0, 0))
-                    total[name] = (objects + 1, pixels + int(area))
+            objects = masks[pair.name].objects
+            for number, area in zip(objects.ids.tolist(), objects.area.tolist(), strict=True):
+                if (name := (pair.classes or {}).get(number)) is not None:
+                    count, pixels = total[name]
+                    total[name] = (count + 1, pixels + area)
         return dict(sorted(total.items()))
 
 
-def survey(
-    path: str | Path,
-    reading: Reading,
-    *,
-    progress: bool = True,
-) -> Survey:
+def survey(path: str | Path, reading: DataOptions, *, progress: bool = True) -> Survey:
     """Read every pair of a data set, one at a time, and measure it; a broken file is a finding.
 
     path: a folder with images/ and masks/, flat or under train/, val/, test/.
@@ -154,39 +157,24 @@ def survey(
     names = splits(root) or ("",)
     if names == ("",):
         _check_layout(root)
-    listed = [_list(root, split) for split in names]
-    if not any(part.pairs or part.images_alone for part in listed):
+    listing = _Listing(root)
+    for split in names:
+        listing.add(split)
+    if not listing.pairs and not listing.images_alone:
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
-    found = [pair for part in listed for pair in part.pairs]
-    pairs = [probe(pair, reading) for pair in track(found, "reading", shown=progress)]
-    faults = [fault for part in listed for fault in part.faults]
-    faults += [fault for pair in pairs for fault in pair.faults]
+    pairs = [probe(pair, reading) for pair in track(listing.pairs, "reading", shown=progress)]
+    faults = listing.faults + [fault for pair in pairs for fault in pair.faults]
     return Survey(
         root=root,
         splits=names,
         pairs=tuple(pairs),
         faults=tuple(dict.fromkeys(faults)),  # a table beside train/ and val/ is read for each
-        images_alone=tuple(path for part in listed for path in part.images_alone),
-        masks_alone=tuple(path for part in listed for path in part.masks_alone),
-        class_names={p.split: p.class_names for p in listed if p.class_names is not None},
+        images_alone=tuple(listing.images_alone),
+        masks_alone=tuple(listing.masks_alone),
+        class_names=listing.class_names,
         near_duplicates=tuple(near_duplicates(pairs)),
         reading=reading,
     )
-
-
-# ---------------------------------------------------------------- which files belong together
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One folder with images/ and masks/, listed but not read."""
-
-    split: str
-    pairs: Sequence[Pair]
-    faults: Sequence[Fault]
-    images_alone: Sequence[Path]
-    masks_alone: Sequence[Path]
-    class_names: tuple[str, ...] | None
 
 
 def _check_layout(root: Path) -> None:
@@ -205,67 +193,51 @@ def _check_layout(root: Path) -> None:
         remedy = "train and evaluate take a Cityscapes root as it is; the doctor needs masks"
     if any(name.endswith(".json") for name in inside) and not other:
         remedy = "a COCO data set? train and evaluate take its JSON file; the doctor needs masks"
-    raise SpatialEmbedError(
-        "no_layout", f"{root}: no folder {' and no folder '.join(missing)} in it", remedy
-    )
+    what = f"{root}: no folder {' and no folder '.join(missing)} in it"
+    raise SpatialEmbedError("no_layout", what, remedy)
 
 
-def _list(root: Path, split: str) -> _Part:
-    """Pair the files of one part by name, and read its tables; a broken one counts for none."""
-    at = root / split
-    faults: list[Fault] = []
-    images, masks = (_by_name(at / kind, faults) for kind in ("images", "masks"))
-    both = sorted(images.keys() & masks.keys())
-    path = find_table(root, at, "classes.csv") if both else None
-    classes = _read(read_classes, path, faults)
-    rows = (_read(read_index, find_table(root, at, "index.csv"), faults) if both else None) or {}
-    if classes and not split and (unknown := sorted(classes.keys() - images.keys())):
-        message = f"{path}: no image is named {unknown[0]!r} ({len(unknown)} such names)"
-        faults.append(Fault("bad_table", message, "correct the names"))
-    front = f"{split}/" if split else ""
-    pairs = [
-        Pair(
-            front + name,
-            split,
-            images[name],
-            masks[name],
-            classes=None if classes is None else of_image(classes, split, name),
-            row=of_image(rows, split, name),
-        )
-        for name in both
-    ]
-    named = {name for by_id in (classes or {}).values() for name in by_id.values()}
-    return _Part(
-        split,
-        pairs,
-        faults,
-        [images[name] for name in sorted(images.keys() - masks.keys())],
-        [masks[name] for name in sorted(masks.keys() - images.keys())],
-        None if classes is None else tuple(sorted(named)),
-    )
+class _Listing:
+    """The files of a data set, part by part: paired by name, but not read; a table that is broken
+    counts for none."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.pairs: list[Pair] = []
+        self.faults: list[Fault] = []
+        self.images_alone: list[Path] = []
+        self.masks_alone: list[Path] = []
+        self.class_names: dict[str, tuple[str, ...]] = {}
 
-def _by_name(folder: Path, faults: list[Fault]) -> dict[str, Path]:
-    """Files by name without suffix; of two of one name the first is taken and the other noted.
-
-    Results of an earlier run are left out, as training leaves them out.
-    """
-    found: dict[str, Path] = {}
-    for path in image_files(folder):
-        if is_result(path):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if (first := found.setdefault(name, path)) != path:
-            message = f"{path}: {first.name} has the same name"
-            faults.append(Fault("duplicate_name", message, "keep one"))
-    return found
-
-
-def _read(
-    reader: Callable[[Path | None], T | None], path: Path | None, faults: list[Fault]
-) -> T | None:
-    try:
-        return reader(path)
-    except SpatialEmbedError as error:
-        faults.append(fault_of(error))
-        return None
+    def add(self, split: str) -> None:
+        """One folder with images/ and masks/."""
+        at = self.root / split
+        twice: list[SpatialEmbedError] = []
+        images, masks = by_name(at / "images", twice=twice), by_name(at / "masks", twice=twice)
+        self.faults += map(fault_of, twice)
+        both = sorted(images.keys() & masks.keys())
+        classes: dict[str, dict[int, str]] | None = None
+        rows: dict[str, dict[str, str]] = {}
+        if both:
+            path = find_table(self.root, at, "classes.csv")
+            with noted(self.faults):
+                classes = read_classes(path)
+            with noted(self.faults):
+                rows = read_index(find_table(self.root, at, "index.csv"))
+            with noted(self.faults):
+                check_names(path, () if split else classes or (), images)
+        self.pairs += [
+            Pair(
+                f"{split}/{name}" if split else name,
+                split,
+                images[name],
+                masks[name],
+                classes=None if classes is None else of_image(classes, split, name),
+                row=of_image(rows, split, name),
+            )
+            for name in both
+        ]
+        self.images_alone += [images[name] for name in sorted(images.keys() - masks.keys())]
+        self.masks_alone += [masks[name] for name in sorted(masks.keys() - images.keys())]
+        if classes is not None:
+            self.class_names[split] = names_of(classes)

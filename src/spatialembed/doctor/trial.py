@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from spatialembed.doctor.recommend import Advice, Setting
 from spatialembed.doctor.survey import Survey
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference.device import resolve_device
-from spatialembed.inference.engine import resize
+from spatialembed.inference.engine import TorchEngine
 from spatialembed.inference.model_file import bundled_models, load
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
@@ -64,55 +65,69 @@ def nearest_model(survey: Survey, scale: float) -> tuple[Setting, ...]:
     """The bundled model whose seed map follows the objects of some images best, to start from.
 
     Of models of as many classes as training would have, two bandwidths each; of those that follow
-    them to within a tenth, the smallest. With its network; () where there is no such model, or no
-    image to try it on.
+    them to within a tenth, the smallest. With its network and normalization; () where there is no
+    such model, or no image to try it on.
     """
     masks = survey.masks()
     pairs = [pair for pair in survey.labelled if pair.image and len(masks[pair.name].objects)]
     chosen = pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]
-    samples = [_window(survey, pair, scale) for pair in chosen]
-    classes = max(1, len(survey.classes_area()))
-    fits, nets = {}, {}
-    for name in bundled_models() if samples else ():
-        net, _ = load(name)
-        if (net.num_classes, net.elliptical) == (classes, TrainOptions(data="-").elliptical):
-            nets[name] = net
-            fits[name] = float(np.mean([_agreement(net, *sample) for sample in samples]))
+    parts = [_part(survey, pair, scale) for pair in chosen]
+    wanted = (max(1, len(survey.classes_area())), TrainOptions(data="-").elliptical)
+    fits: dict[str, float] = {}
+    models = {name: load(name) for name in bundled_models()} if parts else {}
+    for name, (net, info) in models.items():
+        if (net.num_classes, net.elliptical) == wanted:
+            engine = TorchEngine(net, device=torch.device("cpu"), scale=scale)
+            agreements = [_agreement(engine, info.normalization, part) for part in parts]
+            fits[name] = float(np.mean(agreements))
     if not fits:
         return ()
-    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, (net, _) in models.items()}
     name = max(fits, key=lambda name: (round(fits[name], 1), -sizes[name]))
     others = ", ".join(f"{other} {fits[other]:.2f}" for other in fits if other != name)
     told = f"its seeds follow the objects best, correlation {fits[name]:.2f}"
-    init = Setting("init", name, told + (f" ({others})" if others else ""))
-    return init, Setting("network", nets[name].network, "that of the model")
+    told += f" ({others})" if others else ""
+    net, info = models[name]
+    theirs, ours = asdict(info.normalization), asdict(Normalization())
+    return (
+        Setting("init", name, told),
+        Setting("network", net.network, "that of the model"),
+        *(
+            Setting(f"normalization.{key}", value, "that of the model")
+            for key, value in theirs.items()
+            if value != ours[key]
+        ),
+    )
 
 
-def _window(survey: Survey, pair: Pair, scale: float) -> tuple[torch.Tensor, np.ndarray]:
-    """A part of an image around its median object as training sees it, (1, 3, h, w), and where
-    objects are in it, (h, w) bool."""
+class _Part(NamedTuple):
+    """A part of an image around its median object."""
+
+    image: np.ndarray  # (H, W) or (H, W, 3), all of it
+    window: tuple[slice, slice]
+    inside: np.ndarray  # (h, w) bool, where objects are in the window
+
+
+def _part(survey: Survey, pair: Pair, scale: float) -> _Part:
     image, ids = read_again(pair, survey.reading)
     objects = survey.masks()[pair.name].objects
     x, y = objects.centroid_xy[np.argsort(objects.area)[len(objects) // 2]]
-    whole = network_input(image, Normalization())
     side = math.ceil(SIDE / scale)
-    top, left = (
+    starts = (
         int(np.clip(at - side // 2, 0, max(0, length - side)))
         for at, length in zip((y, x), ids.shape, strict=True)
     )
-    part = whole[None, :, top : top + side, left : left + side]
-    inside = torch.from_numpy(ids[top : top + side, left : left + side] > 0)[None, None].float()
-    size = (max(1, round(part.shape[2] * scale)), max(1, round(part.shape[3] * scale)))
-    return resize(part, size), resize(inside, size)[0, 0].numpy() >= 0.5
+    rows, columns = (slice(start, start + side) for start in starts)
+    return _Part(image, (rows, columns), ids[rows, columns] > 0)
 
 
-@torch.inference_mode()
-def _agreement(net: SpatialEmbeddingNet, image: torch.Tensor, inside: np.ndarray) -> float:
-    """Correlation of the seed map of a model with the objects (h, w); 0 where one is constant."""
-    seed = net(image).seed[0].amax(0).numpy()
-    if inside.all() or not inside.any() or seed.std() < 1e-6:
+def _agreement(engine: TorchEngine, how: Normalization, part: _Part) -> float:
+    """Correlation of the seed map of a model with the objects; 0 where one is constant."""
+    rows, columns = part.window
+    seed = engine(network_input(part.image, how)[None, :, rows, columns]).seed[0].amax(0).numpy()
+    if part.inside.all() or not part.inside.any() or seed.std() < 1e-6:
         return 0.0
-    return float(np.corrcoef(seed.ravel(), inside.ravel())[0, 1])
+    return float(np.corrcoef(seed.ravel(), part.inside.ravel())[0, 1])
 
 
 # ---------------------------------------------------------------- the time
@@ -126,32 +141,41 @@ def timed(survey: Survey, advice: Advice, limit_s: float = LIMIT_S) -> Timing | 
     except ImportError:
         return None
     options = _options(advice, str(survey.root))
+    device = resolve_device(options.device)
     try:
         train_set, val_set = open_split(options)
-        step, forward = _seconds(options, train_set, limit_s)
+        step = _step_seconds(options, device, train_set, limit_s)
     except SpatialEmbedError:
         return None
     area = np.mean([math.prod(mask.size_hw) for mask in survey.masks().values()])
     pixels = len(val_set) * float(area) * options.scale**2
     crops = options.stage1.batch * options.stage1.crop**2
-    device = resolve_device(options.device)
     machine = f"{usable()} cores" if device.type == "cpu" else str(device)
+    forward = step / 3  # backwards costs twice as much
     return Timing(step, forward * pixels / crops, machine)
 
 
 def _options(advice: Advice, data: str) -> TrainOptions:
-    """What training makes of the settings."""
-    stage = {s.key.removeprefix("stage1."): s.value for s in advice.settings if "." in s.key}
-    other = {s.key: s.value for s in advice.settings if "." not in s.key}
-    return TrainOptions(data=data, **other, stage1=StageOptions(**stage))
+    """The settings as training takes them."""
+    sections: dict[str, dict[str, Any]] = {"": {}, "stage1": {}, "normalization": {}}
+    for setting in advice.settings:
+        section, _, name = setting.key.rpartition(".")
+        sections[section][name] = setting.value
+    return TrainOptions(
+        data=data,
+        **sections[""],
+        stage1=StageOptions(**sections["stage1"]),
+        normalization=Normalization(**sections["normalization"]),
+    )
 
 
-def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[float, float]:
-    """Median seconds of a step, its crops included, and of the network alone forwards."""
+def _step_seconds(
+    options: TrainOptions, device: torch.device, images: Dataset, limit_s: float
+) -> float:
+    """Median seconds of a step, its crops included."""
     from spatialembed.training.loader import CropPlan, Crops, collate
 
-    start = time.monotonic()
-    stage, device = options.stage1, resolve_device(options.device)
+    stage, start = options.stage1, time.monotonic()
     count = (STEPS + 1) * stage.batch
     plan = CropPlan(stage.crop, options.scale, count, stage.batch, options.seed, 0, stage.sampling)
     crops = Crops(images, options.normalization, options.augment, plan)
@@ -160,7 +184,7 @@ def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[fl
     net = net.to(device).to(memory_format=torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), options.lr(0))
     weight = 10.0 if options.foreground_weight == "enet" else options.foreground_weight
-    steps, forwards = [], []
+    steps: list[float] = []
     for first in range(0, count, stage.batch):
         begin = time.monotonic()
         batch = collate(crops.__getitems__(range(first, first + stage.batch)))
@@ -169,9 +193,6 @@ def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[fl
         loaded = time.monotonic()
         batch = batch.to(device)
         prediction = net(batch.images.contiguous(memory_format=torch.channels_last))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        forwards.append(time.monotonic() - loaded)
         terms = spatial_embedding_loss(
             prediction, batch.targets, center=options.center, foreground_weight=weight
         )
@@ -181,12 +202,11 @@ def _seconds(options: TrainOptions, images: Dataset, limit_s: float) -> tuple[fl
         adam.param_groups[0]["params"][0].sum().item()  # waits for the device
         end = time.monotonic()
         # On a processor loaders and steps share the cores; beside a GPU they overlap.
-        loading = loaded - begin
-        overlap = loading / max(1, options.workers)
+        overlap = (loaded - begin) / max(1, options.workers)
         steps.append(end - begin if device.type == "cpu" else max(end - loaded, overlap))
         if end - start + steps[-1] > limit_s:
             break
-    return float(np.median(steps[1:] or steps)), float(np.median(forwards[1:] or forwards))
+    return float(np.median(steps[1:] or steps))
 
 
 def quick(advice: Advice, timing: Timing | None) -> Advice:
@@ -202,6 +222,4 @@ def quick(advice: Advice, timing: Timing | None) -> Advice:
         settings["stage1.epochs"] = Setting("stage1.epochs", epochs, f"{epochs * an_epoch} steps")
         settings["stage1.crops"] = Setting("stage1.crops", an_epoch * batch, "an epoch")
         advice = replace(advice, steps=epochs * an_epoch, epochs=epochs)
-    first = [setting for key, setting in settings.items() if "." not in key]
-    last = [setting for key, setting in settings.items() if "." in key]
-    return replace(advice, settings=(*first, limit, *last))
+    return replace(advice, settings=(limit, *settings.values()))

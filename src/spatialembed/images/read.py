@@ -86,7 +86,7 @@ def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:
     """``oriented_image``: nobody knows whether image and truth were turned alike."""
     return SpatialEmbedError(
         "oriented_image",
-        f"{path}: EXIF orientation {orientation}, which its {partner} not share",
+        f"{path}: EXIF orientation {orientation}, which its {partner} may not have",
         "save it upright, without EXIF orientation",
     )
 
@@ -206,7 +206,7 @@ def read_labels(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
         found = decode(path, file, form, max_pixels, as_ids=True)
     pixels, bits = found.pixels, found.bits
     if found.orientation != 1:
-        raise oriented(path, found.orientation, "image may")
+        raise oriented(path, found.orientation, "image")
     if pixels.ndim != 2:
         raise SpatialEmbedError(
             "colour_labels",

@@ -29,7 +29,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from spatialembed.console import Stages, track
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.label_warnings import warn_of_labels
+from spatialembed.data.label_checks import warn_of_labels
 from spatialembed.data.open import (
     data_name,
     described,
