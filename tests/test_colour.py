@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +13,12 @@ from skimage import color
 
 from drawn_labels import cells, discs
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.pictures import maps
-from spatialembed.pictures.colour import GREEN_BLIND, RED_BLIND, instance_colours, palette
+from spatialembed.pictures.colour import instance_colours, palette
 from spatialembed.pictures.maps import colour_map, margin_colours, offset_colours
+
+RED_BLIND = ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052))
+GREEN_BLIND = ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969))
+"""What they see of linear RGB (Machado, Oliveira and Fernandes, 2009, severity 1)."""
 
 
 def flat(labels: np.ndarray) -> np.ndarray:
@@ -102,7 +107,7 @@ def test_hue_turns_once_with_the_direction() -> None:
     angles = np.deg2rad(np.arange(0, 360, 15))
     hues = np.array([hue(np.cos(t), np.sin(t)) for t in angles])
     steps = (np.diff(np.append(hues, hues[0])) + 180) % 360 - 180
-    assert (steps > 2).all()
+    assert (steps > 1).all()
     assert steps.sum() == pytest.approx(360)
 
 
@@ -134,6 +139,6 @@ def test_margin_colours_are_logarithmic() -> None:
 
 
 def test_maps_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SpatialEmbedError, match=r"missing_extra.*\[train\]"):
         colour_map(np.zeros((2, 2)), "magma")

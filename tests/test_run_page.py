@@ -16,7 +16,7 @@ from PIL import Image
 from drawn_labels import cells, discs
 from spatialembed.pictures import contact_sheet, drawing, run_page
 from spatialembed.pictures.contact_sheet import PER_SHEET, ContactSheet, short
-from spatialembed.pictures.run_page import Gallery, RunPage
+from spatialembed.pictures.run_page import RunPage
 from spatialembed.pictures.thumbnail import (
     CROP,
     EXTREMES,
@@ -84,14 +84,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of results of images with hostile names, with its sheet and its page."""
     out = tmp_path_factory.mktemp("run")
     names = ("nucleus", "<b>cell</b>", "debris")
-    gallery = Gallery(ContactSheet(out), RunPage(out, names, {"model": "<i>m</i>", "scale": 1.0}))
-    with ResultFolder(out, names, gallery=gallery) as results:
+    pages = [ContactSheet(out), RunPage(out, names, {"model": "<i>m</i>", "scale": 1.0})]
+    with ResultFolder(out, names, pages=pages) as results:
         for i, name in enumerate(HOSTILE):
             labels = cells(3 + i, 40) if i else np.zeros((40, 30), np.int32)
             found = found_in(labels, calibrated=True, classes=3)
             stem = name.removesuffix(".png").replace("/script", "")
             results.add(name, np.full(labels.shape, 60 + i, np.uint8), found, stem=stem)
-    gallery.close(["not_an_image: <img src=x>.png: no picture"], ["a.png: & more"])
+    for page in pages:
+        page.close(["not_an_image: <img src=x>.png: no picture"], ["a.png: & more"])
     return out
 
 
@@ -160,10 +161,10 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for name in "ab":
         out = tmp_path / name
-        gallery = Gallery(ContactSheet(out), RunPage(out, ("nucleus",), {"model": "m"}))
-        for i in range(4):
-            gallery.add(thumbnail_of(f"{i}.png", cells(5, 32)))
-        gallery.close([], [])
+        for page in (ContactSheet(out), RunPage(out, ("nucleus",), {"model": "m"})):
+            for i in range(4):
+                page.add(thumbnail_of(f"{i}.png", cells(5, 32)))
+            page.close([], [])
         written.append([(out / file).read_bytes() for file in ("report.html", "sheet.jpg")])
     assert written[0] == written[1]
 
@@ -224,10 +225,10 @@ def test_many_images_go_on_several_sheets(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(contact_sheet, "PER_SHEET", 3)
     small = thumbnail_of("a.png", cells(2, 16))
     for count, pages in ((7, 3), (3, 1)):  # a shorter run leaves none of the longer one
-        gallery = Gallery(ContactSheet(tmp_path))
+        sheet = ContactSheet(tmp_path)
         for _ in range(count):
-            gallery.add(small)
-        gallery.close([], [])
+            sheet.add(small)
+        sheet.close()
         names = ["sheet.jpg", *(f"sheet_{i}.jpg" for i in range(2, pages + 1))]
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert PER_SHEET % contact_sheet.COLUMNS == 0

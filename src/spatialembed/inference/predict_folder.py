@@ -28,7 +28,7 @@ from spatialembed.inference.predict_large import TileOptions, goes_by_tiles, pre
 from spatialembed.inference.predictor import Outcome, Predictor
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.pictures.contact_sheet import ContactSheet
-from spatialembed.pictures.run_page import Gallery, RunPage
+from spatialembed.pictures.run_page import RunPage
 from spatialembed.results.folder import CITYSCAPES, ResultFolder
 from spatialembed.results.formats import DEFAULT, WHOLE_ONLY, chosen
 
@@ -109,11 +109,9 @@ def predict_folder(
     if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
         refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])
     class_names, result = predictor.info.class_names, FolderResult(out)
-    gallery = Gallery(
-        ContactSheet(out) if sheet else None,
-        None if report is None else RunPage(out, class_names, report),
-    )
-    results = ResultFolder(out, class_names, formats=formats, simplify=simplify, gallery=gallery)
+    shown: list[ContactSheet | RunPage] = [ContactSheet(out)] if sheet else []
+    shown += [] if report is None else [RunPage(out, class_names, report)]
+    results = ResultFolder(out, class_names, formats=formats, simplify=simplify, pages=shown)
     usual: deque[tuple[Path | Page, str]] = deque()
     large: list[tuple[Path, str]] = []
 
@@ -134,7 +132,7 @@ def predict_folder(
         ambiguity=ambiguity,
         scale=tiles.scale,
     )
-    with locked(out), _closed(gallery, result), results:
+    with locked(out), _closed(shown, result), results:
         with Stages(progress, "images", len(images)) as stages:
             for outcome in stages.passed(outcomes):
                 _add(results, result, *usual.popleft(), outcome)
@@ -267,11 +265,12 @@ def _named(path: Path | Page, error: SpatialEmbedError) -> str:
 
 
 @contextmanager
-def _closed(gallery: Gallery, result: FolderResult) -> Iterator[None]:
-    """Collect the warnings of a run, and show them and its failures on its page."""
+def _closed(shown: Sequence[ContactSheet | RunPage], result: FolderResult) -> Iterator[None]:
+    """Collect the warnings of a run, and show them and its failures on its pages."""
     said: list[str] = []
     try:
         with noted_warnings(said):
             yield
     finally:  # after Ctrl-C too
-        gallery.close([_named(path, error) for path, error in result.failed], said)
+        for page in shown:
+            page.close([_named(path, error) for path, error in result.failed], said)

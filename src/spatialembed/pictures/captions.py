@@ -30,33 +30,6 @@ def legible(text: str) -> str:
     return bare.encode("ascii", "replace").decode()
 
 
-def write_captions(picture: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with a caption on each object that has room for it.
-
-    labels: (H, W) integer, 0 background, 1..N. captions: (N,) one or more words, of which the last
-    may stand below the others.
-    """
-    from scipy import ndimage  # late: it takes long to import, and most uses need no captions
-
-    sizes = [max(SMALLEST + 2, round(max(labels.shape) * LARGEST_SHARE))]
-    while sizes[-1] * 0.75 >= SMALLEST:
-        sizes.append(round(sizes[-1] * 0.75))
-    canvas = Image.fromarray(picture)
-    boxes = ndimage.find_objects(labels, max_label=len(captions))
-    for label, (caption, box) in enumerate(zip(captions, boxes, strict=True), start=1):
-        if box is None or box[0].stop - box[0].start < SMALLEST:
-            continue
-        line = legible(caption)
-        forms = dict.fromkeys((line, "\n".join(line.rsplit(" ", 1))))
-        for text, size in ((form, size) for size in sizes for form in forms):
-            drawn = _drawn(text, size)
-            corner = _room(labels, label, box, drawn.height, drawn.width)
-            if corner is not None:
-                canvas.paste(drawn, corner, drawn)
-                break
-    return np.asarray(canvas)
-
-
 @lru_cache(maxsize=4096)
 def _drawn(text: str, size: int) -> Image.Image:
     """A text in white with a dark rim on transparent ground."""
@@ -73,27 +46,53 @@ def _drawn(text: str, size: int) -> Image.Image:
     return layer
 
 
-def _room(
-    labels: np.ndarray, label: int, box: tuple[slice, slice], height: int, width: int
-) -> tuple[int, int] | None:
-    """Corner (x, y) of a place of this size inside an object, the nearest to its middle."""
-    top, left = box[0].start, box[1].start
-    box_h, box_w = box[0].stop - top, box[1].stop - left
-    if height > box_h or width > box_w or height * width > COVERED * box_h * box_w:
-        return None
-    step = max(1, min(max(box_h, box_w) // CELLS, height // 4))
-    inside = labels[box][::step, ::step] == label
-    area = np.count_nonzero(inside)
-    if height * width > COVERED * area * step**2:
-        return None
-    rows, columns = -(-height // step) + (step > 1), -(-width // step) + (step > 1)  # cells
-    sums = np.zeros((inside.shape[0] + 1, inside.shape[1] + 1), np.int32)
-    inside.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, out=sums[1:, 1:])
-    held = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns]
-    ys, xs = np.nonzero(held + sums[:-rows, :-columns] == rows * columns)
-    if not len(ys):
-        return None
-    middle_y = inside.sum(axis=1) @ np.arange(inside.shape[0]) / area - rows / 2
-    middle_x = inside.sum(axis=0) @ np.arange(inside.shape[1]) / area - columns / 2
-    best = int(((ys - middle_y) ** 2 + (xs - middle_x) ** 2).argmin())
-    return left + int(xs[best]) * step, top + int(ys[best]) * step
+def write_captions(picture: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """The picture (H, W, 3) uint8 with a caption on each object that has room for it.
+
+    labels: (H, W) integer, 0 background, 1..N. captions: (N,) one or more words, of which the last
+    may stand below the others.
+    """
+    from scipy import ndimage  # late: it takes long to import, and most uses need no captions
+
+    sizes = [max(SMALLEST + 2, round(max(labels.shape) * LARGEST_SHARE))]
+    while sizes[-1] * 0.75 >= SMALLEST:
+        sizes.append(round(sizes[-1] * 0.75))
+    canvas = Image.fromarray(picture)
+    boxes = ndimage.find_objects(labels, max_label=len(captions))
+    for label, (caption, box) in enumerate(zip(captions, boxes, strict=True), start=1):
+        if box is None or box[0].stop - box[0].start < SMALLEST:
+            continue
+        inside = labels[box] == label
+        line = legible(caption)
+        forms = dict.fromkeys((line, "\n".join(line.rsplit(" ", 1))))
+        rooms = {form: _room(inside, _drawn(form, sizes[0])) for form in forms}
+        for form, size in ((form, size) for size in sizes for form in forms):
+            drawn, (height, (y, x), area) = _drawn(form, size), rooms[form]
+            if drawn.height <= height and drawn.height * drawn.width <= COVERED * area:
+                left, top = x - drawn.width // 2, y - drawn.height // 2
+                canvas.paste(drawn, (box[1].start + left, box[0].start + top), drawn)
+                break
+    return np.asarray(canvas)
+
+
+def _room(inside: np.ndarray, drawn: Image.Image) -> tuple[float, tuple[int, int], float]:
+    """Height and middle (y, x) of the largest picture of these proportions in a mask, and its area.
+
+    In cells of these proportions the picture is a square, and its half side the distance to the
+    nearest cell outside.
+    """
+    from scipy import ndimage
+
+    step = max(1.0, max(inside.shape) / CELLS, 1 / (aspect := drawn.width / drawn.height))
+    rows, columns = (
+        np.arange(step * each / 2, side, step * each).astype(int)
+        for side, each in zip(inside.shape, (1, aspect), strict=True)
+    )
+    cells = np.pad(inside[np.ix_(rows, columns)], 1)
+    depth = ndimage.distance_transform_cdt(cells, "chessboard")
+    deepest = np.argwhere(depth == depth.max())
+    y, x = deepest[len(deepest) // 2] - 1  # of several in the middle of them
+    share = np.count_nonzero(cells) / max(1, len(rows) * len(columns))
+    if not share:
+        return 0.0, (0, 0), 0.0
+    return (2 * depth.max() - 2) * step, (int(rows[y]), int(columns[x])), share * inside.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ class ContactSheet:
         """Set an image on the sheet. Raises SpatialEmbedError ``disk_full``."""
         self._tiles.append((f"{short(image.image)}: {len(image.scores):,}", image.picture))
         if len(self._tiles) == PER_SHEET:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        """Write the unfinished page, if any. Raises SpatialEmbedError ``disk_full``."""
+    def _write(self) -> None:
+        """Write the unfinished page, if any."""
         if not self._tiles:
             return
         self.pages += 1
@@ -44,9 +45,12 @@ class ContactSheet:
             temporary.write_bytes(jpeg_bytes(picture, 88))
         self._tiles = []
 
-    def close(self) -> None:
-        """Write the last page, and remove those that a longer run before this one left."""
-        self.write()
+    def close(self, failed: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
+        """Write the last page, and remove those that a longer run before this one left.
+
+        A sheet shows neither failures nor warnings; ``RunPage`` does.
+        """
+        self._write()
         number = self.pages + 1
         while self._path(number).is_file():
             self._path(number).unlink()

@@ -196,14 +196,12 @@ def panel(
     tiles: Sequence[tuple[str, np.ndarray]],
     columns: int,
     *,
-    legends: Sequence[np.ndarray | None] | None = None,
     cell: int | None = None,
 ) -> np.ndarray:
     """Captioned tiles side by side on a dark ground, (H, W, 3) uint8.
 
     tiles: (caption, picture (h, w, 3) uint8), row by row; small ones are enlarged by a whole
-    factor. legends: for each tile a picture or None, set at the right of its caption. cell: side of
-    squares in px, in the middle of which the tiles stand as they are.
+    factor. cell: side of squares in px, in the middle of which the tiles stand as they are.
     """
     if not tiles or columns < 1:
         raise ValueError(f"{len(tiles)} tiles in {columns} columns")
@@ -220,16 +218,10 @@ def panel(
     size = (gap + columns * (cell_w + gap), gap + rows * (cell_h + strip + gap))
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    shown = zip(tiles, pictures, legends or [None] * len(tiles), strict=True)
-    for i, ((caption, _), picture, legend) in enumerate(shown):
+    for i, ((caption, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
         left = gap + i % columns * (cell_w + gap)
         top = gap + i // columns * (cell_h + strip + gap)
-        room = cell_w
-        if legend is not None:
-            room -= legend.shape[1] + gap
-            at = (left + cell_w - legend.shape[1], top + (strip - legend.shape[0]) // 2)
-            canvas.paste(Image.fromarray(legend), at)
-        _write(draw, (left, top + strip // 2), caption, text, room)
+        _write(draw, (left, top + strip // 2), caption, text, cell_w)
         free = (cell_w - picture.shape[1], cell_h - picture.shape[0]) if cell else (0, 0)
         canvas.paste(Image.fromarray(picture), (left + free[0] // 2, top + strip + free[1] // 2))
     return np.asarray(canvas)

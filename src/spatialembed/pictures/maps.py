@@ -1,6 +1,6 @@
 """What the network says of an image, as pictures: offsets, bandwidth and seeds in colours.
 
-    offset     hue = direction, depth = length
+    offset     hue = direction: red right, green down and left, blue up and left; depth = length
     bandwidth  margin in px, log scale, dark = small
     seed       0 black, 1 bright
 
@@ -10,26 +10,14 @@ Arrays in; CPU tensors are taken as well. Every picture is (H, W, 3) uint8 RGB.
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from spatialembed.errors import missing_extra
 from spatialembed.method import geometry
-from spatialembed.pictures.colour import LAB, LMS
-from spatialembed.pictures.drawing import (
-    INK,
-    PAPER,
-    display,
-    nearest,
-    overlay,
-    panel,
-    resized,
-    zoom_for,
-)
+from spatialembed.pictures.drawing import display, nearest, overlay, panel, resized, zoom_for
 from spatialembed.types import UNIT
 
 VOID = (38, 40, 44)
@@ -45,10 +33,10 @@ def colour_map(values: np.ndarray, name: str) -> np.ndarray:
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib.
     """
-    if find_spec("matplotlib") is None:
-        raise missing_extra("matplotlib", "train", "drawing maps")
-    from matplotlib import colormaps
-
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise missing_extra("matplotlib", "train", "drawing maps") from error
     colours: np.ndarray = colormaps[name](np.nan_to_num(values).clip(0, 1), bytes=True)
     return colours[..., :3]
 
@@ -58,18 +46,16 @@ def offset_colours(offset: Any, longest: float | None = None) -> np.ndarray:
 
     offset: (2, ...) (x, y), y down, any unit. longest: length of the deepest colour, in the same
     unit; None takes the 99th percentile of the lengths.
+
+    Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib.
     """
     x, y = np.nan_to_num(np.asarray(offset, np.float32))
     length = np.hypot(x, y)
     if longest is None:
         longest = float(np.percentile(length, 99)) if length.size else 0.0
-    strength = np.sqrt((length / max(longest, 1e-12)).clip(0, 1))
-    chroma = 0.19 * strength / np.maximum(length, 1e-12)
-    oklab = np.stack((0.97 - 0.30 * strength, chroma * x, chroma * y), axis=-1)
-    to_cones, to_linear = (np.linalg.inv(matrix).astype(np.float32) for matrix in (LAB, LMS))
-    cones = oklab @ to_cones
-    linear = (cones**2 * cones) @ to_linear  # numpy's cube of what is below 0 is slow
-    colours: np.ndarray = (255 * linear.clip(0, 1) ** (1 / 2.2) + 0.5).astype(np.uint8)
+    depth = np.sqrt((length / max(longest, 1e-12)).clip(0, 1))[..., None]
+    hue = colour_map(np.arctan2(y, x) / (2 * np.pi) % 1, "hsv")
+    colours: np.ndarray = (255 - depth * (255.0 - hue) * 0.9 - depth * 25 + 0.5).astype(np.uint8)
     return colours
 
 
@@ -114,14 +100,13 @@ def maps_panel(
             count = np.count_nonzero(np.unique(labels))
             covered |= fit(labels) > 0
             tiles.append((f"{name}: {count}", overlay(picture, fit(labels))))
-    maps, legends = _maps(fit(offset), fit(log_precision), seeds, covered)
-    return panel(tiles + maps, columns, legends=[None] * len(tiles) + legends)
+    return panel(tiles + _maps(fit(offset), fit(log_precision), seeds, covered), columns)
 
 
 def _maps(
     offset: np.ndarray, log_precision: np.ndarray, seeds: np.ndarray, covered: np.ndarray
-) -> tuple[list[tuple[str, np.ndarray]], list[np.ndarray | None]]:
-    """Tiles of offsets, bandwidth and seeds, and their legends.
+) -> list[tuple[str, np.ndarray]]:
+    """Tiles of offsets, bandwidth and seeds; their captions say how far the colours reach.
 
     Offsets are shown less their median: a learnable centre moves along with a shift that all share,
     so nothing holds it at zero, and it would drown what tells the objects apart.
@@ -137,36 +122,9 @@ def _maps(
     directions[covered] = offset_colours(offset - shared[:, None], longest)
     widths[covered] = margin_colours(margin, low, high)
     x, y = np.rint(shared * UNIT)
-    tiles = [
-        (f"offset less ({x:.0f}, {y:.0f}) px" if x or y else "offset", directions),
-        ("bandwidth", widths),
-        ("seed", colour_map(seeds, "magma")),
+    less = f" less ({x:.0f}, {y:.0f})" if x or y else ""
+    return [
+        (f"offset{less}: up to {longest * UNIT:.0f} px", directions),
+        (f"bandwidth: {low:.2g} to {high:.2g} px", widths),
+        ("seed: 0 to 1", colour_map(seeds, "magma")),
     ]
-    text = max(13, covered.shape[1] // 24)
-    ramp = np.tile(np.linspace(0, 1, 5 * text), (text, 1))
-    return tiles, [
-        _legend("", _wheel(2 * text - 2), f"{longest * UNIT:.0f} px", text),
-        _legend(f"{low:.2g}", colour_map(ramp, "viridis"), f"{high:.2g} px", text),
-        _legend("0", colour_map(ramp, "magma"), "1", text),
-    ]
-
-
-def _wheel(side: int) -> np.ndarray:
-    """Each direction in its colour, the deepest one at the rim."""
-    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (side / 2)
-    wheel = offset_colours(np.stack((x, y)), 1.0)
-    wheel[np.hypot(x, y) > 1] = PAPER
-    return wheel
-
-
-def _legend(before: str, picture: np.ndarray, after: str, text: int) -> np.ndarray:
-    """Picture with a word on each side, in the colours of a panel."""
-    font = ImageFont.load_default(size=max(10, text - 3))
-    left, right = (math.ceil(font.getlength(word)) + 6 if word else 0 for word in (before, after))
-    height, width = picture.shape[:2]
-    canvas = Image.new("RGB", (left + width + right, max(height, text + 4)), PAPER)
-    canvas.paste(Image.fromarray(picture), (left, (canvas.height - height) // 2))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((0, canvas.height // 2), before, INK, font, anchor="lm")
-    draw.text((canvas.width, canvas.height // 2), after, INK, font, anchor="rm")
-    return np.asarray(canvas)

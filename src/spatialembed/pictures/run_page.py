@@ -15,7 +15,6 @@ import numpy as np
 
 from spatialembed.files import atomic_write
 from spatialembed.pictures.charts import Chart, bars, histogram, spread
-from spatialembed.pictures.contact_sheet import ContactSheet
 from spatialembed.pictures.html import counted, render
 from spatialembed.pictures.thumbnail import EXTREMES, Thumbnail
 
@@ -66,15 +65,13 @@ class RunPage:
         """Keep the first few by their rank."""
         self._ends[kind] = sorted([*self._ends[kind], *new], key=lambda pair: pair[0])[:most]
 
-    def write(self, failed: Sequence[str] = (), warnings: Sequence[str] = ()) -> Path:
-        """Write ``report.html``; returns its path. Raises SpatialEmbedError ``disk_full``.
+    def close(self, failed: Sequence[str], warnings: Sequence[str]) -> None:
+        """Write ``report.html``. Raises SpatialEmbedError ``disk_full``.
 
         failed: of each input without results, its name and why. warnings: of the run.
         """
-        path = self.out / "report.html"
-        with atomic_write(path) as temporary:
+        with atomic_write(self.out / "report.html") as temporary:
             temporary.write_text(self.html(failed, warnings), "utf-8")
-        return path
 
     def html(self, failed: Sequence[str], warnings: Sequence[str]) -> str:
         """The whole page."""
@@ -143,27 +140,3 @@ class RunPage:
                 figures = [render(f"{one}.html", values | {"shown": item}) for _, item in ranked]
                 shown.append((title, f"Ranked by {self._measure}{mean}{calibrated}", figures))
         return shown
-
-
-class Gallery:
-    """Hands the thumbnails of images, in their order, to the pages that show them."""
-
-    def __init__(self, sheet: ContactSheet | None = None, page: RunPage | None = None) -> None:
-        self.sheet, self.page = sheet, page
-
-    def __bool__(self) -> bool:
-        return self.sheet is not None or self.page is not None
-
-    def add(self, image: Thumbnail) -> None:
-        """Note an image. Raises SpatialEmbedError ``disk_full``."""
-        if self.sheet is not None:
-            self.sheet.add(image)
-        if self.page is not None:
-            self.page.add(image)
-
-    def close(self, failed: Sequence[str], warnings: Sequence[str]) -> None:
-        """Write what is not written yet, as ``RunPage.write``. Raises ``disk_full``."""
-        if self.sheet is not None:
-            self.sheet.close()
-        if self.page is not None:
-            self.page.write(failed, warnings)

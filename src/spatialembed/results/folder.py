@@ -23,7 +23,8 @@ from spatialembed.concurrency import helpers
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.listing import mark_results
 from spatialembed.images.pixel_size import pixel_size
-from spatialembed.pictures.run_page import Gallery
+from spatialembed.pictures.contact_sheet import ContactSheet
+from spatialembed.pictures.run_page import RunPage
 from spatialembed.pictures.thumbnail import Thumbnail, thumbnail
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.cityscapes import write_result, write_upload
@@ -50,7 +51,7 @@ class _Page(NamedTuple):
 
     rows: str
     entry: coco.Entry | None
-    thumbnail: Thumbnail | None = None  # for the gallery
+    thumbnail: Thumbnail | None = None
     upload: Path | None = None  # the text file for Cityscapes
 
 
@@ -68,17 +69,17 @@ class ResultFolder:
         *,
         formats: str | Sequence[str] = DEFAULT,
         simplify: float = 0.0,
-        gallery: Gallery | None = None,
+        pages: Sequence[ContactSheet | RunPage] = (),
     ) -> None:
         """Names of ``formats.FORMATS``; simplify: of outlines, px, see ``polygons``.
 
-        gallery: is handed the thumbnail of each image; who made it closes it.
+        pages: are handed the thumbnail of each image; who made them closes them.
 
         Raises SpatialEmbedError of ``formats.check`` (exit 2).
         """
         out, formats = Path(out), check(formats, class_names, simplify)
         self.out, self.formats, self.simplify = out, formats, simplify
-        self.gallery = gallery or Gallery()
+        self.pages = pages
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
         self._uploads: list[Path] = []
@@ -141,11 +142,11 @@ class ResultFolder:
         if ambiguity is not None:
             write_ambiguity(place, ambiguity)
         rows, entry, small = "", None, None
-        if self._table or self._coco or self.gallery:
+        if self._table or self._coco or self.pages:
             facts = measure(found.labels, len(found), pixels)
             rows = objects_csv.rows(name, found, facts, pixel_um) if self._table else ""
             entry = coco.describe(name, found, facts) if self._coco else None
-            if self.gallery:
+            if self.pages:
                 link = self.link(place) if "overlay" in formats else ""
                 small = thumbnail(name, link, pixels, found.labels, found, facts.areas, facts.boxes)
         return _Page(rows, entry, small, upload)
@@ -171,7 +172,8 @@ class ResultFolder:
         if self._coco is not None and page.entry is not None:
             self._coco.append(page.entry)
         if page.thumbnail is not None:
-            self.gallery.add(page.thumbnail)
+            for shown in self.pages:
+                shown.add(page.thumbnail)
         if page.upload is not None:
             self._uploads.append(page.upload)
 
