@@ -39,7 +39,7 @@ from spatialembed.inference.predictor import load
 from spatialembed.method.cluster import ClusterOptions, cluster, cluster_with_truth
 from spatialembed.method.geometry import margin_px
 from spatialembed.method.loss import Center
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Embeddings, Normalization, Target
 

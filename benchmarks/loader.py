@@ -22,7 +22,7 @@ from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
 from spatialembed.generated.streets import write_streets
 from spatialembed.inference.engine import resolve_device, resolve_precision
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import Batch, CropPlan, Crops, collate
 from spatialembed.types import Normalization

@@ -24,7 +24,7 @@ from spatialembed.command.bench import machine
 from spatialembed.data.cityscapes import open_cityscapes
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.generated.streets import write_streets
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Normalization
 

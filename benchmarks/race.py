@@ -30,7 +30,8 @@ from torch.utils.data import Dataset as TorchDataset
 from spatialembed.data.dataset import Dataset
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import atomic_write
-from spatialembed.training.crops import AugmentOptions, training_crop
+from spatialembed.training.augment import AugmentOptions
+from spatialembed.training.crops import training_crop
 from spatialembed.training.loader import Batch, collate
 
 CLIP = 10.0

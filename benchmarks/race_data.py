@@ -29,7 +29,7 @@ from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
 from spatialembed.evaluation.threshold_sweep import usual_min_pixels
 from spatialembed.generated.streets import write_streets
 from spatialembed.method.labels import encode, encode_instances
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.types import Normalization, Sample
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,7 +27,7 @@ from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_fol
 from spatialembed.inference.engine import resolve_device, resolve_precision
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.loader import Batch, CropPlan, Crops, collate
 from spatialembed.types import Embeddings, Normalization
 

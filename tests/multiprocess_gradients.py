@@ -11,7 +11,7 @@ from torch import nn
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.loader import CropPlan, Crops, Share, collate
 from spatialembed.types import Normalization
 

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method.normalization import network_input, normalize, to_tensor
-from spatialembed.training.crops import AugmentOptions, training_crop
+from spatialembed.training.augment import AugmentOptions
+from spatialembed.training.crops import training_crop
 from spatialembed.types import Normalization, Sample, Target
 
 NONE = Normalization("none")

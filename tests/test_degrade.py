@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.training.crops import AugmentOptions, training_crop
-from spatialembed.training.degrade import (
+from spatialembed.training.augment import (
+    AugmentOptions,
     after_camera,
     before_camera,
     compressed,
@@ -16,6 +16,7 @@ from spatialembed.training.degrade import (
     single_objects,
     uneven_light,
 )
+from spatialembed.training.crops import training_crop
 from spatialembed.types import Normalization, Sample, Target
 
 STILL = AugmentOptions(brightness=0, contrast=0, noise=0, blur=0, flip=False, rotate=False)

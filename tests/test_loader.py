@@ -5,8 +5,7 @@ from __future__ import annotations
 import pickle
 import signal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,22 +15,25 @@ from PIL import Image
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
-from spatialembed.training.crops import AugmentOptions
-from spatialembed.training.loader import Batch, CropModule, CropPlan, Crops, Share, collate
+from spatialembed.training.augment import AugmentOptions
+from spatialembed.training.loader import Batch, CropPlan, Crops, Share, collate
+from spatialembed.training.loader import loader as loader_of
+from spatialembed.training.step import TrainingModule
 from spatialembed.types import Normalization
-
-PLAN = CropPlan(24, 1.0, 7, 2, 0, 4)  # size, scale, count, batch, seed, epoch
 
 
 def crops(images: Any, seed: int = 0, epoch: int = 4) -> Crops:
-    plan = CropPlan(24, 1.0, 7, 2, seed, epoch)
+    plan = CropPlan(24, 1.0, 7, 2, seed, epoch)  # size, scale, count, batch
     return Crops(images, Normalization(), AugmentOptions(), plan)
 
 
 def loader(images: Any, workers: int) -> Any:
-    module = CropModule(images, Normalization(), AugmentOptions(), lambda _: PLAN, workers)
-    module.trainer = SimpleNamespace(current_epoch=4, global_rank=0, world_size=1)  # type: ignore[assignment]
-    return module.train_dataloader()
+    return loader_of(crops(images), Share(7, 2, 0, 1), workers)
+
+
+def arrived(batch: Any) -> Batch:
+    """A batch as the training step gets it."""
+    return TrainingModule.transfer_batch_to_device(cast(Any, None), batch, torch.device("cpu"), 0)
 
 
 def test_crops_depend_on_seed_epoch_and_number_alone() -> None:
@@ -70,7 +72,7 @@ def test_a_fault_in_a_loader_is_the_fault_itself(fault: str, workers: int, tmp_p
     Image.fromarray(np.ones((40, 39), np.uint16)).save(tmp_path / "masks" / "shapes_00000.png")
     batches = loader(open_folder(tmp_path), workers)
     with pytest.raises(SpatialEmbedError, match=r"size_mismatch.*40x40.*40x39") as caught:
-        [CropModule.transfer_batch_to_device(batches, b, torch.device("cpu"), 0) for b in batches]
+        list(map(arrived, batches))
     assert caught.value.exit_code == 3
 
 

@@ -20,7 +20,8 @@ from spatialembed.inference.predictor import Predictor
 from spatialembed.method import geometry
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.loss import spatial_embedding_loss
-from spatialembed.training.crops import AugmentOptions, training_crop
+from spatialembed.training.augment import AugmentOptions
+from spatialembed.training.crops import training_crop
 from spatialembed.types import Embeddings, Normalization
 
 ROWS, COLUMNS = 280, 250

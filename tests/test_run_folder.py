@@ -16,7 +16,7 @@ import torch
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.training import run_folder, train
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Normalization
 

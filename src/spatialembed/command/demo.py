@@ -23,7 +23,7 @@ from spatialembed.generated.nuclei_and_shapes import (
 )
 from spatialembed.inference.predictor import Predictor, load
 from spatialembed.results.folder import ResultFolder
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Instances, Sample
 

@@ -1,8 +1,8 @@
-"""Where each instance of a data set lies, of which class and how large; and the pixels of classes.
+"""In which image each instance of a data set lies, and of which class; and the pixels of classes.
 
 Made of the truth alone, once; kept in a file named by the hash of what the truth is made of. From
-it crops are placed around objects before an image is read, rare classes are drawn as often as
-common ones, and the seed weights of classes are measured.
+it objects are drawn to cut crops around, rare classes as often as common ones, and the seed weights
+of classes are measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from spatialembed.concurrency import helpers, prefetch
 from spatialembed.console import Stages
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import BROKEN_ARRAYS, atomic_write
-from spatialembed.results.measurements import regions
 from spatialembed.types import Target
 
 logger = logging.getLogger("spatialembed")
@@ -51,10 +50,6 @@ class InstanceIndex:
     image: np.ndarray  # (N,) int64
     label: np.ndarray  # (N,) int64, in the truth of its image, 1..K
     class_index: np.ndarray  # (N,) int64
-    box: np.ndarray  # (N, 4) int64, x1 y1 x2 y2 px, x2 and y2 exclusive
-    area: np.ndarray  # (N,) int64, px that are not ignored
-    middle: np.ndarray  # (N, 2) float64, (y, x) px of the centroid
-    size_hw: np.ndarray  # (I, 2) int64, px of the images
     class_pixels: np.ndarray  # (C,) int64, px of instances that are not ignored
     valid_pixels: np.ndarray  # () int64, px of all images that are not ignored
 
@@ -113,8 +108,9 @@ def instance_index(
         if path is not None and (known := _read(path)) is not None:
             return known
         stages.begin("indexing", len(images))
-        parts = stages.passed(_each(lambda i: _of_image(images.truth(i), i), len(images)))
-        index = _joined(list(parts), len(images.class_names))
+        count = len(images.class_names)
+        parts = stages.passed(_each(lambda i: _of_image(images.truth(i), i, count), len(images)))
+        index = _joined(list(parts))
     if path is not None:
         _write(index, path)
     return index
@@ -131,44 +127,29 @@ def _key(images: HasTruth, digests: Sequence[bytes]) -> str:
     return hashlib.sha256(told + b"".join(digests)).hexdigest()[:32]
 
 
-class _Part(NamedTuple):
-    """The index of one image."""
-
-    rows: dict[str, np.ndarray]  # columns of its K instances
-    size_hw: tuple[int, int]
-    valid: int  # px that are not ignored
-
-
-def _of_image(target: Target, number: int) -> _Part:
+def _of_image(target: Target, number: int, num_classes: int) -> InstanceIndex:
+    """The index of one image; no row for a label without a pixel."""
     labels, ignore = target.labels.numpy(), target.ignore.numpy()
-    total = len(target.classes)
-    facts = regions(labels, total)
-    kept = np.flatnonzero(facts.areas)  # no row for a label without a pixel
-    known = np.bincount(labels[~ignore], minlength=total + 1)[1:]
-    rows = {
-        "image": np.full(len(kept), number, np.int64),
-        "label": kept + 1,
-        "class_index": target.classes.numpy()[kept],
-        "box": facts.boxes[kept],
-        "area": known[kept],
-        "middle": facts.centroids[kept, ::-1],
-    }
-    height, width = labels.shape
-    return _Part(rows, (height, width), int(ignore.size - ignore.sum()))
-
-
-def _joined(parts: Sequence[_Part], num_classes: int) -> InstanceIndex:
-    columns = {
-        name: np.concatenate([p.rows[name] for p in parts])
-        for name in ("image", "label", "class_index", "box", "area", "middle")
-    }
-    pixels = np.bincount(columns["class_index"], columns["area"], num_classes).astype(np.int64)
-    size_hw = np.array([p.size_hw for p in parts], np.int64).reshape(-1, 2)
+    classes, end = target.classes.numpy(), len(target.classes) + 1
+    label = np.flatnonzero(np.bincount(labels.ravel(), minlength=end)[1:]) + 1
+    known = np.bincount(labels[~ignore], minlength=end)[1:]  # px that are not ignored
     return InstanceIndex(
-        **columns,
-        size_hw=size_hw,
-        class_pixels=pixels,
-        valid_pixels=np.array(sum(p.valid for p in parts), np.int64),
+        np.full(len(label), number, np.int64),
+        label,
+        classes[label - 1],
+        np.bincount(classes, known, num_classes).astype(np.int64),
+        np.array(ignore.size - ignore.sum(), np.int64),
+    )
+
+
+def _joined(parts: Sequence[InstanceIndex]) -> InstanceIndex:
+    image, label, class_index, class_pixels, valid_pixels = zip(
+        *(vars(part).values() for part in parts), strict=True
+    )
+    return InstanceIndex(
+        *(np.concatenate(columns) for columns in (image, label, class_index)),
+        sum(class_pixels),
+        sum(valid_pixels),
     )
 
 

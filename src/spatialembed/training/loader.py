@@ -1,13 +1,12 @@
-"""Batches for training: Lightning's data module over any data set of ``Sample``."""
+"""Batches for training, of any data set of ``Sample``."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from spatialembed.data.dataset import Dataset
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.training.crops import AugmentOptions, CropDraw, cut_crop, draw_crop, training_crop
+from spatialembed.training.augment import AugmentOptions
+from spatialembed.training.crops import training_crop
 from spatialembed.training.instance_index import InstanceIndex, Sampling, in_rounds
 from spatialembed.types import Normalization, Target
 
@@ -61,7 +61,7 @@ class Crops(TorchDataset[Crop]):
     natural     every crop around an object, every object once before any comes twice
     balanced    the same, but every class as often as any other
 
-    With an index of the instances a crop is placed before its image is read.
+    The last two need an index of the instances.
     """
 
     def __init__(
@@ -73,39 +73,24 @@ class Crops(TorchDataset[Crop]):
         index: InstanceIndex | None = None,
     ) -> None:
         self.images, self.how, self.augment, self.plan = images, how, augment, plan
-        self.index = index
         rng = np.random.default_rng((plan.seed, plan.epoch))
-        self.rows: np.ndarray | None = None  # (count,) instances of the index
+        self.labels: np.ndarray | None = None  # (count,) objects to cut around
         if plan.sampling == "image":
             self.order = in_rounds(np.arange(len(images)), plan.count, rng)  # (count,) images
         else:
             assert index is not None, "crops around objects need an index"
-            self.rows = index.draw(plan.sampling, plan.count, rng)
-            self.order = index.image[self.rows]
+            rows = index.draw(plan.sampling, plan.count, rng)
+            self.order, self.labels = index.image[rows], index.label[rows]
 
     def __len__(self) -> int:
         return self.plan.count
 
     def __getitem__(self, i: int) -> Crop:
-        plan, image = self.plan, int(self.order[i])
+        plan, sample = self.plan, self.images[int(self.order[i])]
         rng = np.random.default_rng((plan.seed, plan.epoch, i))
-        if self.index is None:
-            sample = self.images[image]
-            crop = training_crop(sample, self.how, plan.size, plan.scale, self.augment, rng)
-            return *crop, sample.name
-        draw = draw_crop(plan.size, plan.scale, self.augment, rng)
-        row = self._row_in(image, draw) if self.rows is None else int(self.rows[i])
-        middle = None if row is None else self.index.middle[row].tolist()
-        corner = draw.corner(self.index.size_hw[image].tolist(), middle)
-        sample = self.images[image]
-        crop = cut_crop(sample, self.how, plan.size, draw.side, corner, self.augment, rng)
+        label = None if self.labels is None else int(self.labels[i])
+        crop = training_crop(sample, self.how, plan.size, plan.scale, self.augment, rng, label)
         return *crop, sample.name
-
-    def _row_in(self, image: int, draw: CropDraw) -> int | None:
-        """The instance of an image around which a crop lies, a row of the index; None: anywhere."""
-        assert self.index is not None
-        first, last = np.searchsorted(self.index.image, (image, image + 1)).tolist()
-        return first + draw.instance(last - first) if draw.around and last > first else None
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Crop] | SpatialEmbedError:
         """The crops of a batch. A fault is handed over: raised in a loader it arrives as text."""
@@ -139,48 +124,19 @@ class Share:
             yield list(range(begin, begin + self.part))
 
 
-class CropModule(pl.LightningDataModule):
-    """Crops for training.
-
-    ``plan_of(epoch)`` gives the crops of an epoch; loaders are made anew each epoch, so the
-    stages of a training are nothing but different plans.
-    """
-
-    def __init__(
-        self,
-        images: Dataset,
-        how: Normalization,
-        augment: AugmentOptions,
-        plan_of: Callable[[int], CropPlan],
-        workers: int,
-        index: InstanceIndex | None = None,
-    ) -> None:
-        super().__init__()
-        self.images, self.how, self.augment, self.index = images, how, augment, index
-        self.plan_of, self.workers = plan_of, workers
-
-    def train_dataloader(self) -> DataLoader[Crop]:
-        trainer = self.trainer
-        assert trainer is not None
-        plan = self.plan_of(trainer.current_epoch)
-        return DataLoader(
-            Crops(self.images, self.how, self.augment, plan, self.index),
-            batch_sampler=Share(plan.count, plan.batch, trainer.global_rank, trainer.world_size),
-            collate_fn=collate,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_ctrl_c,
-            # Of its own: each iterator draws a number, and the first epoch after a resume has one
-            # iterator less. From the common generator the network would drop other channels.
-            generator=torch.Generator(),
-        )
-
-    def transfer_batch_to_device(
-        self, batch: Batch | SpatialEmbedError, device: torch.device, _: int
-    ) -> Batch:
-        if isinstance(batch, SpatialEmbedError):
-            raise batch
-        return batch.to(device)
+def loader(crops: Crops, share: Share, workers: int) -> DataLoader[Crop]:
+    """Batches of a process's share of the crops, cut by so many loader processes."""
+    return DataLoader(
+        crops,
+        batch_sampler=share,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_ctrl_c,
+        # Of its own: each iterator draws a number, and the first epoch after a resume has one
+        # iterator less. From the common generator the network would drop other channels.
+        generator=torch.Generator(),
+    )
 
 
 def _leave_ctrl_c(_: int) -> None:

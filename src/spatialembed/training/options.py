@@ -9,7 +9,7 @@ from typing import Literal
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method.loss import Center
 from spatialembed.options import DataOptions
-from spatialembed.training.crops import AugmentOptions
+from spatialembed.training.augment import AugmentOptions
 from spatialembed.types import Network, Normalization
 
 

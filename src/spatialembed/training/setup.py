@@ -21,7 +21,7 @@ from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.instance_index import InstanceIndex
-from spatialembed.training.loader import CropPlan
+from spatialembed.training.loader import CropPlan, Crops
 from spatialembed.training.options import TrainOptions
 from spatialembed.types import Normalization
 
@@ -64,6 +64,10 @@ class Setup:
             epoch,
             stage.sampling,
         )
+
+    def crops(self, plan: CropPlan) -> Crops:
+        """The crops of a plan, cut from the training images."""
+        return Crops(self.train, self.normalization, self.options.augment, plan, self.index)
 
     def engine(self, net: SpatialEmbeddingNet) -> TiledEngine:
         """The network as validation runs it, on the device and in the precision of the run."""

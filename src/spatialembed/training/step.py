@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.inference import model_file
@@ -18,7 +19,7 @@ from spatialembed.method.geometry import log_precision_of
 from spatialembed.method.loss import SMOOTHNESS, LossTerms, hinge_loss, spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.average import WeightAverage
-from spatialembed.training.loader import Batch
+from spatialembed.training.loader import Batch, Crop, Share, loader
 from spatialembed.training.run_folder import last_good_checkpoint
 from spatialembed.training.setup import Setup
 from spatialembed.types import Embeddings
@@ -56,6 +57,20 @@ class TrainingModule(pl.LightningModule):
     def seconds(self) -> float:
         """Time spent on this run, including the part before a resume."""
         return time.monotonic() - self.started
+
+    def train_dataloader(self) -> DataLoader[Crop]:
+        """Made anew each epoch: the stages of a training are nothing but other crops."""
+        setup = self.setup_of_run
+        plan = setup.plan(self.current_epoch)
+        share = Share(plan.count, plan.batch, self.global_rank, self.trainer.world_size)
+        return loader(setup.crops(plan), share, setup.options.workers)
+
+    def transfer_batch_to_device(
+        self, batch: Batch | SpatialEmbedError, device: torch.device, _: int
+    ) -> Batch:
+        if isinstance(batch, SpatialEmbedError):
+            raise batch
+        return batch.to(device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         statistics = [buffer.clone() for buffer in self.net.buffers()]

@@ -50,7 +50,7 @@ from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 from spatialembed.training.callbacks import Bar, CheckpointIO, EpochEnd, Interrupted, Limits
 from spatialembed.training.init import start_from
 from spatialembed.training.instance_index import InstanceIndex, instance_index
-from spatialembed.training.loader import CropModule, Share
+from spatialembed.training.loader import Share
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.run_folder import (
     RUN_VARIABLE,
@@ -283,14 +283,13 @@ def _in_parts(options: TrainOptions) -> bool:
 
 
 def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
-    """The index of the training images, where crops, windows or weights need it.
+    """The index of the training images, where crops or weights need it.
 
     It is kept beside the runs, since many learn from the same images.
     """
     stages = [stage for stage in (options.stage1, options.stage2) if stage.epochs]
     around = any(stage.sampling != "image" for stage in stages)
-    windows = hasattr(images, "window") and options.normalization.kind != "percentile"
-    if not (around or windows or options.foreground_weight == "enet"):
+    if not (around or options.foreground_weight == "enet"):
         return None
     index = instance_index(images, run.parent / ".instances", progress=rank() == 0)
     absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
@@ -358,9 +357,6 @@ def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
 
 def _fit(setup: Setup, module: TrainingModule) -> None:
     options = setup.options
-    data = CropModule(
-        setup.train, setup.normalization, options.augment, setup.plan, options.workers, setup.index
-    )
     plans = [setup.plan(epoch) for epoch in range(options.epochs)]
     bar = Bar([len(Share(plan.count, plan.batch, 0, options.devices)) for plan in plans])
     with noted_signals() as signals, _quiet():
@@ -385,7 +381,7 @@ def _fit(setup: Setup, module: TrainingModule) -> None:
             log_every_n_steps=1,
         )
         try:
-            trainer.fit(module, data, ckpt_path=setup.start, weights_only=True)
+            trainer.fit(module, ckpt_path=setup.start, weights_only=True)
         except (RuntimeError, MemoryError) as error:
             if signals:  # `timeout` and others signal the loaders too, which die of it
                 raise Interrupted(signals[0]) from error
