@@ -86,8 +86,7 @@ def results(kind: str, out: Path) -> dict[str, str]:
 
 def left_over(out: Path) -> list[str]:
     """Temporary files, work folders and locks."""
-    kept = (".spatialembed-results", ".instances")  # a marker; an index, which is a cache
-    hidden = (path for path in out.rglob(".*") if path.name not in kept)
+    hidden = (path for path in out.rglob(".*") if path.name != ".spatialembed-results")
     return [str(path.relative_to(out)) for path in hidden]
 
 

@@ -12,7 +12,6 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from report import Table, finish
@@ -43,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_streets(folder, 5, (1024, 2048), progress=False)
         streets = open_cityscapes(folder, split="train")
-        index = instance_index(streets, Path(folder), progress=False)
+        index = instance_index(streets, progress=False)
         for size, batch in CASES:
             seconds = in_turns(jobs(streets, index, size, batch, device, half), options.rounds)
             rows.append(row(size, batch, seconds))

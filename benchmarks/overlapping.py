@@ -20,7 +20,7 @@ from rich.table import Table
 
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
 from spatialembed.evaluation.cityscapes_ap import ClassOverlaps, average_precision, mask_overlaps
-from spatialembed.evaluation.label_report import mean
+from spatialembed.evaluation.label_metrics import mean
 from spatialembed.inference.predictor import Predictor, load
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.geometry import embed, precision

@@ -26,7 +26,7 @@ from spatialembed.data.folder import open_folder
 from spatialembed.data.splitting import split_dataset
 from spatialembed.evaluation.cityscapes_ap import MIN_PIXELS, average_precision, mask_overlaps
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
-from spatialembed.evaluation.threshold_sweep import usual_min_pixels
+from spatialembed.evaluation.threshold_sweep import areas_of, min_pixels_of
 from spatialembed.generated.streets import write_streets
 from spatialembed.method.labels import encode, encode_instances
 from spatialembed.training.augment import AugmentOptions
@@ -143,7 +143,7 @@ def nuclei(size: Size, weights: Weights, root: Path | None = None) -> Trial | No
     recipe = Recipe(
         classes=train.class_names,
         normalization=Normalization(),
-        min_pixels=usual_min_pixels(train[i].target for i in _spread(len(train), 200)),
+        min_pixels=min_pixels_of(areas_of(train[i].target for i in _spread(len(train), 200))),
         detections=400,
         rois=128,
         anchors=(8, 16, 32, 64, 128),

@@ -16,10 +16,10 @@ from spatialembed.inference import model_file
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.average import WeightAverage
-from spatialembed.training.init import SEED_OUTPUT, start_from
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.training.run_folder import checkpoint_path, read_checkpoint
+from spatialembed.training.setup import SEED_OUTPUT, start_from
+from spatialembed.training.step import WeightAverage
 from spatialembed.training.train import train
 from spatialembed.types import Network, Normalization
 

@@ -26,7 +26,6 @@ from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.coco import open_coco
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.evaluation import official
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.generated.streets import generate_street
@@ -109,16 +108,15 @@ def disturbed(sample: Sample, rng: np.random.Generator, class_names: tuple[str, 
 def test_truth_through_maps_clusters_and_files_is_perfect(
     streets: CityscapesDataset, tmp_path: Path
 ) -> None:
-    """Truth -> ideal maps -> clustering -> files -> official evaluator: AP 1 of every class."""
+    """Truth -> ideal maps -> clustering -> AP 1 of every class, files beside it."""
     targets = [streets.truth(i) for i in range(len(streets))]
     ids = np.unique(np.concatenate([streets.instance_ids(i).ravel() for i in range(len(streets))]))
     assert set(IDS.values()) & set(ids.tolist()), "no group"
     report = evaluate(
         oracle(targets, CLASSES, min_pixels=20), streets, "cityscapes", out=tmp_path, progress=False
     )
-    for figures in (report.figures, report.official):
-        np.testing.assert_array_equal(figures["AP"], np.ones(8))
-        np.testing.assert_array_equal(figures["AP50"], np.ones(8))
+    np.testing.assert_array_equal(report.figures["AP"], np.ones(8))
+    np.testing.assert_array_equal(report.figures["AP50"], np.ones(8))
     assert (report.counts["true"] > 0).all()
     texts = sorted((tmp_path / "results").glob("*.txt"))
     assert [path.stem for path in texts] == [f"ahornfeld_{i:06d}_000019" for i in STREETS]
@@ -131,24 +129,20 @@ def test_truth_through_maps_clusters_and_files_is_perfect(
 def test_evaluators_agree_through_the_files(
     streets: CityscapesDataset, tmp_path: Path, seed: int
 ) -> None:
-    """The door gives what the tools' own entry gives for the files, and we the same."""
+    """The figures are those that cityscapesScripts gives for the files written."""
     rng = np.random.default_rng(seed)
     found = [disturbed(streets[i], rng, CLASSES) for i in range(len(streets))]
     report = score(found, streets, "cityscapes", tmp_path)
     assert 0 < report.mean("AP") < 1
-    for name, values in report.official.items():
-        np.testing.assert_allclose(report.figures[name], values, rtol=0, atol=1e-9)
+    theirs = own_entry(tmp_path, streets)
     for name in ("AP", "AP50"):
-        entry = [own_entry(tmp_path, streets)[c][name] for c in CLASSES]
-        np.testing.assert_allclose(report.official[name], entry, rtol=0, atol=1e-12)
+        entry = [theirs[c][name] for c in CLASSES]
+        np.testing.assert_allclose(report.figures[name], entry, rtol=0, atol=1e-9)
     report.write(tmp_path)
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["mean"]["AP"] == report.mean("AP")
     assert written["by_class"]["car"]["AP50"] == report.figures["AP50"][2]
-    assert written["official"]["AP"].keys() == set(CLASSES)
-    text = shown(report)
-    assert "agree to 1e-9" in text
-    assert text.count(f"{report.mean('AP'):.3f}") >= 2
+    assert f"{report.mean('AP'):.3f}" in shown(report)
 
 
 def own_entry(folder: Path, streets: CityscapesDataset) -> dict[str, dict[str, float]]:
@@ -196,27 +190,6 @@ def squares_found(*places: tuple[int, int], classes: Sequence[int]) -> Instances
     return Instances(found, scores, np.asarray(classes, np.int64), ("person", "car"))
 
 
-def test_where_the_official_tools_fail(tmp_path: Path) -> None:
-    """A missed car, and a detection in a group: none counts, and the tools end in an error."""
-    dataset = square_scene(tmp_path, {(0, 0): 26001, (0, 30): 26, (0, 60): 24001})
-    found = squares_found((0, 60), (0, 30), classes=[0, 1])
-    report = score([found], dataset, "cityscapes", tmp_path / "out")
-    np.testing.assert_array_equal(report.figures["AP"], [1, 0])
-    np.testing.assert_array_equal(report.official["AP"], [1, np.nan])
-    assert "no detection of a class counts: car" in shown(report)
-
-
-def test_a_folder_named_from_within_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tools hold paths against that of the folder as text, and end the process."""
-    dataset = square_scene(tmp_path, {(0, 0): 26001})
-    (tmp_path / "inner").mkdir()
-    monkeypatch.chdir(tmp_path / "inner")
-    report = score([squares_found((0, 0), classes=[1])], dataset, "cityscapes", Path("../out"))
-    np.testing.assert_array_equal(report.official["AP"], [np.nan, 1])
-
-
 def test_images_that_the_benchmark_cannot_tell_apart(tmp_path: Path) -> None:
     square_scene(tmp_path, {(0, 0): 26001})
     for part in ("leftImg8bit", "gtFine"):
@@ -226,34 +199,6 @@ def test_images_that_the_benchmark_cannot_tell_apart(tmp_path: Path) -> None:
     assert len(dataset) == 2
     with pytest.raises(SpatialEmbedError, match=r"name_collision: .*/other/.*/lindenberg/"):
         score([], dataset, "cityscapes", tmp_path / "out")
-
-
-def test_figures_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = square_scene(tmp_path, {(0, 0): 26001})
-    found = [squares_found((0, 0), classes=[1])]
-    official_ap = official.cityscapes_ap
-
-    def off(*args: Any, **kwargs: Any) -> Any:
-        ap, failed = official_ap(*args, **kwargs)
-        return ap - 2e-9, failed
-
-    monkeypatch.setattr(official, "cityscapes_ap", off)
-    with pytest.raises(
-        SpatialEmbedError, match=r"evaluators_differ: car: AP 1\.0+ .* 0\.999999998"
-    ):
-        score(found, dataset, "cityscapes", tmp_path / "out")
-
-
-def test_without_the_official_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
-    dataset = square_scene(tmp_path, {(0, 0): 26001})
-    found = squares_found((0, 0), classes=[1])
-    report = score([found], dataset, "cityscapes", tmp_path / "out")
-    assert report.mean("AP") == 1
-    assert not report.official
-    assert "pip install 'spatialembed[cityscapes]'" in shown(report)
-    assert (tmp_path / "out" / "results" / "lindenberg_000000_000019.txt").exists()
-    assert not score([found], dataset, "cityscapes").official
 
 
 @pytest.mark.parametrize("metric", ["cityscapes", "coco"])

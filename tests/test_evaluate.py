@@ -22,8 +22,7 @@ from rich.console import Console
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
-from spatialembed.evaluation.label_report import Report
-from spatialembed.evaluation.label_score import WORST
+from spatialembed.evaluation.label_report import WORST, Report
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target

@@ -1,11 +1,9 @@
-"""The index of instances: against loops over pixels, its cache, its draws."""
+"""The index of instances: against loops over pixels, its draws."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,19 +40,18 @@ class Drawn:
 
     def __init__(self, truths: list[tuple[np.ndarray, np.ndarray, list[int]]]) -> None:
         self.truths = truths
-        self.read = 0
 
     def __len__(self) -> int:
         return len(self.truths)
 
     def truth(self, i: int) -> Target:
-        self.read += 1
         labels, ignore, classes = self.truths[i]
         return Target(torch.from_numpy(labels), torch.tensor(classes, dtype=torch.int64),
                       torch.from_numpy(ignore))  # fmt: skip
 
-    def truth_digest(self, i: int) -> bytes:
-        return b"".join(np.asarray(part).tobytes() for part in self.truths[i])
+
+def index_of_drawn(dataset: Any) -> InstanceIndex:
+    return instance_index(dataset, progress=False)
 
 
 def random_truths(seed: int, images: int = 3) -> Drawn:
@@ -89,9 +86,9 @@ def rows_of(dataset: Drawn) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_loops_over_pixels(seed: int) -> None:
     dataset = random_truths(seed)
-    index = instance_index(dataset, progress=False)
+    index = index_of_drawn(dataset)
     assert table(index) == rows_of(dataset)
-    assert int(index.valid_pixels) == sum(int((~t[1]).sum()) for t in dataset.truths)
+    assert index.valid_pixels == sum(int((~t[1]).sum()) for t in dataset.truths)
     area = [sum(row[3] for row in by_loops(dataset) if row[2] == c) for c in range(3)]
     assert index.class_pixels.tolist() == area
 
@@ -99,100 +96,18 @@ def test_equals_loops_over_pixels(seed: int) -> None:
 def test_images_without_instance_and_labels_without_pixel() -> None:
     nothing = np.zeros((4, 5), np.int32), np.zeros((4, 5), bool), []
     gap = np.full((4, 5), 2, np.int32), np.ones((4, 5), bool), [1, 0]
-    index = instance_index(Drawn([nothing, gap, nothing]), progress=False)
+    index = index_of_drawn(Drawn([nothing, gap, nothing]))
     assert table(index) == [(1, 2, 0)]
-    assert len(instance_index(Drawn([nothing]), progress=False)) == 0
+    assert len(index_of_drawn(Drawn([nothing]))) == 0
     assert index.enet_weights() == [1 / math.log(1.02)] * 3
 
 
 def test_enet_weights_by_hand() -> None:
     labels = np.array([[1, 1, 0, 2], [0, 0, 0, 2]], np.int32)
     ignore = np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool)  # 6 valid; class 0: 1 px, class 2: 2 px
-    index = instance_index(Drawn([(labels, ignore, [0, 2])]), progress=False)
+    index = index_of_drawn(Drawn([(labels, ignore, [0, 2])]))
     expected = [1 / math.log(1.02 + p) for p in (1 / 6, 0, 2 / 6)]
     assert index.enet_weights() == pytest.approx(expected, rel=1e-12)
-
-
-# ---------------------------------------------------------------- the cache
-
-
-def test_made_once_and_read_again(tmp_path: Path) -> None:
-    dataset = random_truths(0)
-    first = instance_index(dataset, tmp_path, progress=False)
-    assert dataset.read == 3
-    again = instance_index(dataset, tmp_path, progress=False)
-    assert dataset.read == 3
-    assert table(again) == table(first)
-    assert np.array_equal(again.class_pixels, first.class_pixels)
-    labels = dataset.truths[2][0]
-    labels[0, 0] = (labels[0, 0] + 1) % 5
-    changed = instance_index(dataset, tmp_path, progress=False)
-    assert dataset.read == 6
-    assert table(changed) == rows_of(dataset)
-
-
-def test_a_mask_changed_under_its_old_date_is_seen(tmp_path: Path) -> None:
-    write_folder(SyntheticDataset("shapes", (40, 40), 2), tmp_path / "data", progress=False)
-    mask = tmp_path / "data" / "masks" / "shapes_00001.png"
-    before = instance_index(open_folder(tmp_path / "data"), tmp_path, progress=False)
-    status, pixels = mask.stat(), np.array(Image.open(mask))
-    Image.fromarray(np.where(pixels == pixels.max(), 0, pixels)).save(mask)
-    os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
-    after = instance_index(open_folder(tmp_path / "data"), tmp_path, progress=False)
-    assert len(after) == len(before) - 1
-    assert len(list(tmp_path.glob("*.npz"))) == 2
-
-
-def test_what_masks_are_taken_for_belongs_to_the_key(streets: Path, tmp_path: Path) -> None:
-    keys = set()
-    for classes, groups in ((None, "ignore"), (["car"], "ignore"), (None, "background")):
-        dataset = open_cityscapes(streets, classes=classes, groups=groups)  # type: ignore[arg-type]
-        keys.add(dataset.truth_digest(0))
-        instance_index(dataset, tmp_path, progress=False)
-    assert len(keys) == len(list(tmp_path.glob("*.npz"))) == 3
-    whole, part = open_cityscapes(streets), open_cityscapes(streets).subset([1, 0])
-    assert [part.truth_digest(i) for i in (0, 1)] == [whole.truth_digest(i) for i in (1, 0)]
-
-
-def test_a_copied_data_set_keeps_its_index(streets: Path, tmp_path: Path) -> None:
-    instance_index(open_cityscapes(streets), tmp_path / "cache", progress=False)
-    shutil.copytree(streets, tmp_path / "copy")
-    instance_index(open_cityscapes(tmp_path / "copy"), tmp_path / "cache", progress=False)
-    assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
-
-
-@pytest.mark.parametrize("how", ["empty", "truncated", "text", "flipped", "a pickle"])
-def test_a_damaged_file_is_made_anew(
-    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    dataset = random_truths(1)
-    instance_index(dataset, tmp_path, progress=False)
-    (path,) = tmp_path.glob("*.npz")
-    content = path.read_bytes()
-    half = len(content) // 2
-    if how == "a pickle":
-        np.savez(path, image=np.array([object()]))
-    else:
-        path.write_bytes(
-            {
-                "empty": b"", "truncated": content[:half], "text": b"no index",
-                "flipped": content[:half] + bytes([content[half] ^ 255]) + content[half + 1:],
-            }[how]
-        )  # fmt: skip
-    with caplog.at_level(logging.WARNING, "spatialembed"):
-        index = instance_index(dataset, tmp_path, progress=False)
-    assert "damaged" in caplog.text
-    assert table(index) == rows_of(dataset)
-    assert dataset.read == 6
-
-
-def test_a_folder_that_cannot_be_written_stops_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    index = instance_index(random_truths(0), tmp_path / "file", progress=False)
-    assert table(index) == rows_of(random_truths(0))
-    assert "cannot be saved" in caplog.text
 
 
 def one_box(folder: Path) -> Path:
@@ -221,7 +136,6 @@ def test_truth_is_that_of_the_sample_without_its_image(streets: Path, tmp_path: 
         for name in ("labels", "classes", "ignore"):
             assert torch.equal(getattr(truth, name), getattr(sample, name))
         assert len(truth.classes)
-        assert dataset.truth_digest(0) == dataset.truth_digest(0)
 
 
 # ---------------------------------------------------------------- draws
@@ -231,7 +145,7 @@ def index_of(images: list[int], classes: list[int]) -> InstanceIndex:
     """An index of instances that lie in these images and are of these classes."""
     n = len(images)
     zeros = np.zeros(n, np.int64)
-    return InstanceIndex(np.array(images), zeros, np.array(classes), zeros, np.array(0))
+    return InstanceIndex(np.array(images), zeros, np.array(classes), zeros, 0)
 
 
 UNEVEN = index_of([0] + [1] * 9 + [2] * 50, [0] * 40 + [2] * 15 + [3] * 5)
@@ -295,7 +209,7 @@ def test_rounds_bring_each_once_before_any_twice() -> None:
 
 def test_crops_lie_around_the_objects_that_were_drawn(streets: Path) -> None:
     dataset = open_cityscapes(streets)
-    index = instance_index(dataset, progress=False)
+    index = index_of_drawn(dataset)
     still = AugmentOptions(0.0, (1.0, 1.0), False, False, 0.0, 0.0, 0.0, 0.0)
     crops = Crops(dataset, PLAIN, still, CropPlan(64, 1.0, 40, 2, 0, 0, "natural"), index)
     drawn = index.draw("natural", 40, np.random.default_rng((0, 0)))

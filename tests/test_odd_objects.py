@@ -13,7 +13,13 @@ from torch import Tensor
 
 from spatialembed.data.folder import FolderDataset, open_folder
 from spatialembed.evaluation.evaluate import evaluate
-from spatialembed.evaluation.threshold_sweep import find_all, mean_ap, usual_min_pixels
+from spatialembed.evaluation.threshold_sweep import (
+    Grid,
+    areas_of,
+    mean_ap,
+    min_pixels_of,
+    sweep,
+)
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method import geometry
@@ -158,13 +164,15 @@ def test_min_pixels_is_one_rule(fault: str, smallest: int, tmp_path: Path) -> No
     sizes = np.bincount(ids.ravel())[1:]
     expected = int((sizes > smallest).sum())
 
-    seen = next(find_all(engine, HOW, dataset, ClusterOptions(min_pixels=smallest)))  # type: ignore[arg-type]
+    options = ClusterOptions(min_pixels=smallest)
+    base = sweep(engine, HOW, dataset, options, 1, grid=Grid.of_starts(options))
     report = evaluate(model, dataset, progress=False)
-    assert len(seen.instances) == len(model(dataset[0].image)) == expected
-    assert np.array_equal(seen.instances.labels, np.asarray(model(dataset[0].image).labels))
+    found = model(dataset[0].image)
+    assert len(found) == expected
     assert len(dataset[0].target.classes) == 18
     assert len(report.rows[0].missed) == 18 - expected
-    ap = mean_ap(seen.instances, dataset[0], 1)
+    ap = float(base.mean()[base.grid.cell(options)])
+    assert ap == pytest.approx(mean_ap(found, dataset[0], 1))
     assert ap == pytest.approx(report.mean_ap) == pytest.approx(expected / 18)
 
 
@@ -172,4 +180,4 @@ def test_min_pixels_is_one_rule(fault: str, smallest: int, tmp_path: Path) -> No
 def test_usual_min_pixels_drops_no_object_of_usual_size(fault: str, tmp_path: Path) -> None:
     dataset = written(specks(), tmp_path)
     truths = [s.target for s in dataset]
-    assert usual_min_pixels(truths) == 0  # half a pixel: objects of one pixel are found
+    assert min_pixels_of(areas_of(truths)) == 0  # half a pixel: objects of one pixel are found

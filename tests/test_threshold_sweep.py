@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from spatialembed.evaluation.label_metrics import mean_over_images
 from spatialembed.evaluation.threshold_sweep import (
     FOREGROUNDS,
     STARTS,
     Grid,
     Surface,
     ap_by_start,
-    find_all,
+    areas_of,
     mean_ap,
-    mean_over_images,
+    min_pixels_of,
     overlaps_with,
     sweep,
-    usual_min_pixels,
 )
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.types import UNIT, Embeddings, Instances, Normalization, Sample, Target
@@ -207,15 +207,10 @@ def test_classes_are_scored_apart() -> None:
     assert math.isnan(mean_ap(found_as(sample([]), []), sample([]), 2))
 
 
-def test_usual_min_pixels() -> None:
-    assert usual_min_pixels([sample([0, 1]).target, sample([]).target]) == 40  # half of 81
-    assert usual_min_pixels([sample([]).target]) == 0
-    assert usual_min_pixels([]) == 0
+def test_min_pixels_of_the_objects() -> None:
+    def usual(truths: Sequence[Target]) -> int:
+        return min_pixels_of(areas_of(truths))
 
-
-def test_every_image_once_and_in_order() -> None:
-    images = [sample([0]), sample([0, 1])]
-    found = list(find_all(engine([0.95]), PLAIN, images, BASE))
-    assert [f.sample for f in found] == images
-    assert [len(f.instances) for f in found] == [1, 1]
-    assert isinstance(found[0].instances.labels, np.ndarray)
+    assert usual([sample([0, 1]).target, sample([]).target]) == 40  # half of 81
+    assert usual([sample([]).target]) == 0
+    assert usual([]) == 0

@@ -25,6 +25,7 @@ from torch.utils.data import get_worker_info
 import multiprocess_gradients
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.files import locked
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 from spatialembed.images.write import write_png
 from spatialembed.inference import model_file
@@ -461,7 +462,7 @@ def test_killed_loader_is_an_error(
 
 @pytest.mark.parametrize("fault", ["TRN-16"])
 def test_second_run_in_a_folder_is_refused(fault: str, scenes: Path, tmp_path: Path) -> None:
-    with run_folder.locked(tmp_path / "run"), pytest.raises(SpatialEmbedError, match="run_locked"):
+    with locked(tmp_path / "run"), pytest.raises(SpatialEmbedError, match="run_locked"):
         train.train(options(scenes, tmp_path))
     (tmp_path / "run" / "config.yaml").write_text("")
     with pytest.raises(SpatialEmbedError, match="run_exists"):

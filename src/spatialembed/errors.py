@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 USAGE, INPUT, MODEL, RESOURCE, PARTIAL = 2, 3, 4, 5, 6
 """Exit codes: usage or configuration, input, model or checkpoint, disk or memory, some failed."""
@@ -38,6 +39,12 @@ def missing_extra(package: str, extra: str, purpose: str) -> SpatialEmbedError:
         f"pip install 'spatialembed[{extra}]'",
         USAGE,
     )
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Raise SpatialEmbedError ``missing_extra`` (exit 2) where a package is not installed."""
+    if find_spec(package) is None:
+        raise missing_extra(package.replace("_", "-"), extra, purpose)
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:

@@ -32,7 +32,7 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     """Bundled name, model folder, or a file inside one."""
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
     """ap: AP of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: AP of that
-    benchmark, by its official tools too; coco: mask AP as COCO defines it, for any data."""
+    benchmark; coco: mask AP as COCO defines it, for any data."""
     max_dets: int = 100
     """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"

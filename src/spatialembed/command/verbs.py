@@ -146,6 +146,7 @@ def tune(options: TuneOptions) -> int:
     from rich.console import Console
 
     from spatialembed.data.open import data_name, with_classes_of
+    from spatialembed.data.splitting import group_keys
     from spatialembed.evaluation import tune as tuning
     from spatialembed.inference.predictor import load_for
     from spatialembed.inference.tiled_engine import TiledEngine
@@ -157,7 +158,7 @@ def tune(options: TuneOptions) -> int:
     stride = NETWORKS[predictor.info.network].stride
     predictor.engine = TiledEngine(predictor.engine, stride=stride)
     dataset = with_classes_of(predictor.info.class_names, dataset)
-    groups = tuning.groups(dataset, options.group_by)
+    groups = group_keys(dataset, options.group_by) if options.group_by else None
     report = _new_folder(options.report, "tune", options.data)
     result = tuning.tune(predictor, dataset, groups=groups)
     tuning.write_report(result, report)

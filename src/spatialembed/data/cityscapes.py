@@ -15,7 +15,6 @@ polygons. Facts: the label table and the evaluator of cityscapesScripts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +28,6 @@ from spatialembed.data.cityscapes_ids import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split, read_sample
 from spatialembed.data.pairing import by_name, paired
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
-from spatialembed.images.decode import read_bytes
 from spatialembed.images.read import MAX_PIXELS, read_labels
 from spatialembed.options import DataOptions
 from spatialembed.types import Sample, Target
@@ -147,11 +145,6 @@ class CityscapesDataset:
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
         return self._target(i)[0]
-
-    def truth_digest(self, i: int) -> bytes:
-        """Hash of all that ``truth(i)`` follows from."""
-        told = (self.class_names, self.groups)
-        return hashlib.sha256(read_bytes(self.frames[i].ids) + repr(told).encode()).digest()
 
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""

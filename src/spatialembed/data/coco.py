@@ -6,7 +6,6 @@ objects overlap, the smaller one is on top. Category ids become classes 0..C-1 i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -162,12 +161,6 @@ class CocoDataset:
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""
         return self._target(self.images[i])[0]
-
-    def truth_digest(self, i: int) -> bytes:
-        """Hash of all that ``truth(i)`` follows from."""
-        image = self.images[i]
-        told = (self.class_names, image.size_hw, image.annotations)
-        return hashlib.sha256(repr(told).encode()).digest()
 
     def _target(self, image: _Image) -> tuple[Target, np.ndarray]:
         """The truth of an image and the ids (K,) of its annotations, drawn once in a process."""

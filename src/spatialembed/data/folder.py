@@ -11,7 +11,6 @@ The name (key) of an image is its path below images/ without suffix.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,6 @@ from spatialembed.data.tables import (
     read_index,
 )
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.decode import read_bytes
 from spatialembed.images.read import read_labels
 from spatialembed.method.labels import relabel
 from spatialembed.options import DataOptions
@@ -97,13 +95,6 @@ class FolderDataset:
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""
         return self._target(self.pairs[i])[0]
-
-    def truth_digest(self, i: int) -> bytes:
-        """Hash of all that ``truth(i)`` follows from."""
-        pair, how = self.pairs[i], self.reading
-        flags = (how.split_components, how.plain_ids, how.ignore_id)
-        told = repr((self.class_names, pair.classes, *flags))
-        return hashlib.sha256(read_bytes(pair.mask) + told.encode()).digest()
 
     def _target(self, pair: Pair) -> tuple[Target, np.ndarray]:
         """The truth of an image, and the ids (K,) of its instances."""

@@ -137,7 +137,7 @@ def timed(survey: Survey, advice: Advice, limit_s: float = LIMIT_S) -> Timing | 
     """Time some training steps of the recommendation; None without the extra ``train``, or where
     training refuses the data."""
     try:
-        from spatialembed.training.train import open_split
+        from spatialembed.training.setup import open_split
     except ImportError:
         return None
     options = _options(advice, str(survey.root))

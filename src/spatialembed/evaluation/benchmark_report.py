@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from spatialembed.data.split_record import sentence
+from spatialembed.evaluation.label_metrics import mean
 from spatialembed.evaluation.label_report import (
+    SAMPLED,
     Sampling,
     json_ready,
-    mean,
     number,
     report_table,
+    run_words,
     write_json,
 )
+
+
+class Figures(NamedTuple):
+    """What an evaluator says of C classes."""
+
+    figures: Mapping[str, np.ndarray]  # name -> (C,) in [0, 1]
+    counts: Mapping[str, np.ndarray]  # name -> (C,) int64
+    notes: tuple[str, ...]  # sentences below the table
 
 
 @dataclass(frozen=True)
@@ -29,15 +38,14 @@ class BenchmarkReport:
     A figure is NaN for a class that does not occur; means are over the others.
     """
 
-    metric: Literal["cityscapes", "coco"]
+    metric: str  # "cityscapes" or "coco"
     class_names: tuple[str, ...]  # (C,)
     sampling: Sampling
     figures: Mapping[str, np.ndarray]  # name -> (C,) in [0, 1]
     counts: Mapping[str, np.ndarray]  # name -> (C,) int64
+    notes: tuple[str, ...]  # sentences below the table
     seconds: tuple[float, ...]  # (I,) of the predictions, without reading and scoring
     truncated: int = 0  # images whose prediction stopped at max_instances
-    notes: tuple[str, ...] = ()  # sentences below the table
-    official: Mapping[str, np.ndarray] = field(default_factory=dict)  # as figures, where compared
     trained_on: int | None = None  # so many of the images; None: not known
 
     def mean(self, name: str) -> float:
@@ -66,36 +74,26 @@ class BenchmarkReport:
                 class_name: {name: values[c] for name, values in columns.items()}
                 for c, class_name in enumerate(self.class_names)
             },
-            "official": {
-                name: dict(zip(self.class_names, values, strict=True))
-                for name, values in self.official.items()
-            },
             "notes": self.notes,
         }
         return json_ready(report)
 
     def table(self) -> Table:
-        """For the screen: a row a class, then means and sums; official figures beside ours."""
-        images = len(self.seconds)
-        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
-        stopped = f"Stopped at the limit of instances: {self.truncated} images."
-        timing = f"{self.median_seconds:.3f} s an image (median)."
-        seen = sentence(self.trained_on, images)
-        words = (*self.notes, timing, stopped if self.truncated else "", seen)
-        title = f"{self.metric} metric, {images} images{kind}"
-        table = report_table(title, " ".join(filter(None, words)), padding=(0, 1, 0, 0))
+        """For the screen: a row a class, then means and sums."""
+        title = f"{self.metric} metric, {len(self.seconds)} images{SAMPLED[self.sampling]}"
+        words = (*self.notes, run_words(self.seconds, self.truncated, self.trained_on))
+        table = report_table(title, " ".join(words), padding=(0, 1, 0, 0))
         table.add_column("class", overflow="fold")
-        shown = {**self.figures, **{f"official {n}": v for n, v in self.official.items()}}
-        for heading in (*shown, *self.counts):
+        for heading in (*self.figures, *self.counts):
             table.add_column(heading, justify="right")
         for c, name in enumerate(self.class_names):
-            figures = (number(values[c]) for values in shown.values())
+            figures = (number(values[c]) for values in self.figures.values())
             table.add_row(escape(name), *figures, *(str(n[c]) for n in self.counts.values()))
-        means = (number(mean(values, axis=0)) for values in shown.values())
+        means = (number(self.mean(name)) for name in self.figures)
         totals = (str(n.sum()) for n in self.counts.values())
         table.add_row("all", *means, *totals, style="bold")
         return table
 
     def write(self, folder: str | Path) -> None:
         """Write ``report.json`` into a folder."""
-        write_json(folder, self.to_dict())
+        write_json(Path(folder) / "report.json", self.to_dict())

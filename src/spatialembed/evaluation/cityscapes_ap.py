@@ -45,6 +45,11 @@ class ClassOverlaps:
     shared: np.ndarray  # (P,) int64, pixels
 
     @property
+    def wanted(self) -> np.ndarray:
+        """(K,) bool: true instances that must be found."""
+        return self.numbered & (self.truth_areas >= MIN_PIXELS)
+
+    @property
     def iou(self) -> np.ndarray:
         """(P,) float64 in (0, 1]."""
         return self.shared / (self.areas[self.found] + self.truth_areas[self.truth] - self.shared)
@@ -187,7 +192,7 @@ def _average_precision(images: Sequence[ClassOverlaps], threshold: float) -> flo
 
 def _judge(image: ClassOverlaps, threshold: float) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores of the detections that count, whether each is a true positive; and true instances."""
-    wanted = image.numbered & (image.truth_areas >= MIN_PIXELS)
+    wanted = image.wanted
     over = image.iou > threshold
     hit = over & wanted[image.truth]
     # A detection fills over half of its union with one truth only; a truth may have several such.

@@ -13,9 +13,9 @@ import numpy as np
 
 from spatialembed.data.coco import CocoDataset, annotation_runs
 from spatialembed.data.dataset import Dataset
-from spatialembed.evaluation import official
-from spatialembed.evaluation.benchmark_report import BenchmarkReport
-from spatialembed.evaluation.label_report import Sampling, mean
+from spatialembed.errors import require
+from spatialembed.evaluation.benchmark_report import Figures
+from spatialembed.evaluation.label_metrics import mean
 from spatialembed.method import labels
 from spatialembed.method.labels import Rle
 from spatialembed.types import Instances, Sample
@@ -27,20 +27,21 @@ SIZES = {"APs": 1, "APm": 2, "APl": 3}
 class CocoScore:
     """Collects truth and detections of a data set, to be scored all together."""
 
-    def __init__(self, dataset: Dataset, sampling: Sampling, max_dets: int = 100) -> None:
-        official.check_coco()
+    def __init__(self, dataset: Dataset, max_dets: int = 100) -> None:
+        """max_dets: Detections of a class in an image that count, the best ones.
+
+        Raises SpatialEmbedError ``missing_extra`` (exit 2).
+        """
+        require("faster_coco_eval", "coco", "the metric of COCO")
         self._max_dets = max_dets
         self._dataset = dataset
-        self._sampling = sampling
         self._images: list[dict[str, Any]] = []
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
-        self._seconds: list[float] = []
-        self._truncated = 0
         self._crowded = 0  # images of more detections of a class than count
 
-    def add(self, i: int, sample: Sample, found: Instances, seconds: float) -> None:
-        """Note image ``i``: found as numpy, in so many seconds. Raises ``bad_annotation``."""
+    def add(self, i: int, sample: Sample, found: Instances) -> None:
+        """Note image ``i``: found as numpy. Raises ``bad_annotation``."""
         height, width = found.labels.shape
         image = i + 1
         if isinstance(self._dataset, CocoDataset):
@@ -58,16 +59,9 @@ class CocoScore:
             entry = {"image_id": image, "category_id": c + 1, "segmentation": rle, "score": score}
             self._found.append(entry)
         self._crowded += np.bincount(found.classes, minlength=1).max() > self._max_dets
-        self._seconds.append(seconds)
-        self._truncated += found.truncated
 
-    @property
-    def running(self) -> str:
-        """Nothing: an AP is of all images together."""
-        return ""
-
-    def report(self) -> BenchmarkReport:
-        """AP, AP50, AP75 and AP by size of object, by class."""
+    def figures(self) -> Figures:
+        """AP, AP50, AP75 and AP by size of object."""
         names = self._dataset.class_names
         counts = {
             "true": [e["category_id"] - 1 for e in self._truth if not e["iscrowd"]],
@@ -78,8 +72,7 @@ class CocoScore:
             "annotations": self._truth,
             "categories": [{"id": c, "name": name} for c, name in enumerate(names, start=1)],
         }
-        precision = official.coco_precision(truth, self._found, self._max_dets)  # (10, 101, C, 4)
-        over_recall = mean(precision, axis=1)  # (10, C, 4)
+        over_recall = mean(_precision(truth, self._found, self._max_dets), axis=1)  # (10, C, 4)
         by_size = mean(over_recall, axis=0)  # (C, 4)
         figures = {"AP": by_size[:, 0], "AP50": over_recall[0, :, 0], "AP75": over_recall[5, :, 0]}
         notes = ["By faster-coco-eval."]
@@ -88,16 +81,30 @@ class CocoScore:
                 f"COCO counts the best {self._max_dets} detections of a class per image; "
                 f"{self._crowded} images have more."
             )
-        return BenchmarkReport(
-            "coco",
-            names,
-            self._sampling,
+        return Figures(
             figures | {name: by_size[:, at] for name, at in SIZES.items()},
             {name: np.bincount(c, minlength=len(names)) for name, c in counts.items()},
-            tuple(self._seconds),
-            self._truncated,
             tuple(notes),
         )
+
+
+def _precision(truth: dict[str, Any], results: list[dict[str, Any]], max_dets: int) -> np.ndarray:
+    """Precision (10, 101, C, 4) of masks by COCO's evaluation; NaN where it is undefined.
+
+    At IoU 0.50 to 0.95; at recall 0 to 1; of the categories by ascending id; of objects of all
+    sizes, below 32^2 px, up to 96^2 px, above. A mean over the first three axes of what is not NaN
+    is COCO's AP. truth: a COCO instances file as a dictionary; results: a COCO results list, masks
+    as compressed RLE.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    true = COCO(truth)
+    evaluation = COCOeval_faster(true, true.loadRes(results), "segm")
+    evaluation.params.maxDets = [max_dets]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = np.asarray(evaluation.eval["precision"])[..., 0]  # (10, 101, C, 4, 1) -> 4 axes
+    return np.where(precision < 0, np.nan, precision)
 
 
 def _entry(rle: Rle, class_index: int, area: float, *, crowd: bool = False) -> dict[str, Any]:

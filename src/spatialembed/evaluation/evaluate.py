@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
@@ -20,8 +19,7 @@ from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore
 from spatialembed.evaluation.coco_score import CocoScore
-from spatialembed.evaluation.label_report import Report, Sampling
-from spatialembed.evaluation.label_score import LabelScore
+from spatialembed.evaluation.label_report import LabelScore, Report, Sampling
 from spatialembed.method.cluster import cluster_with_truth
 from spatialembed.types import Instances, Sample
 
@@ -59,17 +57,6 @@ def evaluate(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BenchmarkReport: ...
-@overload
-def evaluate(
-    predictor: Predictor,
-    dataset: Dataset,
-    metric: Metric,
-    *,
-    sampling: Sampling = "seed",
-    max_dets: int = 100,
-    out: str | Path | None = None,
-    progress: bool = True,
-) -> Report | BenchmarkReport: ...
 def evaluate(
     predictor: Predictor,
     dataset: Dataset,
@@ -91,8 +78,8 @@ def evaluate(
         sampling: "seed", as in prediction; "truth", instances from true centres and bandwidths,
             without the seed map (ground-truth sampling, Neven et al. 2019).
         max_dets: Detections of a class in an image that "coco" counts, the best ones.
-        out: Folder for the files of the metric "cityscapes", which its official evaluator reads;
-            None: the built-in evaluator alone.
+        out: Folder for the files of the metric "cityscapes", as the benchmark asks for them; None:
+            none are written.
         progress: Whether to draw a bar on stderr.
 
     Returns:
@@ -101,8 +88,7 @@ def evaluate(
     Raises:
         SpatialEmbedError: ``unknown_metric``, ``unknown_sampling``, ``bad_setting``,
             ``missing_extra`` (exit 2), ``not_cityscapes``, ``empty_dataset``, ``class_mismatch``,
-            ``name_collision``, ``evaluators_differ``, and the errors of reading or predicting an
-            image.
+            ``name_collision``, and the errors of reading or predicting an image.
     """
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))
@@ -111,15 +97,31 @@ def evaluate(
         what = f"max_dets is {max_dets}"
         raise SpatialEmbedError("bad_setting", what, "give 1 or more", USAGE)
     seen = trained_on(predictor.info.split, dataset)
-    folder = None if out is None else Path(out)
-    score = _score(metric, dataset, sampling, max_dets, folder, progress)
+    names = tuple(dataset.class_names)
+    score: LabelScore | CityscapesScore | CocoScore = LabelScore(names)
+    if metric == "coco":
+        score = CocoScore(dataset, max_dets)
+    elif isinstance(dataset, CityscapesDataset) and metric == "cityscapes":
+        score = CityscapesScore(dataset, None if out is None else Path(out))
+    seconds, truncated = [], 0
     with Stages(progress, "evaluate", len(dataset)) as stages:
         for i in range(len(dataset)):
             sample = dataset[i]
-            score.add(i, sample, *_predict(predictor, sample, sampling))
+            began = time.perf_counter()
+            found = _predict(predictor, sample, sampling)
+            seconds.append(time.perf_counter() - began)
+            truncated += found.truncated
+            if isinstance(score, LabelScore):
+                score.add(sample, found, seconds[-1])
+                stages.note(score.running)
+            else:
+                score.add(i, sample, found)
             stages.advance()
-            stages.note(score.running)
-    return replace(score.report(), trained_on=seen)
+    if isinstance(score, LabelScore):
+        return score.report(sampling, seen)
+    return BenchmarkReport(
+        metric, names, sampling, *score.figures(), tuple(seconds), truncated, seen
+    )
 
 
 def check_metric(metric: str, dataset: Dataset) -> None:
@@ -143,30 +145,10 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
-def _score(
-    metric: Metric,
-    dataset: Dataset,
-    sampling: Sampling,
-    max_dets: int,
-    out: Path | None,
-    progress: bool,
-) -> LabelScore | CityscapesScore | CocoScore:
-    if metric == "coco":
-        return CocoScore(dataset, sampling, max_dets)
-    if metric == "cityscapes":
-        assert isinstance(dataset, CityscapesDataset)  # by check_metric
-        return CityscapesScore(dataset, sampling, out, progress=progress)
-    return LabelScore(tuple(dataset.class_names), sampling)
-
-
-def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> tuple[Instances, float]:
-    """Instances of one image as numpy, and the seconds they took."""
-    began = time.perf_counter()
+def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> Instances:
+    """Instances of one image as numpy."""
     if sampling == "seed":
-        found = predictor(sample.image)
-    else:
-        maps = predictor.embeddings(sample.image)
-        found = cluster_with_truth(
-            maps, [sample.target], predictor.settings.membership, predictor.info.class_names
-        )[0]
-    return found.numpy(), time.perf_counter() - began
+        return predictor(sample.image).numpy()
+    maps = predictor.embeddings(sample.image)
+    names, membership = predictor.info.class_names, predictor.settings.membership
+    return cluster_with_truth(maps, [sample.target], membership, names)[0].numpy()

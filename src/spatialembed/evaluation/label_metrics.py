@@ -32,6 +32,10 @@ AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """Literals: np.arange makes 0.6000000000000001 of 0.6, which an IoU of 12 / 20 would miss."""
 
 
+RESAMPLES = 1000
+"""Bootstrap resamples behind a standard error."""
+
+
 @dataclass(frozen=True, eq=False)
 class Overlaps:
     """Instances of two label images, and the pairs of them that share pixels."""
@@ -157,7 +161,7 @@ def overlaps(found: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
                 f"{name} is {other.shape}, found is {found.shape} (height, width)",
                 "give both at the size of the image",
             )
-    if ignore is not None:
+    if ignore is not None and ignore.any():
         found, truth = _without_ignored(found, truth, ignore.astype(bool))
     found_ids, found_areas = np.unique(found[found > 0], return_counts=True)
     truth_ids, truth_areas = np.unique(truth[truth > 0], return_counts=True)
@@ -247,10 +251,8 @@ def best_ious(pairs: Overlaps, found_classes: np.ndarray, truth_classes: np.ndar
     matching: two found instances may share a true one.
     """
     best = np.zeros(len(pairs.found_ids))
-    found = _classes_of(pairs.found_ids, found_classes, "found")
-    truth = _classes_of(pairs.truth_ids, truth_classes, "truth")
-    same = found[pairs.found] == truth[pairs.truth]
-    np.maximum.at(best, pairs.found[same], pairs.iou[same])
+    alike = _of_one_class(pairs, found_classes, truth_classes)
+    np.maximum.at(best, alike.found, alike.iou)
     return best
 
 
@@ -261,11 +263,18 @@ def missed(
 
     found_classes (N,), truth_classes (K,): of label k at index k - 1.
     """
+    alike = _of_one_class(pairs, found_classes, truth_classes)
+    return np.delete(pairs.truth_ids, alike.truth[match(alike, threshold)])
+
+
+def _of_one_class(
+    pairs: Overlaps, found_classes: np.ndarray, truth_classes: np.ndarray
+) -> Overlaps:
+    """The pairs whose instances are of one class; all instances stay."""
     found = _classes_of(pairs.found_ids, found_classes, "found")
     truth = _classes_of(pairs.truth_ids, truth_classes, "truth")
     same = found[pairs.found] == truth[pairs.truth]
-    alike = replace(pairs, found=pairs.found[same], truth=pairs.truth[same], iou=pairs.iou[same])
-    return np.delete(pairs.truth_ids, alike.truth[match(alike, threshold)])
+    return replace(pairs, found=pairs.found[same], truth=pairs.truth[same], iou=pairs.iou[same])
 
 
 def counts_by_class(
@@ -294,3 +303,39 @@ def _classes_of(ids: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
             "give one class for each label",
         )
     return classes[ids - 1]
+
+
+# ---------------------------------------------------------------- over images
+
+
+def mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of the values that are not NaN; NaN where there is none (np.nanmean would warn)."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
+
+
+def mean_over_images(ap: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """ap (I, C, ...) -> mean over images, then over classes, (...); NaN is left out.
+
+    weights (I,) or (R, I): how often each image counts; of R rows, R means come, (R, ...).
+    """
+    counted = np.ones(len(ap)) if weights is None else weights
+    defined = np.isfinite(ap)
+    total = np.tensordot(counted, np.where(defined, ap, 0), axes=1)  # (R, C, ...) or (C, ...)
+    number = np.tensordot(counted, defined.astype(np.float64), axes=1)
+    by_class = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+    present = np.isfinite(by_class)
+    classes = present.sum(axis=counted.ndim - 1)
+    total = np.where(present, by_class, 0).sum(axis=counted.ndim - 1)
+    return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
+
+
+def resampled(groups: np.ndarray) -> np.ndarray:
+    """How often each of I images counts in each bootstrap resample, (R, I); R = 0 below two groups.
+
+    groups: (I,) integers 0..G-1; images of one group are drawn together.
+    """
+    count = int(groups.max(initial=-1)) + 1
+    if count < 2:
+        return np.zeros((0, len(groups)))
+    rng = np.random.default_rng(0)
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, groups]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,20 +22,30 @@ from rich.padding import PaddingDimensions
 from rich.table import Table
 
 from spatialembed.data.split_record import sentence
-from spatialembed.evaluation.label_metrics import Counts
-from spatialembed.evaluation.reliability import Reliability
+from spatialembed.evaluation.label_metrics import (
+    AP_THRESHOLDS,
+    Counts,
+    best_ious,
+    counts_by_class,
+    mean,
+    mean_over_images,
+    missed,
+    overlaps,
+    resampled,
+)
+from spatialembed.evaluation.reliability import Reliability, merged
 from spatialembed.files import atomic_write
 from spatialembed.pictures.drawing import overlay
 from spatialembed.pictures.html import render
+from spatialembed.types import Instances, Sample
 
 Sampling = Literal["seed", "truth"]
-RESAMPLES = 1000
-"""Bootstrap resamples behind the standard error."""
-
-
-def mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of the values that are not NaN; NaN where there is none (np.nanmean would warn)."""
-    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
+SAMPLED = {"seed": "", "truth": ", true centres and bandwidths"}
+"""How instances were made, for a title."""
+WORST = 12
+"""Images on the page of the worst."""
+PAGE_PX = 640
+"""Longest side of a picture on that page; larger ones are thinned out."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +136,11 @@ class Report:
 
         Images of one field of view are alike: the true error is then larger. NaN below two images.
         """
-        images = len(self.rows)
-        if images < 2:
+        drawn = resampled(np.arange(len(self.rows)))
+        if not len(drawn):
             return np.full(len(self.thresholds), np.nan), math.nan
-        rng = np.random.default_rng(0)
-        drawn = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)  # (R, I)
-        defined = np.isfinite(self._image_ap)
-        total = np.tensordot(drawn, np.where(defined, self._image_ap, 0.0), axes=1)  # (R, C, T)
-        weight = np.tensordot(drawn, defined.astype(np.float64), axes=1)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no image of a class was drawn
-            ap = mean(total / weight, axis=1)  # (R, T)
-        spread = np.ma.filled(np.ma.masked_invalid(ap).std(axis=0), np.nan)
+        ap = np.ma.masked_invalid(mean_over_images(self._image_ap, drawn))  # (R, T)
+        spread = np.ma.filled(ap.std(axis=0), np.nan)
         return spread, float(np.ma.filled(np.ma.masked_invalid(ap.mean(axis=1)).std(), np.nan))
 
     @property
@@ -194,8 +198,8 @@ class Report:
     def table(self) -> Table:
         """For the screen: AP at each threshold and their mean, by class where there are several."""
         error, mean_error = self.standard_error
-        kind = "" if self.sampling == "seed" else ", true centres and bandwidths"
-        table = report_table(f"{len(self.rows)} images{kind}", _caption(self), padding=0)
+        title = f"{len(self.rows)} images{SAMPLED[self.sampling]}"
+        table = report_table(title, _caption(self), padding=0)
         table.add_column("IoU", overflow="fold")
         for heading in (*(f"{threshold:.2f}" for threshold in self.thresholds), "mean"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -214,7 +218,7 @@ class Report:
 
     def write(self, folder: str | Path) -> None:
         """Write ``report.json`` and ``worst.html``, which needs no other file, into a folder."""
-        write_json(folder, self.to_dict())
+        write_json(Path(folder) / "report.json", self.to_dict())
         values = {
             "report": self,
             "title": f"The {len(self.worst)} worst of {len(self.rows)} images",
@@ -227,18 +231,28 @@ class Report:
             path.write_text(render("worst.html", values), "utf-8")
 
 
-def report_table(title: str, caption: str, *, padding: PaddingDimensions) -> Table:
+def report_table(
+    title: str, caption: str, *, padding: PaddingDimensions = (0, 1), min_width: int | None = None
+) -> Table:
     """An empty table for the screen; eighty columns hold most without padding."""
     return Table(
         title=title, caption=escape(caption), caption_justify="left", box=box.SIMPLE_HEAD,
-        padding=padding, show_edge=False,
+        padding=padding, show_edge=False, min_width=min_width,
     )  # fmt: skip
 
 
-def write_json(folder: str | Path, report: dict[str, Any]) -> None:
-    """Write ``report.json`` into a folder."""
-    with atomic_write(Path(folder) / "report.json") as path:
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
+def run_words(seconds: Sequence[float], truncated: int, trained_on: int | None) -> str:
+    """Sentences about a run: its time by image, and what speaks against its figures."""
+    words = [f"{np.median(seconds):.3f} s an image (median)."]
+    if truncated:
+        words.append(f"Stopped at the limit of instances: {truncated} images.")
+    return " ".join((*words, sentence(trained_on, len(seconds)))).rstrip()
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write a report of JSON types."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def number(value: float | np.ndarray) -> str:
@@ -282,11 +296,65 @@ def _caption(report: Report) -> str:
         f"PQ {number(report.pooled_mean('pq')[0])}, "
         f"mean matched IoU {number(report.pooled_mean('matched_iou')[0])} at IoU 0.5, pooled.",
         f"{total.tp[0] + total.fn[0]} true objects, {total.tp[0] + total.fp[0]} found.",
-        f"{report.median_seconds:.3f} s an image (median).",
     ]
     if report.undefined:
         words.append(f"Without any object, so without AP and left out: {report.undefined} images.")
-    if report.truncated:
-        words.append(f"Stopped at the limit of instances: {report.truncated} images.")
-    words.append(sentence(report.trained_on, len(report.rows)))
-    return " ".join(words).rstrip()
+    seconds = [row.seconds for row in report.rows]
+    words.append(run_words(seconds, report.truncated, report.trained_on))
+    return " ".join(words)
+
+
+# ---------------------------------------------------------------- image by image
+
+
+class LabelScore:
+    """Scores of images by their overlaps with the truth; see ``label_metrics``."""
+
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self._class_names = class_names
+        self._rows: list[ImageScore] = []
+        self._objects: list[Reliability] = []
+        self._worst: list[WorstImage] = []
+
+    def add(self, sample: Sample, found: Instances, seconds: float) -> None:
+        """Score an image: found as numpy, in so many seconds. Raises ``size_mismatch``."""
+        target, classes = sample.target, sample.target.classes.numpy()
+        pairs = overlaps(found.labels, target.labels.numpy(), target.ignore.numpy())
+        counts = counts_by_class(pairs, found.classes, classes, len(self._class_names))
+        labels = missed(pairs, found.classes, classes)
+        ids = tuple((labels if sample.ids is None else sample.ids[labels - 1]).tolist())
+        row = ImageScore(sample.name, tuple(counts), seconds, found.truncated, ids)
+        self._rows.append(row)
+        i = pairs.found_ids - 1
+        expected = None if found.expected_iou is None else found.expected_iou[i]
+        ious = best_ious(pairs, found.classes, classes)
+        self._objects.append(Reliability(found.scores[i], expected, ious))
+        self._keep_if_bad(row, sample, found)
+
+    def _keep_if_bad(self, row: ImageScore, sample: Sample, found: Instances) -> None:
+        """Put an image in its place among the worst; of two alike the earlier one stays."""
+        enough = len(self._worst) == WORST
+        if math.isnan(row.mean_ap) or (enough and self._worst[-1].score.mean_ap <= row.mean_ap):
+            return
+        step = math.ceil(max(found.labels.shape) / PAGE_PX)
+        arrays = (sample.image, sample.target.labels.numpy(), found.labels)
+        image = WorstImage(row, *(array[::step, ::step].copy() for array in arrays))
+        self._worst = sorted([*self._worst, image], key=lambda one: one.score.mean_ap)[:WORST]
+
+    @property
+    def running(self) -> str:
+        """Where it stands, in a word for the progress bar."""
+        ap = mean(np.array([row.mean_ap for row in self._rows]), axis=0)
+        return "" if math.isnan(ap) else f"AP {ap:.3f}"
+
+    def report(self, sampling: Sampling, trained_on: int | None) -> Report:
+        """Everything that follows from the images."""
+        return Report(
+            tuple(self._rows),
+            self._class_names,
+            sampling,
+            AP_THRESHOLDS,
+            tuple(self._worst),
+            merged(self._objects) if sampling == "seed" else None,
+            trained_on,
+        )

@@ -6,7 +6,7 @@ image -> maps, once -> for each foreground, membership, min_pixels: one clusteri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -14,7 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from spatialembed.evaluation.label_metrics import Overlaps, best_ious, counts_by_class, overlaps
+from spatialembed.evaluation.label_metrics import (
+    Overlaps,
+    best_ious,
+    counts_by_class,
+    mean_over_images,
+    overlaps,
+)
 from spatialembed.method.calibration import Objects, objects_of
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.normalization import network_input
@@ -28,14 +34,6 @@ FOREGROUNDS = (0.3, 0.4, 0.5, 0.6)
 MEMBERSHIPS = (0.3, 0.4, 0.5, 0.6)
 MIN_PIXEL_FACTORS = (0.5, 1.0, 1.5, 2.0)
 """Tried values of ``min_pixels``, as multiples of the one before."""
-
-
-class Found(NamedTuple):
-    """One validation image with its maps and its detections."""
-
-    sample: Sample
-    maps: Embeddings  # B = 1
-    instances: Instances  # numpy
 
 
 class Grid(NamedTuple):
@@ -113,31 +111,6 @@ class Surface:
         return self.objects[f, m, p]
 
 
-def mean_over_images(ap: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """ap (I, C, ...) -> mean over images, then over classes, (...); NaN is left out.
-
-    weights (I,) or (R, I): how often each image counts; of R rows, R means come, (R, ...).
-    """
-    counted = np.ones(len(ap)) if weights is None else weights
-    defined = np.isfinite(ap)
-    total = np.tensordot(counted, np.where(defined, ap, 0), axes=1)  # (R, C, ...) or (C, ...)
-    number = np.tensordot(counted, defined.astype(np.float64), axes=1)
-    by_class = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
-    present = np.isfinite(by_class)
-    classes = present.sum(axis=counted.ndim - 1)
-    total = np.where(present, by_class, 0).sum(axis=counted.ndim - 1)
-    return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
-
-
-def find_all(
-    engine: Engine, how: Normalization, images: Iterable[Sample], options: ClusterOptions
-) -> Iterator[Found]:
-    """Run network and clustering over whole images, one by one."""
-    for sample in images:
-        maps = engine(network_input(sample.image, how)[None])
-        yield Found(sample, maps, cluster(maps, options)[0].numpy())
-
-
 def mean_ap(found: Instances, sample: Sample, num_classes: int) -> float:
     """AP of one image, mean over IoU .50 to .90 and over the classes in it; NaN where undefined."""
     truth = sample.target.classes.numpy()
@@ -157,11 +130,6 @@ def _ap(pairs: Overlaps, found: np.ndarray, truth: np.ndarray, num_classes: int)
     return np.array([c.ap.mean() for c in counts_by_class(pairs, found, truth, num_classes)])
 
 
-def usual_min_pixels(truths: Iterable[Target]) -> int:
-    """Half the area that 99 % of the objects exceed: smaller detections are specks."""
-    return min_pixels_of(areas_of(truths))
-
-
 def areas_of(truths: Iterable[Target]) -> np.ndarray:
     """Areas (N,) int64 in px of the objects of these images."""
     areas = [np.bincount(truth.labels.numpy().ravel())[1:] for truth in truths]
@@ -169,7 +137,7 @@ def areas_of(truths: Iterable[Target]) -> np.ndarray:
 
 
 def min_pixels_of(areas: np.ndarray) -> int:
-    """As ``usual_min_pixels``, of the objects' areas (N,)."""
+    """Half the area that 99 % of the objects, areas (N,), exceed: smaller detections are specks."""
     return int(np.percentile(areas, 1) / 2) if len(areas) else 0
 
 

@@ -12,26 +12,24 @@ The calibration is fitted anew either way: it belongs to the thresholds that are
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from spatialembed.console import track
-from spatialembed.data.dataset import Dataset, FileDataset
+from spatialembed.data.dataset import Dataset
 from spatialembed.data.open import check_classes
 from spatialembed.data.split_record import sentence, trained_on
-from spatialembed.data.splitting import group_keys
-from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
-from spatialembed.evaluation.threshold_sweep import Surface, mean_over_images, sweep
+from spatialembed.errors import USAGE, SpatialEmbedError, require
+from spatialembed.evaluation.label_metrics import mean_over_images, resampled
+from spatialembed.evaluation.label_report import report_table, write_json
+from spatialembed.evaluation.threshold_sweep import Surface, sweep
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.inference.model_file import FACTS, WEIGHTS, bundled_models, load, save_as
 from spatialembed.inference.predictor import Predictor
@@ -39,8 +37,6 @@ from spatialembed.method import calibration
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
 
-RESAMPLES = 1000
-"""Bootstrap resamples behind a standard error."""
 BEST, BEFORE, CURVE = "#d1495b", "#5a5f6b", "#2b6a99"
 SHOWN = 0.1
 """Cells of the picture that are worse than the best by more than this share one colour."""
@@ -53,6 +49,7 @@ class Tuning:
     surface: Surface
     groups: np.ndarray  # (I,) int64, images of one group stand or fall together
     trained_on: int | None = None  # so many of the images; None: not known
+    scale: float = 1.0  # at which they were seen, as a multiple of the model's own
 
     @cached_property
     def best(self) -> tuple[int, ...]:
@@ -65,10 +62,14 @@ class Tuning:
         return self.surface.grid.cell(self.surface.base)
 
     @cached_property
+    def _group(self) -> np.ndarray:
+        """(I,) number of the group of each image, from 0 on without a gap."""
+        return np.unique(self.groups, return_inverse=True)[1]
+
+    @cached_property
     def cross_validated(self) -> np.ndarray:
         """AP (I, C) of each image at the cell that is best on the other folds."""
-        _, group = np.unique(self.groups, return_inverse=True)
-        fold = calibration.folds(group.max(initial=-1) + 1)[group]
+        fold = calibration.folds(self._group.max(initial=-1) + 1)[self._group]
         ap = np.full(self.surface.ap.shape[:2], np.nan)
         for part in np.unique(fold):
             cell = self.surface.best((fold != part).astype(np.float64))
@@ -93,13 +94,7 @@ class Tuning:
 
     @cached_property
     def _draws(self) -> np.ndarray:
-        """How often each image counts in each resample, (R, I); none below two groups."""
-        _, group = np.unique(self.groups, return_inverse=True)
-        count = int(group.max(initial=-1)) + 1
-        if count < 2:
-            return np.zeros((0, len(group)))
-        rng = np.random.default_rng(0)
-        return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, group]
+        return resampled(self._group)
 
     @cached_property
     def gain(self) -> tuple[float, float]:
@@ -208,12 +203,7 @@ def tune(
         len(dataset.class_names),
         groups=number.tolist(),
     )
-    return Tuning(surface, number, seen)
-
-
-def groups(dataset: FileDataset, column: str | None) -> list[str] | None:
-    """Group of each image by a column of index.csv; None without a column."""
-    return None if column is None else group_keys(dataset, column)
+    return Tuning(surface, number, seen, predictor.engine.scale / predictor.info.scale)
 
 
 def prepare(model: str, out: str | None) -> Path:
@@ -221,8 +211,7 @@ def prepare(model: str, out: str | None) -> Path:
 
     Raises SpatialEmbedError ``missing_extra``, ``bundled_model``, ``not_writable`` (all exit 2).
     """
-    if find_spec("matplotlib") is None:
-        raise missing_extra("matplotlib", "train", "drawing a tuning")
+    require("matplotlib", "train", "drawing a tuning")
     if out is None and model in bundled_models():
         raise SpatialEmbedError(
             "bundled_model",
@@ -253,13 +242,12 @@ def save(tuning: Tuning, model: str | Path, folder: str | Path, data: str) -> Pa
         SpatialEmbedError: As ``model_file.save_as``.
     """
     _, info = load(model)
-    record = {"data": data, **tuning.to_dict()}
-    changed = replace(
-        info,
-        thresholds=tuning.chosen,
-        calibration=tuning.fitted,
-        training=info.training | {"tuned": record},
-    )
+    thresholds = info.thresholds
+    if tuning.pays:  # the model counts pixels of images seen at its own scale
+        pixels = round(tuning.chosen.min_pixels * tuning.scale**2)
+        thresholds = replace(tuning.chosen, min_pixels=pixels)
+    facts = info.training | {"tuned": {"data": data, **tuning.to_dict()}}
+    changed = replace(info, thresholds=thresholds, calibration=tuning.fitted, training=facts)
     return save_as(model, folder, changed)
 
 
@@ -268,17 +256,15 @@ def table(tuning: Tuning) -> Table:
     facts = tuning.to_dict()
     before, best = facts["before"], facts["best"]
     verdict = "taken" if facts["taken"] else "within noise, so the thresholds before stay"
-    table = Table(
-        title=f"{facts['images']} images, {facts['cells']} settings",
-        caption=f"On images that the choice has not seen: {_figure(best['ap_cross_validated'])}, "
+    caption = (
+        f"On images that the choice has not seen: {_figure(best['ap_cross_validated'])}, "
         f"gain {_figure(facts['gain'])}, standard error {_figure(facts['gain_standard_error'])}: "
         f"{verdict}. As good: lower by less than the standard error of the difference. "
-        f"{sentence(facts['trained_on_images'], facts['images'])}".rstrip(),
-        caption_justify="left",
-        min_width=78,  # of the caption, which would wrap at the columns
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+        f"{sentence(facts['trained_on_images'], facts['images'])}"
     )
+    title = f"{facts['images']} images, {facts['cells']} settings"
+    # As wide as the caption, which would wrap at the columns.
+    table = report_table(title, caption.rstrip(), min_width=78)
     table.add_column("")
     for heading in ("before", "best", "as good"):
         table.add_column(heading, justify="right")
@@ -300,10 +286,8 @@ def write_report(tuning: Tuning, folder: str | Path) -> None:
     Raises SpatialEmbedError ``disk_full`` (exit 5).
     """
     folder = Path(folder)
-    with atomic_write(folder / "tuning.json") as path:
-        calibrated = None if tuning.fitted is None else asdict(tuning.fitted)
-        report = {**tuning.to_dict(), "calibration": calibrated}
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
+    calibrated = None if tuning.fitted is None else asdict(tuning.fitted)
+    write_json(folder / "tuning.json", {**tuning.to_dict(), "calibration": calibrated})
     grid, mean = tuning.surface.grid, tuning.surface.mean()
     with atomic_write(folder / "tuning.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -342,9 +326,10 @@ def _heat_map(axes: Any, tuning: Tuning) -> None:
     grid, best, before = tuning.surface.grid, tuning.best, tuning.before
     layer = tuning.surface.mean()[:, :, best[2], best[3]]  # (F, S)
     top = float(np.nanmax(layer))
-    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=top - SHOWN, vmax=top)
+    low = max(0.0, top - SHOWN)
+    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=low, vmax=top)
     for f, s in np.argwhere(np.isfinite(layer)):
-        ink = "white" if layer[f, s] < top - SHOWN / 2 else "black"
+        ink = "white" if layer[f, s] < (low + top) / 2 else "black"
         text = f"{layer[f, s]:.3f}".removeprefix("0")
         axes.text(s, f, text, ha="center", va="center", color=ink, fontsize=8)
     # The smaller frame is drawn last, so that both show where they are one.
@@ -356,4 +341,4 @@ def _heat_map(axes: Any, tuning: Tuning) -> None:
     where = f"membership {grid.membership[best[2]]:g}, min_pixels {grid.min_pixels[best[3]]}"
     axes.set(xlabel="start", ylabel="foreground", title=f"mean AP at {where}")
     axes.legend(loc="upper left", framealpha=0.9, markerscale=0.3)
-    axes.figure.colorbar(picture, ax=axes, extend="min", pad=0.01)
+    axes.figure.colorbar(picture, ax=axes, extend="min" if low else "neither", pad=0.01)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatialembed.errors import missing_extra
+from spatialembed.errors import require
 from spatialembed.method import geometry
 from spatialembed.pictures.drawing import display, nearest, overlay, panel, resized, zoom_for
 from spatialembed.types import UNIT
@@ -33,10 +33,9 @@ def colour_map(values: np.ndarray, name: str) -> np.ndarray:
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2) without matplotlib.
     """
-    try:
-        from matplotlib import colormaps
-    except ImportError as error:
-        raise missing_extra("matplotlib", "train", "drawing maps") from error
+    require("matplotlib", "train", "drawing maps")
+    from matplotlib import colormaps
+
     colours: np.ndarray = colormaps[name](np.nan_to_num(values).clip(0, 1), bytes=True)
     return colours[..., :3]
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import logging
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +28,6 @@ from typing import Any
 import torch
 import yaml
 
-from spatialembed import files
 from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, free_name
 
@@ -39,11 +39,6 @@ RUN_VARIABLE = "SPATIALEMBED_RUN"
 """Tells the further processes of a training which folder the first one has opened."""
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The variables by which Lightning recognises the processes that it started."""
-
-
-def locked(folder: Path) -> AbstractContextManager[None]:
-    """Hold a run folder, see ``files.locked``: ``not_writable`` or ``run_locked`` (both exit 2)."""
-    return files.locked(folder, "wait for it, or choose another --name")
 
 
 def checkpoint_path(folder: Path, epochs_done: int) -> Path:
@@ -89,21 +84,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError):
         expected = ""
     if hashlib.sha256(content).hexdigest() != expected:
-        raise SpatialEmbedError(
-            "bad_checkpoint",
-            f"{path}: truncated or damaged ({len(content)} bytes, the hash beside it differs)",
-            "remove it; --resume takes the one before",
-            MODEL,
-        )
+        size = len(content)
+        raise _bad(path, f"truncated or damaged ({size} bytes, the hash beside it differs)")
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise SpatialEmbedError(
-            "bad_checkpoint",
-            f"{path}: not written by a training: {str(error).partition('. ')[0]}",
-            "remove it; --resume takes the one before",
-            MODEL,
-        ) from error
+        raise _bad(path, f"not written by a training: {str(error).partition('. ')[0]}") from error
+
+
+def _bad(path: Path, why: str) -> SpatialEmbedError:
+    remedy = "remove it; --resume takes the one before"
+    return SpatialEmbedError("bad_checkpoint", f"{path}: {why}", remedy, MODEL)
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -208,8 +199,9 @@ def new_run(out: Path, name: str | None, stem: str) -> Path:
 
 def write_settings(run: Path, settings: Mapping[str, Any]) -> None:
     """Write the resolved settings of a run as ``config.yaml``."""
+    plain = json.loads(json.dumps(settings))  # tuples as lists, which is what YAML has
     with atomic_write(run / "config.yaml") as path:
-        path.write_text(yaml.safe_dump(_plain(settings), sort_keys=False))
+        path.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -227,13 +219,6 @@ def read_settings(run: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise fault
     return settings
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML has."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

@@ -1,32 +1,47 @@
-"""What a run is made of, fixed before its first step."""
+"""A run before its first step: its data opened and looked at, its network, what it is made of."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spatialembed.data.dataset import FileDataset
-from spatialembed.data.open import data_name
-from spatialembed.data.split_record import SplitRecord
+from spatialembed.console import Stages, track
+from spatialembed.data.cityscapes_ids import IDS
+from spatialembed.data.dataset import FileDataset, Split
+from spatialembed.data.label_checks import warn_of_labels
+from spatialembed.data.open import data_name, for_scoring, open_data, splits, with_classes_of
+from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
+from spatialembed.data.splitting import duplicates, split_dataset
+from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
+from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
 from spatialembed.inference.diameter import DIAMETERS
-from spatialembed.inference.engine import Precision, TorchEngine
+from spatialembed.inference.engine import Precision, TorchEngine, resolve_device, resolve_precision
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.instance_index import InstanceIndex
+from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
+from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import CropPlan, Crops
 from spatialembed.training.options import TrainOptions
-from spatialembed.types import Normalization
+from spatialembed.training.run_folder import rank
+from spatialembed.types import Normalization, Sample
+
+logger = logging.getLogger("spatialembed")
 
 ENCODER_WEIGHTS = "encoder_weights"
 """Name of the fact that says where the encoder's weights come from."""
+SEED_OUTPUT = "decoders.1.output_conv."
+"""The layer whose outputs are the classes."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +69,8 @@ class Setup:
     def plan(self, epoch: int) -> CropPlan:
         """What the crops of an epoch in [0, epochs) are."""
         stage, _ = self.options.stage(epoch)
-        count = stage.crops or len(self.train)
-        return CropPlan(
-            stage.crop,
-            self.options.scale,
-            count,
-            stage.batch,
-            self.options.seed,
-            epoch,
-            stage.sampling,
-        )
+        count, scale, seed = stage.crops or len(self.train), self.options.scale, self.options.seed
+        return CropPlan(stage.crop, scale, count, stage.batch, seed, epoch, stage.sampling)
 
     def crops(self, plan: CropPlan) -> Crops:
         """The crops of a plan, cut from the training images."""
@@ -114,3 +121,230 @@ class Setup:
             "validation_metric": self.options.val_metric,
             "validation_ap": ap,
         }
+
+
+# ---------------------------------------------------------------- its data
+
+
+def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
+    """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
+
+    def opened(split: Split | None = None) -> FileDataset:
+        return open_data(
+            options.data, split=split, classes=options.classes, groups=options.groups,
+            reading=options,
+        )  # fmt: skip
+
+    if _in_parts(options):
+        train_set, val_set = opened("train"), opened("val")
+    else:
+        train_set, val_set = split_dataset(
+            opened(), fraction=options.val_fraction, group_by=options.group_by, seed=options.seed
+        )
+    if not any(len(train_set.truth(i).classes) for i in range(len(train_set))):
+        raise SpatialEmbedError(
+            "no_objects",
+            f"{options.data}: no object in the training images",
+            "check the masks with spatialembed doctor",
+        )
+    val_set = for_scoring(with_classes_of(train_set.class_names, val_set))
+    if train_set.class_names != val_set.class_names:
+        raise SpatialEmbedError(
+            "class_mismatch",
+            f"{options.data}: classes {train_set.class_names} in training, "
+            f"{val_set.class_names} in validation",
+            "use one classes.csv with the same names",
+            INPUT,
+        )
+    for pair in duplicates(train_set, val_set):
+        logger.warning("the same image in training and validation: %s = %s", *pair)
+    return train_set, val_set
+
+
+def _in_parts(options: TrainOptions) -> bool:
+    """Whether the data set comes in train/ and val/, or is to be split."""
+    return {"train", "val"} <= set(splits(options.data))
+
+
+def each(images: FileDataset) -> Iterator[Sample]:
+    """Sequences by number; iterating them directly would need an end they need not have."""
+    return (images[i] for i in range(len(images)))
+
+
+def set_up(
+    options: TrainOptions, run: Path, images: tuple[FileDataset, FileDataset], start: Path | None
+) -> Setup:
+    """Look at all data once; what is wrong with settings or truth is refused here.
+
+    Raises SpatialEmbedError ``bad_setting`` (exit 2), and as reading a validation image does.
+    """
+    train_set, val_set = images
+    device = resolve_device(options.device)
+    _check_against_data(options, train_set)
+    if rank() == 0:
+        warn_of_labels(train_set)
+    index = _index(options, train_set)
+    step = -(-len(train_set) // 200)  # two hundred images show the sizes
+    areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
+    smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
+    # A fault of a training image shows in the first epoch; one of these would after hours.
+    checked = track(each(val_set), "validation images", total=len(val_set), shown=rank() == 0)
+    if not sum(len(sample.target.classes) for sample in checked):
+        logger.warning("no object in the validation images: the last model is kept, not the best")
+    return Setup(
+        options,
+        run,
+        train_set,
+        val_set,
+        device,
+        resolve_precision(options.precision, device),
+        ClusterOptions(min_pixels=smallest),
+        start,
+        index,
+        _foreground_weight(options, train_set, index),
+        diameters_of(areas),
+        _split(options, run, train_set, val_set) if rank() == 0 else None,
+    )
+
+
+def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
+    """Refuse, before the first step, what the settings alone did not show."""
+    weights, classes = options.foreground_weight, train_set.class_names
+    if isinstance(weights, list) and len(weights) != len(classes):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"{len(weights)} values of foreground_weight for {len(classes)} classes",
+            f"give one, or one each for {', '.join(classes)}",
+            USAGE,
+        )
+    if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
+        raise SpatialEmbedError(
+            "bad_setting",
+            f"val_metric is cityscapes, but the data has the class {other[0]!r}",
+            f"set val_metric label; the benchmark knows {', '.join(IDS)}",
+            USAGE,
+        )
+    for stage in (options.stage1, options.stage2):
+        crops = stage.crops or len(train_set)
+        if stage.epochs and crops < options.devices:
+            raise SpatialEmbedError(
+                "bad_setting",
+                f"{crops} crops an epoch for {options.devices} devices",
+                "give fewer devices, or more crops",
+                USAGE,
+            )
+
+
+def _index(options: TrainOptions, images: FileDataset) -> InstanceIndex | None:
+    """The index of the training images, where crops or weights need it."""
+    stages = [stage for stage in (options.stage1, options.stage2) if stage.epochs]
+    around = any(stage.sampling != "image" for stage in stages)
+    if not (around or options.foreground_weight == "enet"):
+        return None
+    index = instance_index(images, progress=rank() == 0)
+    absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
+    if absent and rank() == 0:
+        logger.warning("classes without object in the training images: %s", ", ".join(absent))
+    return index
+
+
+def _foreground_weight(
+    options: TrainOptions, images: FileDataset, index: InstanceIndex | None
+) -> float | list[float]:
+    """The weights of the seed term, measured where the setting asks for it."""
+    given = options.foreground_weight
+    if given != "enet":
+        return given
+    assert index is not None
+    weights = [round(w, 3) for w in index.enet_weights()]
+    told = ", ".join(f"{n} {w:.1f}" for n, w in zip(images.class_names, weights, strict=True))
+    if rank() == 0:
+        logger.info("weights of the seed foreground: %s", told)
+    return weights
+
+
+def _split(
+    options: TrainOptions, run: Path, train_set: FileDataset, val_set: FileDataset
+) -> SplitRecord | None:
+    """For the model file: the images that it has seen, those of the model it started from too."""
+    in_parts = _in_parts(options)
+    with Stages(True, "images") as stages:
+        stages.begin("hashing", len(train_set) + len(val_set))
+        record = split_record(
+            train_set,
+            val_set,
+            val_fraction=None if in_parts else options.val_fraction,
+            group_by=None if in_parts else options.group_by,
+            seed=options.seed,
+            progress=lambda: stages.advance(1),
+        )
+    for earlier in (run / "model", options.init):  # the first, where this run is resumed
+        with suppress(SpatialEmbedError):  # reported when the model is needed
+            before = model_file.load(earlier)[1].split if earlier else None
+            if before is not None:
+                record = replace(record, trained=record.trained | before.trained)
+    if len(record.trained) > MOST_IMAGES:
+        logger.warning("more than %d images: the model keeps no record of them", MOST_IMAGES)
+        return None
+    return record
+
+
+# ---------------------------------------------------------------- its network
+
+
+def initial_network(setup: Setup) -> SpatialEmbeddingNet:
+    """The network before the first step; one that is resumed gets its weights later."""
+    options = setup.options
+    torch.manual_seed(options.seed)
+    network = options.network or "erfnet"  # of runs from before there was a choice
+    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, network)
+    if setup.start is None and options.pretrained:
+        assert isinstance(net.encoder, LiteEncoder)
+        load_imagenet(net.encoder)
+    if setup.start is None and options.init:
+        start_from(net, options.init, options.normalization, options.scale)
+    return net
+
+
+def start_from(
+    net: SpatialEmbeddingNet, model: str, normalization: Normalization, scale: float
+) -> None:
+    """Put the weights of ``model``, a bundled name or a folder, into ``net``, in place.
+
+    The layer that tells classes stays as it is where their number differs. Warns where the model
+    sees images otherwise than ``normalization`` and ``scale`` say.
+
+    Raises SpatialEmbedError (exit 4) ``model_mismatch`` for a model of another network, and those
+    of ``model_file.load``.
+    """
+    source, info = model_file.load(model)
+    if (source.network, source.elliptical) != (net.network, net.elliptical):
+        raise SpatialEmbedError(
+            "model_mismatch",
+            f"{model}: network {source.network}, elliptical {source.elliptical}; "
+            f"this training: network {net.network}, elliptical {net.elliptical}",
+            "start from a model of the same network, or set network and elliptical as it has them",
+            MODEL,
+        )
+    for name, ours in (("normalization", normalization), ("scale", scale)):
+        theirs = getattr(info, name)
+        if theirs != ours:
+            logger.warning(
+                "%s of %s is %s, of this training %s (set %s as it has it, unless meant)",
+                name,
+                model,
+                theirs,
+                ours,
+                name,
+            )
+    state = source.state_dict()
+    if source.num_classes != net.num_classes:
+        logger.warning(
+            "%s tells %d classes, this training %d: the layer that tells them starts anew",
+            model,
+            source.num_classes,
+            net.num_classes,
+        )
+        own = net.state_dict()
+        state |= {name: own[name] for name in own if name.startswith(SEED_OUTPUT)}
+    net.load_state_dict(state)

@@ -1,9 +1,11 @@
-"""One training step, and the optimiser with its schedule."""
+"""One training step, the optimiser with its schedule, the running mean of the weights."""
 
 from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from spatialembed.inference import model_file
 from spatialembed.method.geometry import log_precision_of
 from spatialembed.method.loss import SMOOTHNESS, LossTerms, hinge_loss, spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.average import WeightAverage
 from spatialembed.training.loader import Batch, Crop, Share, loader
 from spatialembed.training.run_folder import last_good_checkpoint
 from spatialembed.training.setup import Setup
@@ -30,6 +31,41 @@ MAX_BAD_STEPS = 5
 """Steps in a row with a loss that is not finite, after which the run stops."""
 
 
+class WeightAverage:
+    """Exponential mean of weights and batch-norm statistics over the steps (Polyak averaging).
+
+        mean <- d mean + (1 - d) weights        d = min(decay, (1 + n) / (10 + n)) at step n
+
+    so that the first steps, whose weights are poor, are soon forgotten.
+    """
+
+    def __init__(self, net: SpatialEmbeddingNet, decay: float) -> None:
+        self.net = deepcopy(net).requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, net: SpatialEmbeddingNet) -> None:
+        """Take in the weights after a step."""
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        ours, theirs = self.net.state_dict(), net.state_dict()
+        for name, mean in ours.items():
+            if mean.is_floating_point():
+                mean.lerp_(theirs[name].to(mean), 1 - keep)
+            else:
+                mean.copy_(theirs[name])
+
+    def state_dict(self) -> dict[str, object]:
+        """All of it, for a checkpoint."""
+        return {"steps": self.steps, "net": self.net.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.steps = int(state["steps"])  # type: ignore[call-overload]
+        self.net.load_state_dict(state["net"])  # type: ignore[arg-type]
+
+
 class TrainingModule(pl.LightningModule):
     """One training step, and the optimiser with its schedule."""
 
@@ -39,19 +75,21 @@ class TrainingModule(pl.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)
         self._keep_margin()
         decay = setup.options.average
-        # Not a module of this one: Lightning would train it, and other processes wait for it.
-        self.average = [WeightAverage(self.net, decay)] if decay else []
+        # No module, so not one of this one: Lightning would train it, other processes wait for it.
+        self.average = WeightAverage(self.net, decay) if decay else None
         self.best_ap = -1.0  # below every AP: none yet
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in this epoch
         self.started = time.monotonic()
         self.began = self.started, 0  # of this sitting: when, and at which epoch
+        self.gone = 0.0  # share of the run that is over, where its time decides
+        self.gone_before = 0.0  # in the sittings before
         self.lr = setup.options.lr(0)
 
     @property
     def kept(self) -> SpatialEmbeddingNet:
         """The network that is validated and saved: of averaged weights, where that is set."""
-        return self.average[0].net if self.average else self.net
+        return self.average.net if self.average else self.net
 
     @property
     def seconds(self) -> float:
@@ -110,8 +148,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._keep_margin()
-        for average in self.average:
-            average.update(self.net)
+        if self.average:
+            self.average.update(self.net)
 
     def _keep_margin(self) -> None:
         """Set a fixed bandwidth anew: weight decay would move it from step to step."""
@@ -131,19 +169,14 @@ class TrainingModule(pl.LightningModule):
         self.skipped += 1
         logger.warning("step skipped, loss is %s: %s", loss.item(), ", ".join(batch.names))
         if self.bad_steps >= MAX_BAD_STEPS:
+            run = self.setup_of_run.run
             raise SpatialEmbedError(
                 "diverged",
                 f"{MAX_BAD_STEPS} steps in a row gave no finite loss",
-                f"lower stage1.lr; the last good checkpoint is {self._last_checkpoint()}",
+                f"lower stage1.lr; the last good checkpoint is {last_good_checkpoint(run)}",
                 MODEL,
             )
         return False
-
-    def _last_checkpoint(self) -> str:
-        try:
-            return str(last_good_checkpoint(self.setup_of_run.run))
-        except SpatialEmbedError:
-            return "none yet"
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         options = self.setup_of_run.options
@@ -158,7 +191,8 @@ class TrainingModule(pl.LightningModule):
         if within == 0:  # the second stage starts with a fresh Adam
             self.trainer.optimizers[0].state.clear()
         # One clock for all processes, whose weights would part otherwise.
-        self.lr = options.lr(epoch, self.trainer.strategy.broadcast(self._gone()))
+        self.gone = self.trainer.strategy.broadcast(self._gone())
+        self.lr = options.lr(epoch, self.gone)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
         self.skipped = 0
@@ -172,41 +206,49 @@ class TrainingModule(pl.LightningModule):
         torch.manual_seed(int(rng.integers(2**62)))
 
     def on_fit_start(self) -> None:
-        for average in self.average:
-            average.net.to(self.device)
+        if self.average:
+            self.average.net.to(self.device)
 
     def on_train_start(self) -> None:
         self.began = time.monotonic(), self.current_epoch
 
     def _gone(self) -> float:
-        """Share of the run that is over if ``max_time`` is its end, counted from where it began."""
+        """Share of the run that is over if ``max_time`` is its end, counted from where it began.
+
+        What is left of a run that was resumed takes its time, or without a limit its epochs, so
+        that the learning rate falls from where it stood.
+        """
         options = self.setup_of_run.options
         began, first = self.began
-        if options.max_time is None or not options.max_time:
+        if options.max_time:
+            passed = (time.monotonic() - began) / (60 * options.max_time)
+        elif self.gone_before:
+            passed = (self.current_epoch - first) / (options.epochs - first)
+        else:
             return 0.0
         # Of two stages the time of each is that of its crops' pixels, roughly: not told apart here.
-        before = first / options.epochs
-        return before + (1 - before) * (time.monotonic() - began) / (60 * options.max_time)
+        before = max(self.gone_before, first / options.epochs)
+        return min(1.0, before + (1 - before) * passed)
 
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
         state["best_ap"] = self.best_ap
         state["seconds"] = self.seconds
+        state["gone"] = self.gone
         if self.average:
-            state["average"] = self.average[0].state_dict()
+            state["average"] = self.average.state_dict()
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         # After an epoch that was cut short the model may be better than the checkpoint knows.
         self.best_ap = max(state["best_ap"], _ap_of_model(self.setup_of_run.run))
         self.started = time.monotonic() - state["seconds"]
-        for average in self.average:
-            average.load_state_dict(state["average"])
+        self.gone = self.gone_before = state.get("gone", 0.0)  # none in checkpoints of before
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
 
 def _ap_of_model(run: Path) -> float:
     """Validation AP of the best model so far, below 0 where there is none."""
-    try:
-        _, info = model_file.load(run / "model")
-    except SpatialEmbedError:
-        return -1.0
-    ap = info.training.get("validation_ap")
+    ap = None
+    with suppress(SpatialEmbedError):
+        ap = model_file.load(run / "model")[1].training.get("validation_ap")
     return -1.0 if ap is None else float(ap)

@@ -14,10 +14,9 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -26,50 +25,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from spatialembed.console import Stages, track
-from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.label_checks import warn_of_labels
-from spatialembed.data.open import (
-    data_name,
-    described,
-    for_scoring,
-    open_data,
-    splits,
-    with_classes_of,
-)
-from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
-from spatialembed.data.splitting import duplicates, split_dataset
-from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
-from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
+from spatialembed.data.open import data_name, described
+from spatialembed.errors import MODEL, USAGE, SpatialEmbedError
+from spatialembed.files import locked
 from spatialembed.inference import model_file
-from spatialembed.inference.engine import resolve_device, resolve_precision
-from spatialembed.method.cluster import ClusterOptions
-from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
+from spatialembed.training import run_folder
 from spatialembed.training.callbacks import Bar, CheckpointIO, EpochEnd, Interrupted, Limits
-from spatialembed.training.init import start_from
-from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import Share
 from spatialembed.training.options import TrainOptions
-from spatialembed.training.run_folder import (
-    RUN_VARIABLE,
-    announced,
-    has_checkpoints,
-    last_good_checkpoint,
-    locked,
-    memory_fault,
-    new_run,
-    noted_signals,
-    rank,
-    read_settings,
-    write_settings,
-)
-from spatialembed.training.setup import Setup
+from spatialembed.training.run_folder import rank
+from spatialembed.training.setup import Setup, initial_network, open_split, set_up
 from spatialembed.training.step import TrainingModule
-from spatialembed.training.validation import each, tune_best
-
-logger = logging.getLogger("spatialembed")
+from spatialembed.training.validation import tune_best
 
 MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
 """Settings that may change when a run is resumed: where and how long, not what."""
@@ -95,7 +63,7 @@ def train(options: TrainOptions) -> Path:
     """
     go_on = bool(options.resume)
     if rank() != 0:  # a further process of --devices, started by the first one
-        run = Path(os.environ[RUN_VARIABLE])
+        run = Path(os.environ[run_folder.RUN_VARIABLE])
         stored = _settings_to_go_on(run, replace(options, name=None))
         try:
             return _run(stored, run, open_split(stored), go_on=go_on)
@@ -106,12 +74,12 @@ def train(options: TrainOptions) -> Path:
         options = _settings_to_go_on(run, options)
     else:
         options = _with_network(options)
-        run = new_run(Path(options.out), options.name, data_name(options.data))
+        run = run_folder.new_run(Path(options.out), options.name, data_name(options.data))
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
     print(described(options.data, *images), flush=True)
-    with locked(run), announced(run):
+    with locked(run, "wait for it, or choose another --name"), run_folder.announced(run):
         if not go_on:
-            write_settings(run, asdict(options))
+            run_folder.write_settings(run, asdict(options))
         return _run(options, run, images, go_on=go_on)
 
 
@@ -128,52 +96,14 @@ def _run(
 ) -> Path:
     """Both stages, then the best model with its thresholds tuned."""
     # A run that was killed before its first checkpoint starts over.
-    start = last_good_checkpoint(run) if go_on and has_checkpoints(run) else None
-    setup = _set_up(options, run, *images, start)
-    net = _initial_network(setup)
-    module = TrainingModule(setup, net)
-    _fit(setup, module)
+    start = (
+        run_folder.last_good_checkpoint(run) if go_on and run_folder.has_checkpoints(run) else None
+    )
+    setup = set_up(options, run, images, start)
+    _fit(setup, TrainingModule(setup, initial_network(setup)))
     if rank() == 0:
         tune_best(setup)
     return run
-
-
-def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
-    """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
-    opened = partial(
-        open_data,
-        options.data,
-        classes=options.classes,
-        groups=options.groups,
-        reading=options,
-    )
-    if _in_parts(options):
-        train_set, val_set = opened(split="train"), opened(split="val")
-    else:
-        train_set, val_set = split_dataset(
-            opened(),
-            fraction=options.val_fraction,
-            group_by=options.group_by,
-            seed=options.seed,
-        )
-    if not any(len(train_set.truth(i).classes) for i in range(len(train_set))):
-        raise SpatialEmbedError(
-            "no_objects",
-            f"{options.data}: no object in the training images",
-            "check the masks with spatialembed doctor",
-        )
-    val_set = for_scoring(with_classes_of(train_set.class_names, val_set))
-    if train_set.class_names != val_set.class_names:
-        raise SpatialEmbedError(
-            "class_mismatch",
-            f"{options.data}: classes {train_set.class_names} in training, "
-            f"{val_set.class_names} in validation",
-            "use one classes.csv with the same names",
-            INPUT,
-        )
-    for pair in duplicates(train_set, val_set):
-        logger.warning("the same image in training and validation: %s = %s", *pair)
-    return train_set, val_set
 
 
 def _settings_to_go_on(run: Path, given: TrainOptions) -> TrainOptions:
@@ -202,7 +132,7 @@ def _stored_settings(run: Path) -> TrainOptions:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainOptions, "run")
-    settings = read_settings(run)
+    settings = run_folder.read_settings(run)
     try:
         stored: TrainOptions = parser.instantiate(parser.parse_object({"run": settings})).run
     except (ArgumentError, argparse.ArgumentError, SpatialEmbedError) as error:
@@ -215,151 +145,11 @@ def _stored_settings(run: Path) -> TrainOptions:
     return stored
 
 
-def _set_up(
-    options: TrainOptions,
-    run: Path,
-    train_set: FileDataset,
-    val_set: FileDataset,
-    start: Path | None,
-) -> Setup:
-    device = resolve_device(options.device)
-    _check_against_data(options, train_set)
-    if rank() == 0:
-        warn_of_labels(train_set)
-    index = _index(options, run, train_set)
-    step = -(-len(train_set) // 200)  # two hundred images show the sizes
-    areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
-    smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
-    # A fault of a training image shows in the first epoch; one of these would after hours.
-    checked = track(each(val_set), "validation images", total=len(val_set), shown=rank() == 0)
-    objects = sum(len(sample.target.classes) for sample in checked)
-    if objects == 0:
-        logger.warning("no object in the validation images: the last model is kept, not the best")
-    return Setup(
-        options,
-        run,
-        train_set,
-        val_set,
-        device,
-        resolve_precision(options.precision, device),
-        ClusterOptions(min_pixels=smallest),
-        start,
-        index,
-        _foreground_weight(options, train_set, index),
-        diameters_of(areas),
-        _split(options, run, train_set, val_set) if rank() == 0 else None,
-    )
-
-
-def _split(
-    options: TrainOptions, run: Path, train_set: FileDataset, val_set: FileDataset
-) -> SplitRecord | None:
-    """For the model file: the images that it has seen, those of the model it started from too."""
-    in_parts = _in_parts(options)
-    with Stages(True, "images") as stages:
-        stages.begin("hashing", len(train_set) + len(val_set))
-        record = split_record(
-            train_set,
-            val_set,
-            val_fraction=None if in_parts else options.val_fraction,
-            group_by=None if in_parts else options.group_by,
-            seed=options.seed,
-            progress=lambda: stages.advance(1),
-        )
-    for earlier in (run / "model", options.init):  # the first, where this run is resumed
-        with suppress(SpatialEmbedError):  # reported when the model is needed
-            before = model_file.load(earlier)[1].split if earlier else None
-            if before is not None:
-                record = replace(record, trained=record.trained | before.trained)
-    if len(record.trained) > MOST_IMAGES:
-        logger.warning("more than %d images: the model keeps no record of them", MOST_IMAGES)
-        return None
-    return record
-
-
-def _in_parts(options: TrainOptions) -> bool:
-    """Whether the data set comes in train/ and val/, or is to be split."""
-    return {"train", "val"} <= set(splits(options.data))
-
-
-def _index(options: TrainOptions, run: Path, images: FileDataset) -> InstanceIndex | None:
-    """The index of the training images, where crops or weights need it.
-
-    It is kept beside the runs, since many learn from the same images.
-    """
-    stages = [stage for stage in (options.stage1, options.stage2) if stage.epochs]
-    around = any(stage.sampling != "image" for stage in stages)
-    if not (around or options.foreground_weight == "enet"):
-        return None
-    index = instance_index(images, run.parent / ".instances", progress=rank() == 0)
-    absent = [name for name, n in zip(images.class_names, index.class_pixels, strict=True) if not n]
-    if absent and rank() == 0:
-        logger.warning("classes without object in the training images: %s", ", ".join(absent))
-    return index
-
-
-def _foreground_weight(
-    options: TrainOptions, images: FileDataset, index: InstanceIndex | None
-) -> float | list[float]:
-    """The weights of the seed term, measured where the setting asks for it."""
-    given = options.foreground_weight
-    if given != "enet":
-        return given
-    assert index is not None
-    weights = [round(w, 3) for w in index.enet_weights()]
-    told = ", ".join(f"{n} {w:.1f}" for n, w in zip(images.class_names, weights, strict=True))
-    if rank() == 0:
-        logger.info("weights of the seed foreground: %s", told)
-    return weights
-
-
-def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
-    """Refuse, before the first step, what the settings alone did not show."""
-    weights, classes = options.foreground_weight, train_set.class_names
-    if isinstance(weights, list) and len(weights) != len(classes):
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"{len(weights)} values of foreground_weight for {len(classes)} classes",
-            f"give one, or one each for {', '.join(classes)}",
-            USAGE,
-        )
-    if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"val_metric is cityscapes, but the data has the class {other[0]!r}",
-            f"set val_metric label; the benchmark knows {', '.join(IDS)}",
-            USAGE,
-        )
-    for stage in (options.stage1, options.stage2):
-        crops = stage.crops or len(train_set)
-        if stage.epochs and crops < options.devices:
-            raise SpatialEmbedError(
-                "bad_setting",
-                f"{crops} crops an epoch for {options.devices} devices",
-                "give fewer devices, or more crops",
-                USAGE,
-            )
-
-
-def _initial_network(setup: Setup) -> SpatialEmbeddingNet:
-    options = setup.options
-    torch.manual_seed(options.seed)
-    network = options.network or "erfnet"  # of runs from before there was a choice
-    net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, network)
-    if setup.start is None:
-        if options.pretrained:
-            assert isinstance(net.encoder, LiteEncoder)
-            load_imagenet(net.encoder)
-        if options.init:
-            start_from(net, options.init, options.normalization, options.scale)
-    return net
-
-
 def _fit(setup: Setup, module: TrainingModule) -> None:
     options = setup.options
     plans = [setup.plan(epoch) for epoch in range(options.epochs)]
     bar = Bar([len(Share(plan.count, plan.batch, 0, options.devices)) for plan in plans])
-    with noted_signals() as signals, _quiet():
+    with run_folder.noted_signals() as signals, _quiet():
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(setup.device.type, setup.device.type),
             devices=_devices(setup.device, options.devices),
@@ -385,7 +175,7 @@ def _fit(setup: Setup, module: TrainingModule) -> None:
         except (RuntimeError, MemoryError) as error:
             if signals:  # `timeout` and others signal the loaders too, which die of it
                 raise Interrupted(signals[0]) from error
-            fault = memory_fault(error)
+            fault = run_folder.memory_fault(error)
             if fault is None:
                 raise
             raise fault from error

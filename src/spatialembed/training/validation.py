@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from spatialembed.data.cityscapes_ids import IDS, NUMBERED
 from spatialembed.data.dataset import FileDataset
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.cityscapes_ap import ClassOverlaps, average_precision, overlaps
-from spatialembed.evaluation.threshold_sweep import Found, Grid, find_all, mean_ap, sweep
+from spatialembed.evaluation.threshold_sweep import Grid, mean_ap, sweep
 from spatialembed.images.write import write_png
 from spatialembed.inference import model_file
 from spatialembed.method.calibration import fit
+from spatialembed.method.cluster import cluster
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.normalization import network_input
 from spatialembed.pictures.maps import maps_panel
-from spatialembed.training.setup import Setup
-from spatialembed.types import Sample, Target
+from spatialembed.training.setup import Setup, each
+from spatialembed.types import Embeddings, Instances, Sample, Target
 
 SAMPLES_SHOWN = 3
 """Validation images of which pictures are drawn."""
@@ -41,15 +43,16 @@ def validate(
     scores: list[float] = []
     tables: list[dict[str, ClassOverlaps]] = []
     engine = setup.engine(net)
-    for i, found in enumerate(find_all(engine, setup.normalization, each(setup.val), setup.base)):
+    for i, sample in enumerate(each(setup.val)):
+        maps = engine(network_input(sample.image, setup.normalization)[None])
+        found = cluster(maps, setup.base, names)[0].numpy()
         if setup.options.val_metric == "cityscapes":
-            instances = replace(found.instances, class_names=names)
-            tables.append(overlaps(_ids(setup.val, i, found.sample), instances, names))
+            tables.append(overlaps(_ids(setup.val, i, sample), found, names))
         else:
-            scores.append(mean_ap(found.instances, found.sample, len(names)))
+            scores.append(mean_ap(found, sample, len(names)))
         note(f"validating {i + 1}/{len(setup.val)}")
         if i < SAMPLES_SHOWN:
-            _draw_sample(setup.run, found, done)
+            _draw_sample(setup.run, sample, maps, found, done)
     net.train()
     if setup.options.val_metric == "cityscapes":
         return _cityscapes_figures(tables, names)
@@ -129,14 +132,9 @@ def tune_best(setup: Setup) -> None:
     )
 
 
-def each(images: FileDataset) -> Iterator[Sample]:
-    """Sequences by number; iterating them directly would need an end they need not have."""
-    return (images[i] for i in range(len(images)))
-
-
-def _draw_sample(run: Path, found: Found, done: int) -> None:
-    offset, log_precision, seed = (m[0].cpu().numpy() for m in found.maps)
-    image, truth = found.sample.image, found.sample.target.labels
-    picture = maps_panel(image, offset, log_precision, seed, found.instances.labels, truth)
-    stem = found.sample.name.replace("/", "_")
+def _draw_sample(run: Path, sample: Sample, maps: Embeddings, found: Instances, done: int) -> None:
+    offset, log_precision, seed = (m[0].cpu().numpy() for m in maps)
+    truth = sample.target.labels
+    picture = maps_panel(sample.image, offset, log_precision, seed, found.labels, truth)
+    stem = sample.name.replace("/", "_")
     write_png(run / "samples" / f"{stem}_epoch{done:04d}.png", picture)
