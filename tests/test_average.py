@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.training.run_folder import checkpoint_path, read_checkpoint
 from spatialembed.training.setup import SEED_OUTPUT, start_from
-from spatialembed.training.step import WeightAverage
+from spatialembed.training.step import TrainingModule, WeightAverage
 from spatialembed.training.train import train
 from spatialembed.types import Network, Normalization
 
@@ -119,6 +121,51 @@ def test_time_bends_the_schedule(data: Path, tmp_path: Path) -> None:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     assert rates[0] <= 5e-4
     assert len(rates) < 4
+
+
+@pytest.mark.parametrize("minutes", [10.0, None], ids=["a limit", "no limit"])
+def test_a_resumed_run_goes_on_from_its_learning_rate(
+    minutes: float | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time was half over when it was stopped in the second of forty epochs."""
+    now = [1000.0]
+    monkeypatch.setattr("spatialembed.training.step.time.monotonic", lambda: now[0])
+    stage = StageOptions(crop=32, epochs=40, batch=2)
+
+    def module(limit: float | None) -> Any:
+        settings = options(data, tmp_path, stage1=stage, max_time=limit)
+        setup: Any = SimpleNamespace(run=tmp_path, options=settings)
+        return TrainingModule(setup, lite())
+
+    def rate(module: Any, epoch: int) -> float:
+        group: dict[str, float] = {}
+        module.trainer = SimpleNamespace(
+            current_epoch=epoch,
+            global_rank=0,
+            optimizers=[SimpleNamespace(state={}, param_groups=[group])],
+            strategy=SimpleNamespace(broadcast=lambda value: value),
+        )
+        if module.trainer_began:
+            module.trainer_began = False
+            module.on_train_start()
+        module.on_train_epoch_start()
+        return group["lr"]
+
+    first = module(10.0)
+    first.trainer_began = True
+    assert rate(first, 0) == 5e-4
+    now[0] += 300
+    half = rate(first, 1)
+    assert half == pytest.approx(5e-4 * 0.5**0.9)
+    state: dict[str, Any] = {}
+    first.on_save_checkpoint(state)
+    second = module(minutes)
+    second.on_load_checkpoint(state)
+    second.trainer_began = True
+    now[0] += 1e6  # some days later
+    assert rate(second, 2) == pytest.approx(half)
+    now[0] += 300
+    assert rate(second, 21) == pytest.approx(5e-4 * 0.25**0.9, rel=0.01)
 
 
 def test_weights_of_a_model_of_other_classes(tmp_path: Path) -> None:

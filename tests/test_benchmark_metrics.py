@@ -63,7 +63,7 @@ class Answers:
 
     def __init__(self, answers: Sequence[Instances], class_names: tuple[str, ...]) -> None:
         self._like = oracle([], class_names)
-        self.info, self.settings = self._like.info, self._like.settings
+        self.info, self.settings, self.engine = self._like.info, self._like.settings, None
         self._answers = iter(answers)
 
     def __call__(self, image: np.ndarray) -> Instances:

@@ -23,6 +23,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
 from spatialembed.evaluation.label_report import WORST, Report
+from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target
@@ -88,6 +89,7 @@ class FakePredictor:
     """Answers image ``i`` with the i-th of the instances it was given."""
 
     settings = ClusterOptions()
+    engine: Any = None
 
     def __init__(self, answers: Sequence[Instances], class_names: tuple[str, ...] = ONE) -> None:
         self.info = SimpleNamespace(class_names=class_names, split=None)
@@ -113,6 +115,37 @@ def mixed() -> Report:
     half = np.where(truths[2] > 4, 0, truths[2])
     found = [found_of(a) for a in (truths[0], shifted(truths[1], 2), half, truths[3])]
     return run(found, Scenes(truths))
+
+
+def test_an_image_in_tiles_is_tried_at_no_other_scale() -> None:
+    """As in prediction, which tiles it; a smaller one is tried at other scales in both."""
+
+    class Predictor(FakePredictor):
+        def __init__(self, memory: float) -> None:
+            super().__init__([found_of(disks(5))])
+            inner: Any = SimpleNamespace(name="", device="cpu", precision="float32", scale=1.0)
+            self.tiled: Any = TiledEngine(inner, memory=memory)
+            self.asked: list[str] = []
+
+        @property
+        def engine(self) -> Any:  # type: ignore[override]
+            return self.tiled
+
+        def __call__(self, image: np.ndarray) -> Instances:
+            self.asked.append("at any scale")
+            return self.answers[0]
+
+        def embeddings(self, image: np.ndarray) -> str:
+            return "maps"
+
+        def instances(self, maps: str) -> Instances:
+            self.asked.append(f"of {maps}")
+            return self.answers[0]
+
+    for memory, asked in ((3.0, "at any scale"), (1e-6, "of maps")):
+        predictor: Any = Predictor(memory)
+        assert evaluate(predictor, Scenes([disks(5)]), progress=False).mean_ap == 1
+        assert predictor.asked == [asked]
 
 
 def test_mean_over_images_and_pooled(mixed: Report) -> None:

@@ -172,8 +172,18 @@ def test_a_model_without_record_is_scored_on_all_with_a_word(
     usual = ["--model", str(model), "--data", str(data), "--device", "cpu", "--out", out]
     assert main.main(["evaluate", *usual, "--engine", "torch"]) == 0
     said = capfd.readouterr()
-    assert "all 8 images are taken, whether trained on or not" in said.err
+    assert "all 8 images are taken: the model does not say which it was trained on" in said.err
     assert json.loads((tmp_path / "out" / "report.json").read_text())["trained_on_images"] is None
+
+
+def test_a_missing_model_is_all_that_is_said_of_it(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--model", str(tmp_path / "gone"), "--data", str(data)]
+    assert main.main([*words, "--out", str(tmp_path / "out")]) == 4
+    said = capfd.readouterr().err
+    assert "no_model" in said
+    assert "trained on" not in said
 
 
 def test_training_keeps_it_and_that_of_the_model_it_starts_from(data: Path, tmp_path: Path) -> None:

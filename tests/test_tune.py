@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from model_files import new_net, same_weights
@@ -147,6 +148,21 @@ def test_it_is_calibrated_even_where_nothing_changes() -> None:
     assert fitted.error < 0.01 < fitted.error_of_score
 
 
+def test_the_picture_of_no_right_detection_shows_no_ap_below_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, save = [], Figure.savefig
+
+    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    tune.write_report(Tuning(surface(np.zeros((3, *SHAPE))), np.arange(3)), tmp_path)
+    pictures = [image for axes in figures[0].axes for image in axes.get_images()]
+    assert [picture.get_clim() for picture in pictures] == [(0, 0.1)]
+
+
 # ---------------------------------------------------------------- with a model and a folder
 
 
@@ -213,6 +229,20 @@ def test_command_to_another_folder(folder: Path, model: Path, tmp_path: Path) ->
     assert run(*words, "--out", out) == 0
     assert (model / "model.json").read_bytes() == facts
     assert load(out)[1].training["tuned"]["images"] == 12
+
+
+def test_min_pixels_of_another_scale_is_stored_for_the_model_s_own(
+    model: Path, tmp_path: Path
+) -> None:
+    """Objects seen at half the scale have four times the pixels in the image, and are so tuned."""
+    ap = noise(30)
+    ap[(slice(None), *BETTER)] += 0.1
+    tuning = Tuning(surface(ap), np.arange(30), scale=0.5)
+    assert tuning.chosen.min_pixels == 30
+    written = load(tune.save(tuning, model, tmp_path / "out", "d"))[1].thresholds
+    assert (written.min_pixels, written.start) == (round(30 / 4), 0.8)
+    still = Tuning(surface(np.full((4, *SHAPE), 0.5)), np.arange(4), scale=0.5)
+    assert load(tune.save(still, model, tmp_path / "out", "d"))[1].thresholds == BASE
 
 
 def refused(code: str, words: Sequence[Any], capsys: pytest.CaptureFixture[str]) -> str:

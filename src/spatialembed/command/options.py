@@ -36,7 +36,8 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     max_dets: int = 100
     """Detections of a class in an image that the metric coco counts, the best ones."""
     sampling: Literal["seed", "truth"] = "seed"
-    """seed: as in prediction; truth: from true centres and bandwidths, without the seed map."""
+    """seed: as in prediction; truth: from true centres and bandwidths, without the seed map, at the
+    scale that the model names also where diameter is auto."""
     diameter: str | None = None
     """As in predict: px, auto or native; null: as the model says."""
     out: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,10 +177,12 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     from spatialembed.data.open import described, select
     from spatialembed.inference.model_file import load
 
-    record = None
-    with suppress(SpatialEmbedError):  # of the model: told when all else is fine
+    record, part = None, options
+    try:
         record = load(options.model)[1].split
-    dataset = select(options, record)
+    except SpatialEmbedError:  # reported when all else is fine, and nothing of its record
+        part = replace(options, split=options.split or "all")
+    dataset = select(part, record)
     warn_of_labels(dataset)
     print(described(options.data, dataset))
     return dataset

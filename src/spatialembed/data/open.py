@@ -142,8 +142,8 @@ def select(options: PartOptions, record: SplitRecord | None = None) -> FileDatas
     if options.group_by is None and not (split and given):
         if split is None and record is None:
             logger.info(
-                "all %d images are taken, whether trained on or not, of which the model has no "
-                "record; --split val takes those that training held out",
+                "all %d images are taken: the model does not say which it was trained on; --split "
+                "val takes those that training held out",
                 len(dataset),
             )
             return dataset

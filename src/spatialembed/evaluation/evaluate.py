@@ -20,6 +20,7 @@ from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore
 from spatialembed.evaluation.coco_score import CocoScore
 from spatialembed.evaluation.label_report import LabelScore, Report, Sampling
+from spatialembed.inference.tiled_engine import TiledEngine
 from spatialembed.method.cluster import cluster_with_truth
 from spatialembed.types import Instances, Sample
 
@@ -76,7 +77,8 @@ def evaluate(
             AP of that benchmark, for its layout; "coco", mask AP as COCO defines it, for any data
             set.
         sampling: "seed", as in prediction; "truth", instances from true centres and bandwidths,
-            without the seed map (ground-truth sampling, Neven et al. 2019).
+            without the seed map (ground-truth sampling, Neven et al. 2019), at the scale that the
+            model names, also where ``diameter`` is "auto".
         max_dets: Detections of a class in an image that "coco" counts, the best ones.
         out: Folder for the files of the metric "cityscapes", as the benchmark asks for them; None:
             none are written.
@@ -147,8 +149,12 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _predict(predictor: Predictor, sample: Sample, sampling: Sampling) -> Instances:
     """Instances of one image as numpy."""
-    if sampling == "seed":
+    engine, (height, width) = predictor.engine, sample.image.shape[:2]
+    tiled = isinstance(engine, TiledEngine) and engine.takes_tiles(height, width)
+    if sampling == "seed" and not tiled:
         return predictor(sample.image).numpy()
     maps = predictor.embeddings(sample.image)
+    if sampling == "seed":  # as in prediction, no other scale is tried for an image in tiles
+        return predictor.instances(maps)
     names, membership = predictor.info.class_names, predictor.settings.membership
     return cluster_with_truth(maps, [sample.target], membership, names)[0].numpy()

@@ -327,9 +327,9 @@ def _heat_map(axes: Any, tuning: Tuning) -> None:
     layer = tuning.surface.mean()[:, :, best[2], best[3]]  # (F, S)
     top = float(np.nanmax(layer))
     low = max(0.0, top - SHOWN)
-    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=low, vmax=top)
+    picture = axes.imshow(layer, origin="lower", aspect="auto", vmin=low, vmax=low + SHOWN)
     for f, s in np.argwhere(np.isfinite(layer)):
-        ink = "white" if layer[f, s] < (low + top) / 2 else "black"
+        ink = "white" if layer[f, s] < low + SHOWN / 2 else "black"
         text = f"{layer[f, s]:.3f}".removeprefix("0")
         axes.text(s, f, text, ha="center", va="center", color=ink, fontsize=8)
     # The smaller frame is drawn last, so that both show where they are one.

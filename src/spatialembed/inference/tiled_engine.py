@@ -56,10 +56,13 @@ class TiledEngine:
         self.engine = copy.copy(self.engine)
         self.engine.scale = scale
 
+    def takes_tiles(self, height: int, width: int) -> bool:
+        """Whether an image of so many px would need more memory as a whole."""
+        return height * width * self.scale**2 * BYTES_WHOLE > self.memory
+
     def __call__(self, images: Tensor) -> Embeddings:
         """As ``Engine``; a batch of large images goes one by one."""
-        height, width = images.shape[-2:]
-        if height * width * self.scale**2 * BYTES_WHOLE <= self.memory:
+        if not self.takes_tiles(*images.shape[-2:]):
             return self.engine(images)
         maps = [self._in_tiles(image) for image in images]
         return Embeddings(*(torch.cat(parts) for parts in zip(*maps, strict=True)))
