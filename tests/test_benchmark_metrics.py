@@ -355,7 +355,7 @@ def test_true_objects_may_overlap(tmp_path: Path) -> None:
 @pytest.mark.parametrize("area", [-1, "12", float("nan"), True])
 def test_broken_area_is_told(tmp_path: Path, area: Any) -> None:
     path = coco_file(tmp_path, [{"category_id": 9, "segmentation": box(0, 0), "area": area}])
-    with pytest.raises(SpatialEmbedError, match=r"bad_annotation: .*annotation 0: its area is"):
+    with pytest.raises(SpatialEmbedError, match=r"bad_annotation: .*annotation 0: .*area"):
         open_coco(path)
 
 
