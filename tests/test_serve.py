@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import spatialembed
 from served import SAME, Served, raw
 from spatialembed.command.main import main
 
@@ -307,3 +309,50 @@ def test_the_page_may_reach_nothing_but_its_server(server: Served, path: str) ->
     assert answer.status == 200
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+# --- as /openapi.json describes it
+
+DESCRIBED = json.loads((resources.files(spatialembed) / "serve" / "openapi.json").read_bytes())
+OPERATIONS = [
+    (path, method)
+    for path, item in DESCRIBED["paths"].items()
+    for method in item
+    if method != "parameters"
+]
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_answers_are_as_described(server: Served, path: str, method: str) -> None:
+    """Every second request goes to a model that there is, and with an image, not random bytes."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.specs.openapi import checks
+
+    held = [
+        checks.content_type_conformance,
+        checks.response_headers_conformance,
+        checks.response_schema_conformance,
+        checks.status_code_conformance,
+    ]
+    operation = schemathesis.openapi.from_dict(DESCRIBED)[path][method]
+    statuses = set()
+
+    @settings(
+        max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=operation.as_strategy(), real=booleans())
+    def run(case: Any, real: bool) -> None:
+        if real and "name" in case.path_parameters:
+            case.path_parameters["name"] = "shapes"
+        call = case.as_transport_kwargs(base_url=f"http://127.0.0.1:{server.port}")
+        if method == "post" and real:
+            call |= {"data": PNG, "files": None}
+            call["headers"]["Content-Type"] = "image/png"
+        answer = requests.request(**call, timeout=60)
+        case.validate_response(answer, checks=held)
+        statuses.add(answer.status_code)
+
+    run()
+    assert not statuses & {500, 504}
+    assert "maps" in path or 200 in statuses

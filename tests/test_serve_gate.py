@@ -183,14 +183,14 @@ def test_kept_maps_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
-    decoder = Decoder(tmp_path, 1000)
+    decoder = Decoder(tmp_path)
     stream = BytesIO()
     Image.new("L", (2, 1), 7).save(stream, "PNG")
     image = stream.getvalue()
-    assert decoder(image).pixels.tolist() == [[7, 7]]
+    assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
     decoder.child.kill()
     decoder.child.wait()
     with pytest.raises(Exception, match="not_decodable"):
-        decoder(image)
-    assert decoder(image).pixels.tolist() == [[7, 7]]
+        decoder(image, 1000)
+    assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
     decoder.child.kill()

@@ -37,8 +37,8 @@ class Picture(NamedTuple):
 class Decoder:
     """The child's end in the model's process."""
 
-    def __init__(self, folder: Path, max_pixels: int) -> None:
-        self.command = [sys.executable, "-m", __spec__.name, str(folder), str(max_pixels)]
+    def __init__(self, folder: Path) -> None:
+        self.command = [sys.executable, "-m", __spec__.name, str(folder)]
         self._start()
 
     def _start(self) -> None:
@@ -50,14 +50,14 @@ class Decoder:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def __call__(self, data: pipe.Bytes) -> Picture:
-        """Pixels of a file.
+    def __call__(self, data: pipe.Bytes, max_pixels: int) -> Picture:
+        """Pixels of a file; max_pixels: width x height, by its header.
 
         Raises SpatialEmbedError: those of ``read_image``; ``not_decodable`` (exit 3) of a file that
         killed its process.
         """
         try:
-            pipe.write(cast(RawIOBase, self.child.stdin), {}, data)
+            pipe.write(cast(RawIOBase, self.child.stdin), {"most": max_pixels}, data)
             meta, pixels = pipe.read(cast(RawIOBase, self.child.stdout))
         except (EOFError, BrokenPipeError):
             self.child.kill()
@@ -114,7 +114,7 @@ def _decode(path: Path, max_pixels: int) -> tuple[pipe.Meta, pipe.Bytes]:
     return meta, pixels.reshape(-1).view(np.uint8).data
 
 
-def main(folder: str, max_pixels: str) -> None:
+def main(folder: str) -> None:
     """The child: a file in, pixels or an error out, until the model's process has gone."""
     source, sink = pipe.ends()
     path = Path(folder) / "image"
@@ -123,14 +123,14 @@ def main(folder: str, max_pixels: str) -> None:
     _limit_memory()
     while True:
         try:
-            _, data = pipe.read(source)
+            asked, data = pipe.read(source)
         except EOFError:
             return
         _limit_time()
         try:
             path.write_bytes(data)
             del data
-            answer = _decode(path, int(max_pixels))
+            answer = _decode(path, asked["most"])
         except SpatialEmbedError as error:
             told = fault(error)
             told["message"] = told["message"].replace(str(path), "image")

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.images.read import MAX_PIXELS
 from spatialembed.images.write import png_bytes
 from spatialembed.inference.bundled import summaries
 from spatialembed.inference.predictor import load_for
@@ -48,8 +49,8 @@ class Worker:
 
     def __init__(self, name: str, path: str, folder: Path, how: DeviceOptions, most: int) -> None:
         """most: px of an image. Raises SpatialEmbedError of ``load``."""
-        self.name, self.path, self.folder = name, path, folder
-        self.decoder = Decoder(folder, most)  # starts while the model loads
+        self.name, self.path, self.folder, self.most = name, path, folder, most
+        self.decoder = Decoder(folder)  # starts while the model loads
         self.predictor = load_for(path, how, pixels=ENDLESS)
         stride = NETWORKS[self.predictor.info.network].stride
         self.predictor.engine = TiledEngine(self.predictor.engine, stride=stride)
@@ -61,7 +62,7 @@ class Worker:
         Every format is made once, so that the first visitor need not wait for compiled code.
         """
         example = resources.files("spatialembed").joinpath("serve", "examples", "1.png")
-        picture = self.decoder(example.read_bytes())
+        picture = self.decoder(example.read_bytes(), MAX_PIXELS)
         seen = self.predictor.seen(picture.pixels)
         kept = Kept("", "image", picture, seen)
         for form in FORMATS:
@@ -96,7 +97,7 @@ class Worker:
         """A file to its instances. Raises SpatialEmbedError of reading and of ``Predictor``."""
         clock = [time.perf_counter()]
         options = self.predictor.options(**asked["thresholds"])
-        picture = self.decoder(body)
+        picture = self.decoder(body, self.most)
         clock.append(time.perf_counter())
         seen = self.predictor.seen(picture.pixels, options)
         clock.append(time.perf_counter())
