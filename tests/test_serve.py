@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import booleans
 from PIL import Image
 
 import spatialembed
@@ -326,6 +328,7 @@ OPERATIONS = [
 def test_answers_are_as_described(server: Served, path: str, method: str) -> None:
     """Every second request goes to a model that there is, and with an image, not random bytes."""
     schemathesis = pytest.importorskip("schemathesis")
+    import requests
     from schemathesis.specs.openapi import checks
 
     held = [
