@@ -110,7 +110,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-# ---------------------------------------------------------------- Pillow: all formats but most TIFF
+# ---------------------------------------------------------------- Pillow: all formats but TIFF
 
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -118,7 +118,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": GifImagePlugin.GifImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
 }
 _DEEP = ("RGB;16B", "RGBA;16B", "LA;16B")
 
@@ -128,11 +127,10 @@ def _read_pillow(
     file: BinaryIO,
     form: str,
     max_pixels: int,
-    tiff: Decoded | None = None,
     *,
     as_ids: bool = False,
 ) -> Decoded:
-    """Read with the one plugin of this format; tiff: what tifffile knows of it.
+    """Read with the one plugin of this format.
 
     It is called as ``Image.open(file, formats=[form])`` would call it; that itself only warns from
     89 to 179 million pixels, and takes more only where a global of Pillow is changed.
@@ -142,14 +140,14 @@ def _read_pillow(
         file, moves = plain_png(path, file, max_pixels)
     elif form == "WebP":
         file = _whole_webp(path, file, os.fstat(file.fileno()).st_size, max_pixels)
-    image = _open_pillow(path, file, form, tiff.page if tiff else 0, max_pixels)
+    image = _open_pillow(path, file, form, max_pixels)
     raw = str(image.tile[0].args) if form == "PNG" and image.tile else ""
     _check_pillow_size(path, image, max_pixels, deep=raw in _DEEP)
-    if moves or (form != "TIFF" and getattr(image, "is_animated", False)):
+    if moves or getattr(image, "is_animated", False):
         warn(f"{path}: the first of several frames was read")
     try:
         image.load()
-        orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))  # none in a TIFF
+        orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))
         pixels = _deep_png(file, raw) if raw in _DEEP else _plain_array(image, as_ids)
         if form == "JPEG":
             _refuse_grey_end(path, file, image)
@@ -157,10 +155,7 @@ def _read_pillow(
         refuse_size(path, str(error), max_pixels)
     except DAMAGED as error:
         refuse_damaged(path, form, error)
-    pixels = upright(pixels, orientation)
-    if tiff is not None:  # Pillow turns TIFF upright by itself, and forgets that it did
-        return tiff._replace(pixels=pixels)
-    return Decoded(pixels, orientation, {"L;2": 2, "L;4": 4}.get(raw, 8))
+    return Decoded(upright(pixels, orientation), orientation, {"L;2": 2, "L;4": 4}.get(raw, 8))
 
 
 def _check_pillow_size(
@@ -171,29 +166,15 @@ def _check_pillow_size(
     check_size(where, *image.size, len(image.getbands()) * item, max_pixels)
 
 
-def _open_pillow(
-    path: Path, file: BinaryIO, form: str, page: int, max_pixels: int
-) -> ImageFile.ImageFile:
+def _open_pillow(path: Path, file: BinaryIO, form: str, max_pixels: int) -> ImageFile.ImageFile:
     try:
-        image = _PLUGINS[form](file)
-        if page:
-            image.seek(page)
+        return _PLUGINS[form](file)
     except Image.DecompressionBombError as error:
         refuse_size(path, str(error), max_pixels)
     except DAMAGED as error:
         if "annot handle" in str(error) or "nsupported" in str(error):
             refuse_codec(path, f"{form}: {error}")
         refuse_damaged(path, form, error)
-    if form == "TIFF":
-        image.tile = [_undivided(tile) for tile in image.tile]
-    return image
-
-
-def _undivided(tile: ImageFile._Tile) -> ImageFile._Tile:
-    """Colours as they are stored: of premultiplied ones Pillow would divide by their alpha."""
-    if isinstance(tile.args, tuple) and tile.args[0] == "RGBa":
-        return tile._replace(args=("RGBA", *tile.args[1:]))
-    return tile
 
 
 def _plain_array(image: Image.Image, as_ids: bool = False) -> np.ndarray:
@@ -317,10 +298,7 @@ def decode(
     if form != "TIFF":
         return _read_pillow(path, file, form, max_pixels, as_ids=as_ids)
     found = read_tiff(path, file, max_pixels, page, as_ids=as_ids)
-    if found.pixels is not None:
-        return found._replace(pixels=upright(found.pixels, found.orientation))
-    file.seek(0)
-    return _read_pillow(path, file, form, max_pixels, found, as_ids=as_ids)
+    return found._replace(pixels=upright(found.pixels, found.orientation))
 
 
 def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:
@@ -328,7 +306,7 @@ def header_of(path: Path, file: BinaryIO, form: str) -> tuple[int, int, str]:
 
     Raises SpatialEmbedError: truncated, too_large (exit 5), unsupported_codec.
     """
-    image = _open_pillow(path, file, form, 0, 0)
+    image = _open_pillow(path, file, form, 0)
     return image.height, image.width, image.mode
 
 

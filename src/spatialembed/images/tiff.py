@@ -1,8 +1,4 @@
-"""TIFF to pixels as they are stored, whole or by windows; tifffile keeps every level of every type.
-
-What it has no codec for goes to Pillow (``images.decode``), as far as that keeps the levels too:
-8 bits a sample, or one sample of 16 or 32.
-"""
+"""TIFF to pixels, whole or by windows, by tifffile, which keeps every level of every type."""
 
 from __future__ import annotations
 
@@ -13,12 +9,12 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
+from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.checks import (
@@ -40,17 +36,14 @@ COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 """Samples of a pixel by photometric interpretation: grey (white is 0, black is 0), RGB, palette,
 CMYK, YCbCr."""
 WHITE_IS_ZERO = 0
-TO_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
-"""What Pillow's libtiff knows: none, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
-TO_COLOURS = {7, 33003, 33005, 34712}
-"""Codecs of which tifffile gives RGB, whatever they store: JPEG, JPEG 2000."""
-DEFLATE, LZMA, ZSTD = (8, 32946), 34925, 50000
+PALETTE, CMYK, YCBCR = 3, 5, 6
+TO_RGB = {7, 33003, 33005, 34712}
+"""Codecs of which tifffile gives RGB where YCbCr is stored: JPEG, JPEG 2000."""
 STRUCTURE = {
     256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338,
     339,
 }  # fmt: skip
 """Tags that say how the pixels lie."""
-INSTALL = "save with deflate or uncompressed, or pip install 'spatialembed[tiff]'"
 ORIENTATION_TAG = 0x0112
 SEGMENT_BYTES = 1 << 28
 """Tiles and strips above this are not unpacked one by one."""
@@ -64,11 +57,10 @@ Read = Callable[[int, int, int, int], np.ndarray]
 class Decoded(NamedTuple):
     """Pixels as a decoder got them out of a file, and what it knows of them."""
 
-    pixels: Any  # (H, W) or (H, W, C), any type; None: Pillow has to read this TIFF
+    pixels: np.ndarray  # (H, W) or (H, W, C), any type
     orientation: int  # EXIF, 1 to 8
     bits: int = 8  # a sample, as stored; 2 and 4 were stretched to 0..255
     inverted: bool = False  # white is 0 in the file; here black is
-    page: int = 0  # of a TIFF, among all in the file
 
 
 def valid_orientation(orientation: object) -> int:
@@ -99,11 +91,13 @@ def read_tiff(
                     remedy = "save one page in which each object has its own id"
                     raise SpatialEmbedError("several_masks", what, remedy)
                 warn(f"{path}: the first of {count} pages was read (predict takes --pages all)")
-            orientation = valid_orientation(page.tags.valueof(ORIENTATION_TAG))
-            numbers = (0, 1, 2, 3) if as_ids else (0, 1, 2)  # 3: a palette
-            pixels = _page_pixels(path, page) if page.photometric in numbers else None
-            inverted = page.photometric == WHITE_IS_ZERO
-            return Decoded(pixels, orientation, page.bitspersample, inverted, place)
+            pixels = _planes_last(_unpacked_page(path, page))
+            return Decoded(
+                _plain_colours(page, pixels, as_ids=as_ids),
+                valid_orientation(page.tags.valueof(ORIENTATION_TAG)),
+                page.bitspersample,
+                page.photometric == WHITE_IS_ZERO,
+            )
     except DAMAGED as error:
         refuse_damaged(path, "TIFF", error)
 
@@ -219,22 +213,19 @@ def _check_segments(path: Path, page: tifffile.TiffPage, size: int, max_pixels: 
 # ---------------------------------------------------------------- pixels of a whole page
 
 
-def _page_pixels(path: Path, page: tifffile.TiffPage) -> np.ndarray | None:
-    """Pixels (H, W) or (H, W, C) of a page without alpha; None where only Pillow has the codec."""
-    bare = find_spec("imagecodecs") is None
-    if bare and page.compression == ZSTD:  # in tifffile it is Python's own from 3.14 on, no limit
-        _check_pillow_can(path, page)
-        return None
-    if bare:
-        _check_expansion(path, page)
+def _unpacked_page(path: Path, page: tifffile.TiffPage) -> np.ndarray:
+    """(S, H, W, C) in separate planes, or in one; of a volume the first."""
     try:
-        pixels = page.asarray(squeeze=False)  # (S, D, H, W, C)
+        return page.asarray(squeeze=False)[:, 0]  # (S, D, H, W, C)
     except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error):
-            raise
-        _check_pillow_can(path, page)
-        return None
-    return _plain_colours(page, _planes_last(pixels[:, 0]))  # the first of a volume
+        _refuse_unknown(path, error)
+        raise
+
+
+def _refuse_unknown(where: object, error: Exception) -> None:
+    """Raise ``unsupported_codec`` if tifffile says that it has no decoder."""
+    if "not supported" in str(error) or "imagecodecs" in str(error):
+        refuse_codec(where, f"TIFF: {error}")
 
 
 def _planes_last(pixels: np.ndarray) -> np.ndarray:
@@ -242,51 +233,36 @@ def _planes_last(pixels: np.ndarray) -> np.ndarray:
     return np.moveaxis(pixels, 0, -1)[..., 0, :] if len(pixels) > 1 else pixels[0]
 
 
-def _plain_colours(page: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
-    """(h, w) or (h, w, C) of stored samples (h, w, S): full range, black 0, no alpha."""
+def channels_of(page: tifffile.TiffPage) -> int:
+    """Of the pixels as they are read: 1 grey, 3 RGB."""
+    return 1 if page.photometric in (0, 1) else 3
+
+
+def _plain_colours(
+    page: tifffile.TiffPage, pixels: np.ndarray, *, as_ids: bool = False
+) -> np.ndarray:
+    """(h, w) or (h, w, 3) of stored samples (h, w, S): full range, black 0, RGB, no alpha.
+
+    as_ids: the numbers of a palette, not its colours.
+    """
+    kind = page.photometric
+    if kind == PALETTE and not as_ids:
+        table = (page.colormap >> 8).astype(np.uint8)  # (3, 2^bits)
+        return table.T[pixels[..., 0]]
     if page.bitspersample < 8:
         pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
-    if page.photometric == WHITE_IS_ZERO:
+    if kind == WHITE_IS_ZERO:
         pixels = invert(pixels, page.bitspersample)
-    colours = COLOURS[page.photometric]
-    return pixels[..., 0] if colours == 1 else pixels[..., :colours]
+    pixels = pixels[..., : COLOURS[kind]]
+    if kind == CMYK or (kind == YCBCR and page.compression not in TO_RGB):
+        mode = "CMYK" if kind == CMYK else "YCbCr"
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels), mode).convert("RGB"))
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def invert(pixels: np.ndarray, bits: int) -> np.ndarray:
     """White for black, and back; fewer than 8 bits lie stretched to 0..255."""
     return pixels.dtype.type(255 if bits < 8 else 2**bits - 1) - pixels
-
-
-def _check_pillow_can(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse what Pillow would read wrongly or not at all."""
-    grey = page.samplesperpixel == 1 and page.photometric == 1
-    sample = (page.sampleformat, page.bitspersample)  # format 1 unsigned, 2 signed, 3 float
-    right = (page.sampleformat == 1 and page.bitspersample <= 8) or (
-        grey and sample in ((1, 16), (2, 16), (2, 32), (3, 32))
-    )
-    if not right or page.compression not in TO_PILLOW:
-        name = getattr(page.compression, "name", page.compression)
-        what = f"TIFF samples of {page.bitspersample} bits as {name}"
-        refuse_codec(path, what, INSTALL)
-
-
-def _check_expansion(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse a strip or tile that unpacks to far more than its pixels, without unpacking it all.
-
-    Without imagecodecs tifffile unpacks without limit: a thousandfold by deflate, more by LZMA.
-    """
-    if page.compression not in (*DEFLATE, LZMA):
-        return
-    most = 2 * math.prod(page.chunks) * max(1, page.bitspersample // 8) + (1 << 20)
-    ratio = 10_000 if page.compression == LZMA else 1032
-    file = page.parent.filehandle
-    for start, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-        if count * ratio > max(most, 1 << 28):  # a smaller one harms nothing, and is the usual
-            file.seek(start)
-            packed = file.read(count)
-            box = lzma.LZMADecompressor() if page.compression == LZMA else zlib.decompressobj()
-            if len(box.decompress(packed, most + 1)) > most:
-                refuse_damaged(path, "TIFF", f"a strip or tile of more than {most} bytes")
 
 
 # ---------------------------------------------------------------- windows of a page
@@ -295,14 +271,11 @@ def _check_expansion(path: Path, page: tifffile.TiffPage) -> None:
 def page_windows(path: Path, page: tifffile.TiffPage) -> Read | None:
     """Windows of a page by its tiles or strips, not turned; an uncompressed one is mapped.
 
-    None where tifffile has no codec for them, or they are too large to be unpacked.
+    None where they are too large to be unpacked. Raises SpatialEmbedError: unsupported_codec.
     """
     if page.imagedepth > 1:
         return None
-    grey_or_rgb = page.photometric in (0, 1, 2)
-    if page.is_memmappable and grey_or_rgb:
-        return _mapped(path, page)
-    return _unpacked(page) if grey_or_rgb or page.compression in TO_COLOURS else None
+    return _mapped(path, page) if page.is_memmappable else _unpacked(path, page)
 
 
 def _mapped(path: Path, page: tifffile.TiffPage) -> Read:
@@ -318,7 +291,7 @@ def _mapped(path: Path, page: tifffile.TiffPage) -> Read:
     return read
 
 
-def _unpacked(page: tifffile.TiffPage) -> Read | None:
+def _unpacked(path: Path, page: tifffile.TiffPage) -> Read | None:
     """Windows put together from the tiles or strips that they touch, the last ones kept."""
     height, width = page.imagelength, page.imagewidth
     tile_h = page.tilelength if page.is_tiled else page.rowsperstrip
@@ -330,12 +303,11 @@ def _unpacked(page: tifffile.TiffPage) -> Read | None:
     segment_bytes = tile_h * tile_w * samples * np.dtype(page.dtype).itemsize
     if segment_bytes > SEGMENT_BYTES:
         return None
-    try:  # the first one shows whether the codec is there
+    try:  # the first one shows whether there is a decoder
         _segment(page, 0)
     except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error) and "not supported" not in str(error):
-            raise
-        return None
+        _refuse_unknown(path, error)
+        raise
     unpacked = lru_cache(max(1, CACHE_BYTES // segment_bytes))(partial(_segment, page))
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:

@@ -3,8 +3,8 @@
     TIFF, BigTIFF, OME-TIFF   by their tiles or strips; uncompressed ones are mapped from the file
     Zarr, OME-Zarr            by their chunks (extra ``zarr``), at full resolution
     PNG                       row by row, once, into a file that is then mapped
-    all others                decoded whole, once, into such a file: JPEG, WebP, BMP, GIF, palettes,
-                              interlaced PNG, and TIFF with a codec that only Pillow knows
+    all others                decoded whole, once, into such a file: JPEG, WebP, BMP, GIF, PNG with
+                              a palette or interlaced
 
 Pixels are by the rules of ``images.read``: alpha dropped, upright, uint8, uint16 or float32. What
 is wrong with the pixels themselves is found when they are read.
@@ -40,10 +40,10 @@ from spatialembed.images.listing import is_zarr
 from spatialembed.images.png import stream_png
 from spatialembed.images.read import plain_type, read_image
 from spatialembed.images.tiff import (
-    COLOURS,
     DAMAGED,
     ORIENTATION_TAG,
     Read,
+    channels_of,
     check_page,
     page_windows,
     valid_orientation,
@@ -116,7 +116,7 @@ def open_large(path: str | os.PathLike[str], scratch: Path) -> LargeImage:
 
 
 def _by_segments(path: Path, file: BinaryIO) -> LargeImage | None:
-    """A TIFF by its tiles or strips; None where tifffile cannot, or they are too large."""
+    """A TIFF by its tiles or strips; None where they are too large."""
     with ExitStack() as stack:
         try:
             tiff = stack.enter_context(tifffile.TiffFile(path))
@@ -130,9 +130,9 @@ def _by_segments(path: Path, file: BinaryIO) -> LargeImage | None:
             orientation = valid_orientation(page.tags.valueof(ORIENTATION_TAG))
         except DAMAGED as error:
             refuse_damaged(path, "TIFF", error)
-        shape_hw, colours = (page.imagelength, page.imagewidth), COLOURS[page.photometric]
+        shape_hw, channels = (page.imagelength, page.imagewidth), channels_of(page)
         close, dtype = stack.pop_all().close, _plain_dtype(page.dtype)
-        return _upright(LargeImage(str(path), shape_hw, colours, dtype, read, close), orientation)
+        return _upright(LargeImage(str(path), shape_hw, channels, dtype, read, close), orientation)
 
 
 def _plain_dtype(dtype: Any) -> np.dtype:
