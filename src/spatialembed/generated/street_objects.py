@@ -8,7 +8,6 @@ bicycle, are two shapes in one frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +15,8 @@ import numpy as np
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
-GLASS, TYRE, RIM, LAMP, TAIL = (
-    (52, 66, 80),
-    (24, 24, 26),
-    (150, 152, 156),
-    (244, 236, 205),
-    (176, 26, 22),
-)
+GLASS, TYRE, RIM = (52, 66, 80), (24, 24, 26), (150, 152, 156)
+LAMP, TAIL = (244, 236, 205), (176, 26, 22)
 PAINTS: tuple[Colour, ...] = (
     (34, 36, 40), (120, 124, 128), (186, 188, 190), (226, 226, 222), (34, 52, 92), (122, 22, 24),
     (70, 78, 70), (150, 130, 96), (24, 74, 70), (60, 62, 74),
@@ -42,12 +36,11 @@ class Part(NamedTuple):
     colour: Colour
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One instance."""
 
     name: str  # class of Cityscapes
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
 
 
 class Figure(NamedTuple):
@@ -56,6 +49,11 @@ class Figure(NamedTuple):
     shapes: tuple[Shape, ...]
     width: float
     height: float
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[Part], width: float, height: float) -> Figure:
+        """A single shape."""
+        return cls((Shape(name, parts),), width, height)
 
 
 def polygon(colour: Colour, *points: Point) -> Part:
@@ -73,9 +71,9 @@ def ellipse(colour: Colour, u: float, v: float, ru: float, rv: float) -> Part:
     return Part("ellipse", ((u - ru, v - rv), (u + ru, v + rv)), colour)
 
 
-def ring(colour: Colour, u: float, v: float, ru: float, rv: float) -> Part:
-    """The rim of a wheel, seen through between its spokes."""
-    return Part("ring", ((u - ru, v - rv), (u + ru, v + rv)), colour)
+def wheels(where: Sequence[float], v: float, tyre: Point, rim: Point) -> list[Part]:
+    """Wheels about (u, v) of each u, with their radii along u and v."""
+    return [part for u in where for part in (ellipse(TYRE, u, v, *tyre), ellipse(RIM, u, v, *rim))]
 
 
 def bar(colour: Colour, a: Point, b: Point, thick_u: float, thick_v: float) -> Part:
@@ -97,14 +95,14 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 def mirrored(figure: Figure) -> Figure:
     """The figure facing the other way."""
-    shapes = tuple(
-        Shape(
-            s.name,
-            tuple(p._replace(points=tuple((1 - u, v) for u, v in p.points)) for p in s.parts),
-        )
-        for s in figure.shapes
-    )
-    return figure._replace(shapes=shapes)
+    shapes = (Shape(name, _moved(parts, -1, 1, 1)) for name, parts in figure.shapes)
+    return figure._replace(shapes=tuple(shapes))
+
+
+def _moved(parts: Sequence[Part], u_by: float, u_from: float, v_by: float) -> list[Part]:
+    return [
+        p._replace(points=tuple((u_from + u_by * u, v_by * v) for u, v in p.points)) for p in parts
+    ]
 
 
 def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
@@ -116,10 +114,6 @@ def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
 
 def person(rng: np.random.Generator) -> Figure:
     """Somebody who stands or walks, from the side or the front."""
-    return Figure((Shape("person", tuple(_standing(rng))),), 0.7, rng.uniform(1.45, 1.95))
-
-
-def _standing(rng: np.random.Generator) -> list[Part]:
     top, trousers, skin = _pick(rng, CLOTHS), _pick(rng, CLOTHS), _pick(rng, SKINS)
     hair = _pick(rng, ((40, 30, 24), (84, 62, 40), (20, 20, 22), (150, 144, 138)))
     stride = rng.uniform(0.03, 0.26)
@@ -144,41 +138,22 @@ def _standing(rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.25:  # a bag
         parts.append(ellipse(_pick(rng, CLOTHS), 0.5 - wide / 1.6, 0.6, 0.11, 0.09))
     if rng.random() < 0.25:  # a skirt or coat
-        parts.insert(
-            5, polygon(shade(top, 0.9), (0.34, 0.3), (0.4, 0.55), (0.6, 0.55), (0.68, 0.3))
-        )
-    return parts
-
-
-def _seated(rng: np.random.Generator, saddle: Point, pedal: Point, bars: Point) -> list[Part]:
-    """A rider between three points of the machine."""
-    top, trousers, skin = _pick(rng, CLOTHS), _pick(rng, CLOTHS), _pick(rng, SKINS)
-    helmet = _pick(rng, (*PAINTS, (40, 30, 24)))
-    shoulder = (saddle[0] + 0.16, 0.83)
-    knee = ((saddle[0] + bars[0]) / 2 + 0.06, saddle[1] - 0.04)
-    return [
-        bar(trousers, saddle, knee, 0.1, 0.085),
-        bar(shade(trousers, 0.85), knee, pedal, 0.075, 0.07),
-        ellipse(TYRE, pedal[0] + 0.03, pedal[1], 0.05, 0.02),
-        bar(top, saddle, shoulder, 0.17, 0.14),
-        bar(shade(top, 0.85), (shoulder[0], shoulder[1] - 0.03), bars, 0.06, 0.055),
-        ellipse(skin, bars[0], bars[1], 0.025, 0.02),
-        ellipse(skin, shoulder[0] + 0.05, 0.915, 0.055, 0.05),
-        ellipse(helmet, shoulder[0] + 0.035, 0.945, 0.07, 0.05),
-    ]
+        skirt = polygon(shade(top, 0.9), (0.34, 0.3), (0.4, 0.55), (0.6, 0.55), (0.68, 0.3))
+        parts.insert(5, skirt)
+    return Figure.of("person", parts, 0.7, rng.uniform(1.45, 1.95))
 
 
 # ---------------------------------------------------------------- two wheels
 
 
 def bicycle(rng: np.random.Generator, *, ridden: bool = False) -> Figure:
-    """A bicycle from the side, alone or with its rider, who is an instance of his own."""
+    """A bicycle from the side, alone or with its rider."""
     paint = _pick(rng, (*PAINTS, (190, 60, 30), (40, 120, 170)))
     top = 0.62 if ridden else 1.0  # of the handlebars in the frame
-    hub, r = 0.31 * top, 0.31 * top
+    hub = 0.31 * top
     saddle, bars = (0.36, 0.9 * top), (0.76, 0.97 * top)
     machine = [
-        *(ring(TYRE, u, hub, 0.2, r) for u in (0.21, 0.79)),
+        *(ellipse(TYRE, u, hub, 0.2, hub)._replace(form="ring") for u in (0.21, 0.79)),
         bar(paint, (0.21, hub), saddle, 0.025, 0.03),
         bar(paint, (0.21, hub), (0.47, 0.28 * top), 0.025, 0.03),
         bar(paint, (0.47, 0.28 * top), (0.38, 0.8 * top), 0.03, 0.03),
@@ -189,9 +164,8 @@ def bicycle(rng: np.random.Generator, *, ridden: bool = False) -> Figure:
         ellipse(TYRE, saddle[0], saddle[1] + 0.03 * top, 0.07, 0.03 * top),
         ellipse(RIM, 0.47, 0.28 * top, 0.035, 0.045 * top),
     ]
-    return _with_rider(
-        rng, Shape("bicycle", tuple(machine)), saddle, (0.5, 0.1), bars, ridden, (1.75, 1.05)
-    )
+    alone = Figure.of("bicycle", machine, 1.75, 1.05)
+    return _with_rider(rng, alone, saddle, (0.5, 0.1), bars) if ridden else alone
 
 
 def motorcycle(rng: np.random.Generator, *, ridden: bool = False) -> Figure:
@@ -221,25 +195,29 @@ def motorcycle(rng: np.random.Generator, *, ridden: bool = False) -> Figure:
         ellipse(LAMP, 0.79, 0.7 * top, 0.03, 0.05 * top),
         bar(TYRE, (0.62, 0.88 * top), (0.74, 0.9 * top), 0.03, 0.04),
     ]  # fmt: skip
-    return _with_rider(
-        rng, Shape("motorcycle", tuple(machine)), (0.36, 0.74 * top), (0.5, 0.14),
-        (0.64, 0.9 * top), ridden, (2.05, 1.15),
-    )  # fmt: skip
+    alone, bars = Figure.of("motorcycle", machine, 2.05, 1.15), (0.64, 0.9 * top)
+    return _with_rider(rng, alone, (0.36, 0.74 * top), (0.5, 0.14), bars) if ridden else alone
 
 
 def _with_rider(
-    rng: np.random.Generator,
-    machine: Shape,
-    saddle: Point,
-    pedal: Point,
-    bars: Point,
-    ridden: bool,
-    size: tuple[float, float],
+    rng: np.random.Generator, machine: Figure, saddle: Point, pedal: Point, bars: Point
 ) -> Figure:
-    if not ridden:
-        return Figure((machine,), *size)
-    rider = Shape("rider", tuple(_seated(rng, saddle, pedal, bars)))
-    return Figure((machine, rider), size[0], rng.uniform(1.6, 1.85))
+    """A rider, an instance of his own, between three points of the machine."""
+    top, trousers, skin = _pick(rng, CLOTHS), _pick(rng, CLOTHS), _pick(rng, SKINS)
+    helmet = _pick(rng, (*PAINTS, (40, 30, 24)))
+    shoulder = (saddle[0] + 0.16, 0.83)
+    knee = ((saddle[0] + bars[0]) / 2 + 0.06, saddle[1] - 0.04)
+    rider = [
+        bar(trousers, saddle, knee, 0.1, 0.085),
+        bar(shade(trousers, 0.85), knee, pedal, 0.075, 0.07),
+        ellipse(TYRE, pedal[0] + 0.03, pedal[1], 0.05, 0.02),
+        bar(top, saddle, shoulder, 0.17, 0.14),
+        bar(shade(top, 0.85), (shoulder[0], shoulder[1] - 0.03), bars, 0.06, 0.055),
+        ellipse(skin, bars[0], bars[1], 0.025, 0.02),
+        ellipse(skin, shoulder[0] + 0.05, 0.915, 0.055, 0.05),
+        ellipse(helmet, shoulder[0] + 0.035, 0.945, 0.07, 0.05),
+    ]
+    return Figure((*machine.shapes, Shape("rider", rider)), machine.width, rng.uniform(1.6, 1.85))
 
 
 # ---------------------------------------------------------------- four wheels and more
@@ -249,7 +227,7 @@ def car(rng: np.random.Generator, *, side: bool) -> Figure:
     """A car from the side, or from behind or in front."""
     paint = _pick(rng, PAINTS)
     if not side:
-        return Figure((Shape("car", tuple(_car_end(rng, paint))),), 1.8, rng.uniform(1.4, 1.75))
+        return Figure.of("car", _car_end(rng, paint), 1.8, rng.uniform(1.4, 1.75))
     tail = rng.uniform(0.02, 0.16)  # a hatchback ends high, a saloon low
     roof = rng.uniform(0.6, 0.72)
     dark = shade(paint, 0.72)
@@ -270,11 +248,9 @@ def car(rng: np.random.Generator, *, side: bool) -> Figure:
         polygon(LAMP, (0.94, 0.46), (0.93, 0.54), (0.98, 0.52), (0.99, 0.45)),
     ]  # fmt: skip
     for u in (0.2, 0.8):
-        parts += [
-            ellipse(TYRE, u, 0.2, 0.082, 0.205), ellipse(RIM, u, 0.2, 0.05, 0.125),
-            ellipse(shade(RIM, 0.6), u, 0.2, 0.018, 0.045),
-        ]  # fmt: skip
-    return Figure((Shape("car", tuple(parts)),), rng.uniform(3.9, 4.8), rng.uniform(1.4, 1.7))
+        parts += wheels((u,), 0.2, (0.082, 0.205), (0.05, 0.125))
+        parts.append(ellipse(shade(RIM, 0.6), u, 0.2, 0.018, 0.045))
+    return Figure.of("car", parts, rng.uniform(3.9, 4.8), rng.uniform(1.4, 1.7))
 
 
 def _car_end(rng: np.random.Generator, paint: Colour) -> list[Part]:
@@ -309,7 +285,7 @@ def truck(rng: np.random.Generator, *, side: bool) -> Figure:
             box(shade(load, 0.9), 0.51, 0.25, 0.95, 0.95),
             *(box(TAIL, u, 0.12, u + 0.12, 0.19) for u in (0.05, 0.83)),
         ]  # fmt: skip
-        return Figure((Shape("truck", tuple(parts)),), 2.5, rng.uniform(2.9, 3.6))
+        return Figure.of("truck", parts, 2.5, rng.uniform(2.9, 3.6))
     parts = [
         box(TYRE, 0.03, 0.1, 0.97, 0.22),
         box(load, 0.0, 0.2, 0.72, 1.0),
@@ -319,20 +295,18 @@ def truck(rng: np.random.Generator, *, side: bool) -> Figure:
         ),
         polygon(GLASS, (0.83, 0.5), (0.83, 0.77), (0.92, 0.77), (0.965, 0.5)),
         box(LAMP, 0.97, 0.2, 1.0, 0.27),
+        *wheels((0.12, 0.24, 0.86), 0.13, (0.055, 0.13), (0.026, 0.065)),
     ]  # fmt: skip
-    for u in (0.12, 0.24, 0.86):
-        parts += [ellipse(TYRE, u, 0.13, 0.055, 0.13), ellipse(RIM, u, 0.13, 0.026, 0.065)]
-    return Figure((Shape("truck", tuple(parts)),), rng.uniform(7, 10), rng.uniform(3.0, 3.7))
+    return Figure.of("truck", parts, rng.uniform(7, 10), rng.uniform(3.0, 3.7))
 
 
 def bus(rng: np.random.Generator, *, side: bool) -> Figure:
     """A city bus."""
-    paint = _pick(
-        rng, ((206, 178, 40), (190, 40, 36), (220, 220, 216), (40, 96, 150), (60, 130, 80))
-    )
+    paints = ((206, 178, 40), (190, 40, 36), (220, 220, 216), (40, 96, 150), (60, 130, 80))
+    paint = _pick(rng, paints)
     if not side:
-        return Figure((Shape("bus", tuple(_coach_end(paint, 0.34))),), 2.5, rng.uniform(2.9, 3.3))
-    return Figure((Shape("bus", tuple(_coach_side(paint, 9, (0.17, 0.8)))),), 12, 3.1)
+        return Figure.of("bus", _coach_end(paint, 0.34), 2.5, rng.uniform(2.9, 3.3))
+    return Figure.of("bus", _coach_side(paint, 9, (0.17, 0.8)), 12, 3.1)
 
 
 def train(rng: np.random.Generator, *, side: bool) -> Figure:
@@ -343,15 +317,10 @@ def train(rng: np.random.Generator, *, side: bool) -> Figure:
         bar(TYRE, (0.44, 0.99), (0.56, 0.99), 0.01, 0.02),
     ]
     if not side:
-        parts = [*rod, *_lowered(_coach_end(paint, 0.4), 0.92)]
-        return Figure((Shape("train", tuple(parts)),), 2.6, 3.9)
-    parts = [*rod, *_lowered(_coach_side(paint, 16, ()), 0.92)]
+        return Figure.of("train", [*rod, *_moved(_coach_end(paint, 0.4), 1, 0, 0.92)], 2.6, 3.9)
+    coach = _moved(_coach_side(paint, 16, ()), 1, 0, 0.92)
     joints = [box(shade(paint, 0.35), u, 0.06, u + 0.012, 0.9) for u in (0.33, 0.66)]
-    return Figure((Shape("train", (*parts, *joints)),), rng.uniform(22, 30), 3.9)
-
-
-def _lowered(parts: Sequence[Part], top: float) -> list[Part]:
-    return [p._replace(points=tuple((u, v * top) for u, v in p.points)) for p in parts]
+    return Figure.of("train", [*rod, *coach, *joints], rng.uniform(22, 30), 3.9)
 
 
 def _coach_end(paint: Colour, sill: float) -> list[Part]:
@@ -368,7 +337,7 @@ def _coach_end(paint: Colour, sill: float) -> list[Part]:
     ]  # fmt: skip
 
 
-def _coach_side(paint: Colour, windows: int, wheels: Sequence[float]) -> list[Part]:
+def _coach_side(paint: Colour, windows: int, axles: Sequence[float]) -> list[Part]:
     pane = 0.94 / windows
     parts = [
         box(TYRE, 0.02, 0.02, 0.98, 0.12),
@@ -381,6 +350,4 @@ def _coach_side(paint: Colour, windows: int, wheels: Sequence[float]) -> list[Pa
         u = 0.03 + n * pane
         low = 0.14 if n % 4 == 2 else 0.46  # every fourth is a door
         parts.append(box(GLASS, u, low, u + 0.86 * pane, 0.86))
-    for u in wheels:
-        parts += [ellipse(TYRE, u, 0.14, 0.042, 0.145), ellipse(RIM, u, 0.14, 0.022, 0.075)]
-    return parts
+    return [*parts, *wheels(axles, 0.14, (0.042, 0.145), (0.022, 0.075))]
