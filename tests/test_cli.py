@@ -26,7 +26,7 @@ from docstring_parser import parse_from_object
 from PIL import Image
 
 import spatialembed
-from spatialembed.command import arguments, main, verbs
+from spatialembed.command import arguments, main
 from spatialembed.command.options import EvaluateOptions
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
@@ -169,7 +169,7 @@ def test_evaluate_with_true_centres(model: Path, scenes: Path, tmp_path: Path) -
 
 
 def evaluated(scenes: Path, **settings: Any) -> list[str]:
-    return verbs._dataset(EvaluateOptions(model="m", data=str(scenes), **settings)).names
+    return main._dataset(EvaluateOptions(model="m", data=str(scenes), **settings)).names
 
 
 def test_evaluate_on_what_training_held_out(scenes: Path) -> None:
@@ -307,7 +307,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param("train --data d more", "more", id="too many words"),
         pytest.param("evaluate --model m", "data", id="missing"),
         pytest.param("predict --model m --out o", "required: sources", id="no source"),
-        pytest.param("predict --model m a.png", "required: out", id="no out"),
+        pytest.param("predict --model m a.png", "required: --out", id="no out"),
         pytest.param("train --stage1.epochs many", "stage1.epochs", id="type and key"),
         pytest.param("train --center middle", "centroid", id="choices"),
         pytest.param("data scenes --out o --size big", "size is big", id="size"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,29 +29,39 @@ def console(*, stderr: bool = True) -> Console:
 
 
 @contextmanager
-def noted_warnings(said: list[str]) -> Iterator[None]:
-    """Add the package's warnings to a list, logged ones and others; they are shown all the same."""
+def listening(take: Callable[[str, str], None], *, alone: bool) -> Iterator[None]:
+    """Pass the package's log records and warnings to ``take(level, text)``, level in small letters.
 
-    class Note(logging.Handler):
+    alone: its warnings are not shown beside that. Those of others are shown as usual.
+    """
+
+    class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno == logging.WARNING:
-                said.append(record.getMessage())
-
-    shown_before = warnings.showwarning
+            take(record.levelname.lower(), record.getMessage())
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if category.__module__.startswith("spatialembed"):
-            said.append(str(message))
-        shown_before(message, category, *where)
+        own = category.__module__.startswith("spatialembed")
+        if own:
+            take("warning", str(message))
+        if not (own and alone):
+            shown_before(message, category, *where)
 
-    logger, note = logging.getLogger("spatialembed"), Note()
-    logger.addHandler(note)
+    logger, listener = logging.getLogger("spatialembed"), Listener()
+    shown_before = warnings.showwarning
+    logger.addHandler(listener)
     warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:
-        logger.removeHandler(note)
+        logger.removeHandler(listener)
         warnings.showwarning = shown_before
+
+
+def noted_warnings(said: list[str]) -> AbstractContextManager[None]:
+    """Add the package's warnings to a list, logged ones and others; they are shown all the same."""
+    return listening(
+        lambda level, text: said.append(text) if level == "warning" else None, alone=False
+    )
 
 
 class Stages(AbstractContextManager["Stages"]):
@@ -63,28 +73,23 @@ class Stages(AbstractContextManager["Stages"]):
     def __init__(
         self, shown: bool, name: str, total: float | None = None, *, stderr: bool = True
     ) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress
 
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            "{task.fields[note]}",
+            progress.TimeRemainingColumn(compact=True),
         )
-        self._bar = Progress(*columns, console=console(stderr=stderr), disable=not shown)
+        self._bar = progress.Progress(*columns, console=console(stderr=stderr), disable=not shown)
         self._name = "".join(c for c in name if c.isprintable() and c not in "[]")
         self._task = self._bar.add_task(self._name, total=total, note="")
 
     def begin(self, stage: str, total: float | None) -> None:
         """Name the stage and how many steps it has; None: not known."""
-        self._bar.reset(self._task, total=total, description=f"{self._name}: {stage}")
+        self._bar.tasks[0].total = total  # None, to ``reset``, means: as before
+        self._bar.reset(self._task, description=f"{self._name}: {stage}")
 
     def advance(self, steps: float = 1) -> None:
         """Count steps of the stage."""

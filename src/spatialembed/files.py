@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -40,23 +41,30 @@ def check_writable(folder: Path, remedy: str = "choose another folder by --out")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except FileExistsError as error:
-        what = f"{folder}: is a file, not a folder"
-        raise SpatialEmbedError("not_writable", what, remedy, USAGE) from error
     except OSError as error:
-        what = f"{folder}: {error.strerror}"
+        a_file = isinstance(error, FileExistsError)
+        what = f"{folder}: {'is a file, not a folder' if a_file else error.strerror}"
         raise SpatialEmbedError("not_writable", what, remedy, USAGE) from error
 
 
 def free_name(parent: Path, stem: str) -> str:
     """``stem``, or with the first number that makes it new: no run lands in another's folder."""
     taken = set(os.listdir(parent)) if parent.is_dir() else set()
-    number = 1
-    name = stem
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    return name
+    names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+    return next(name for name in names if name not in taken)
+
+
+def new_folder(parent: Path, stem: str) -> Path:
+    """Make the folder of ``free_name``: of two runs at once, each gets its own.
+
+    Raises SpatialEmbedError ``not_writable`` (exit 2).
+    """
+    check_writable(parent)
+    while True:
+        folder = parent / free_name(parent, stem)
+        with suppress(FileExistsError):  # somebody was quicker
+            folder.mkdir()
+            return folder
 
 
 @contextmanager

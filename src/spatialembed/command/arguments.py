@@ -47,8 +47,11 @@ def parse(kind: type[T], words: Sequence[str], *, verb: str, help: str, position
         values = parser.instantiate(parser.parse_args(plain))
     except (ArgumentError, argparse.ArgumentError) as error:
         message = " ".join(str(error).split())
-        if message.endswith("arguments are required: model"):
+        before, required, missing = message.partition("arguments are required: ")
+        if missing == "model":
             print(choices(), file=sys.stderr)  # several lines, which an error has not
+        names = [n if n in alone else f"--{n}" for n in missing.split(", ") if n]
+        message = before + required + ", ".join(names)
         raise _fault(message, list(settings), verb) from error
     return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 

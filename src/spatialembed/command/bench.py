@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from spatialembed.concurrency import usable
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.generated.nuclei_and_shapes import nuclei_field
@@ -92,26 +94,21 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
 def machine() -> dict[str, Any]:
     """What the times depend on, for the file beside them."""
     able = torch.cpu.get_capabilities()
+    packages = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     return {
         "processor": able.get("cpu_name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if able.get(flag)],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": packages,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------------- stages of prediction
@@ -125,11 +122,6 @@ class Row:
     stage: str
     seconds: list[float]
     faster: Ratio | None = None  # than the network in the first engine
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -149,7 +141,7 @@ class BenchReport:
         for name in ("size", "stage", "ms", "least", "most", "times faster", "start s"):
             table.add_column(name, justify="left" if name in ("size", "stage") else "right")
         for row in self.rows:
-            numbers = [row.median, min(row.seconds), max(row.seconds)]
+            numbers = [statistics.median(row.seconds), min(row.seconds), max(row.seconds)]
             first = self.starts.get(row.stage.removeprefix(f"{NETWORK} "))
             table.add_row(
                 row.size,
@@ -204,7 +196,11 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         for height, width in sizes:
             jobs = _stages(predictors, _image(height, width), Path(folder))
-            rows += _rows(f"{height}x{width}", in_turns(jobs, rounds))
+            seconds = in_turns(jobs, rounds)
+            first, *others = (stage for stage in seconds if stage.startswith(NETWORK))
+            for stage, times in seconds.items():
+                faster = ratio(seconds[first], times) if stage in others else None
+                rows.append(Row(f"{height}x{width}", stage, times, faster))
     return BenchReport(str(model), machine(), rows, starts)
 
 
@@ -242,16 +238,3 @@ def _stages(predictors: Mapping[str, Predictor], image: np.ndarray, folder: Path
         "cluster": lambda: cluster(maps, first.settings, first.info.class_names),
         "write": write,
     }
-
-
-def _rows(size: str, seconds: Mapping[str, list[float]]) -> list[Row]:
-    networks = [name for name in seconds if name.startswith(NETWORK)]
-    return [
-        Row(
-            size,
-            name,
-            times,
-            ratio(seconds[networks[0]], times) if name in networks[1:] else None,
-        )
-        for name, times in seconds.items()
-    ]

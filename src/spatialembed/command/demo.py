@@ -22,6 +22,7 @@ from spatialembed.generated.nuclei_and_shapes import (
     write_folder,
 )
 from spatialembed.inference.predictor import Predictor, load
+from spatialembed.method.labels import touching_pairs
 from spatialembed.results.folder import ResultFolder
 from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
@@ -156,18 +157,7 @@ def fresh_scenes(number: int, seed: int) -> Iterator[Sample]:
     while number:
         scene = shapes_scene(256, 256, seed=(seed, drawn, 1))  # data sets draw from (seed, i)
         drawn += 1
-        if touching(scene.target.labels.numpy()) >= CROWD:
+        touching = np.unique(touching_pairs(scene.target.labels.numpy()))
+        if len(touching) >= CROWD:
             number -= 1
             yield scene
-
-
-def touching(labels: np.ndarray) -> int:
-    """How many objects of labels (H, W) have a pixel beside one of another, diagonals included."""
-    first, second = [], []
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        here = labels[: labels.shape[0] - dy, max(0, -dx) : labels.shape[1] - max(0, dx)]
-        there = labels[dy:, max(0, dx) : labels.shape[1] - max(0, -dx)]
-        meet = (here != there) & (here > 0) & (there > 0)
-        first.append(here[meet])
-        second.append(there[meet])
-    return len(np.unique(np.concatenate(first + second)))

@@ -9,23 +9,22 @@ import logging
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spatialembed.console import printable
+from spatialembed.console import listening, printable
 from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
 
 
 def tell(error: SpatialEmbedError) -> int:
     """Print a fault as one line; returns its exit code."""
-    print(_line("error", str(error)), file=sys.stderr)
+    _print("error", str(error))
     return error.exit_code
 
 
-def _line(level: str, text: str) -> str:
-    return f"{level} {printable(text)}"
+def _print(level: str, text: str) -> None:
+    print(f"{level} {printable(text)}", file=sys.stderr)  # on what is that at this moment
 
 
 def escape_output() -> None:
@@ -87,34 +86,16 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
     return hook
 
 
-class _Lines(logging.Handler):
-    """Log records as lines on what is standard error at that moment, above a progress bar too."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(_line(record.levelname.lower(), record.getMessage()), file=sys.stderr)
-
-
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Log records and warnings of the package as one line each; those of others as usual."""
-    shown_before = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if category.__module__.startswith("spatialembed"):
-            print(_line("warning", str(message)), file=sys.stderr)
-        else:
-            shown_before(message, category, *where)
-
+    """Log records and warnings of the package as one line each, above a progress bar too."""
     logger = logging.getLogger("spatialembed")
     # tifffile's complaints about a broken header: our refusal repeats them with the file's name.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    handler, level = _Lines(), logger.level
-    logger.addHandler(handler)
+    level = logger.level
     logger.setLevel(logging.INFO)
-    warnings.showwarning = show  # type: ignore[assignment]
     try:
-        yield
+        with listening(_print, alone=True):
+            yield
     finally:
-        logger.removeHandler(handler)
         logger.setLevel(level)
-        warnings.showwarning = shown_before
