@@ -36,9 +36,11 @@ from spatialembed.evaluation.cityscapes_ap import (
 from spatialembed.files import atomic_write
 from spatialembed.generated.streets import write_streets
 from spatialembed.inference.predictor import load
-from spatialembed.method.cluster import ClusterOptions, cluster, cluster_with_truth
+from spatialembed.method.cluster import cluster
 from spatialembed.method.geometry import margin_px
+from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.method.loss import Center
+from spatialembed.options import ClusterOptions
 from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
 from spatialembed.types import Embeddings, Normalization, Target

@@ -16,6 +16,7 @@ import onnxruntime
 
 from spatialembed.images.read import read_image
 from spatialembed.method.kernels import cpu
+from spatialembed.options import ClusterOptions
 from spatialembed.results.labels import write_labels
 
 
@@ -29,7 +30,7 @@ def main(model: str, image: str, folder: str = ".") -> None:
     maps = session.run(["offset", "log_precision", "seed"], {"image": rgb[None]})
     offset, log_precision, seed = (m[0] for m in maps)  # (2, H, W), (S, H, W), (C, H, W)
 
-    found = cpu.cluster(offset, log_precision, seed, **facts["thresholds"])
+    found = cpu.cluster(offset, log_precision, seed, ClusterOptions(**facts["thresholds"]))
     path = write_labels(Path(folder, Path(image).stem), found.labels)  # 16-bit PNG
     print(f"{len(found.scores)} objects: {path}")
 

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 import oracle_cluster
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method import geometry
-from spatialembed.method.cluster import ClusterOptions, cluster, cluster_plain, cluster_with_truth
+from spatialembed.method.cluster import cluster, cluster_plain
+from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.method.kernels import candidates, cpu, groups
+from spatialembed.options import ClusterOptions
 from spatialembed.types import UNIT, Embeddings, Instances, Target
 
 EVERYTHING = ClusterOptions(min_pixels=0)
@@ -362,7 +364,7 @@ def hostile(kind: str, size: int) -> Embeddings:
 
 def work(prediction: Embeddings) -> int:
     """Nodes and points that the fast way looked at."""
-    return cpu.cluster(*(m[0].numpy() for m in prediction), min_pixels=3).work
+    return cpu.cluster(*(m[0].numpy() for m in prediction), ClusterOptions(min_pixels=3)).work
 
 
 HOSTILE = (
@@ -431,7 +433,7 @@ def small_parts(part: int = 3, batch: int = 16) -> Iterator[None]:
     """Parts, batches and windows so small that every map has many."""
     with (
         mock.patch.object(cpu, "PART", part),
-        mock.patch.object(cpu, "BATCH", batch),
+        mock.patch.object(groups, "BATCH", batch),
         mock.patch.object(cpu, "WINDOW", 7),
         mock.patch.object(candidates, "PER_THREAD", 8),
     ):
@@ -478,7 +480,7 @@ def test_ties_across_groups(rng_seed: int, most: int) -> None:
 def by_hand(prediction: Embeddings, threads: int | None = None, **settings: Any) -> cpu.Found:
     offset, log_precision, seed = (m[0].numpy() for m in prediction)
     settings = {"min_pixels": 0, **settings}
-    return cpu.cluster(offset, log_precision, seed, threads=threads, **settings)
+    return cpu.cluster(offset, log_precision, seed, ClusterOptions(**settings), threads=threads)
 
 
 def same_found(a: cpu.Found, b: cpu.Found) -> None:
@@ -516,9 +518,11 @@ def test_after_fork_and_without_torch() -> None:
         "import os, sys, numpy as np\n"
         "sys.modules['torch'] = None\n"
         "from spatialembed.method.kernels import candidates, cpu\n"
+        "from spatialembed.options import ClusterOptions\n"
         "candidates.PER_THREAD = 4\n"
         "maps = [np.full((n, 8, 8), 0.95, np.float32) for n in (2, 1, 1)]\n"
-        "def run(): return len(cpu.cluster(*maps, min_pixels=0, threads=2).scores)\n"
+        "options = ClusterOptions(min_pixels=0)\n"
+        "def run(): return len(cpu.cluster(*maps, options, threads=2).scores)\n"
         "count, child = run(), os.fork()\n"
         "if child == 0: os._exit(0 if run() == count else 1)\n"
         "print(count, os.waitpid(child, 0)[1])\n"
@@ -551,7 +555,8 @@ def in_tiles(prediction: Embeddings, side: int, foreground: float = 0.5) -> list
 
 def settle(by_class: list[cpu.Candidates], **settings: Any) -> cpu.Settled:
     settings = {"min_pixels": 0, "min_free": 0.5, "max_instances": None, **settings}
-    return cpu.cluster_candidates(by_class, start=0.9, reach=cpu.reach_of(0.5), **settings)
+    threads = settings.pop("threads", None)
+    return cpu.cluster_candidates(by_class, ClusterOptions(**settings), threads=threads)
 
 
 @pytest.mark.parametrize("side", [7, 16])
@@ -587,14 +592,14 @@ def test_batches_bound_what_is_in_memory() -> None:
     prediction = pointing(center, log_precision_of(4 / 3), np.where(truth, 0.95, 0.0)[None], 2)
     by_class = candidates.candidates(*(m[0].numpy() for m in prediction), foreground=0.5)
     sizes = []
-    gather = groups.gather
+    batches = groups.batches
 
     def counted(*arguments: Any) -> Any:
-        points, starts = gather(*arguments)
-        sizes.append(len(points[0]))
-        return points, starts
+        for parts in batches(*arguments):
+            sizes.append(sum(len(part.x) for part in parts))
+            yield parts
 
-    with small_parts(100, 1000), mock.patch.object(groups, "gather", counted):
+    with small_parts(100, 1000), mock.patch.object(groups, "batches", counted):
         settled = settle(by_class)
     assert len(settled.scores) == truth.max()
     assert sum(sizes) == len(by_class[0].pixel)

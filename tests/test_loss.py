@@ -14,7 +14,7 @@ from torch import Tensor
 
 import oracle_loss as oracle
 from oracle_loss import Scene
-from spatialembed.method import embedding_bins, loss
+from spatialembed.method import instance_term
 from spatialembed.method.geometry import coordinates
 from spatialembed.method.loss import Center, LossTerms, hinge_loss, spatial_embedding_loss
 from spatialembed.method.lovasz import lovasz_hinge
@@ -29,7 +29,7 @@ KERNEL_TOLERANCE = 2e-4
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """The dtype of one of the three ways that the instance term is computed."""
     if request.param == "batched float32":  # what runs on a GPU
-        monkeypatch.setattr(loss, "_fused", loss._batched)
+        monkeypatch.setattr(instance_term, "_fused", instance_term._batched)
     return torch.float64 if request.param == "float64" else torch.float32
 
 
@@ -240,9 +240,9 @@ def test_chunks_change_nothing(raw: float, monkeypatch: pytest.MonkeyPatch) -> N
     scenes = [scene(8, (30, 34), count=9, raw=raw, ignored=0.1)]
     whole = terms_of(scenes), gradients(scenes, torch.float64, "learnable")
     calls = []
-    add_pairs = loss._add_pairs
-    monkeypatch.setattr(loss, "_add_pairs", lambda *a: calls.append(1) or add_pairs(*a))
-    monkeypatch.setattr(embedding_bins, "PAIRS_AT_ONCE", 100)
+    add_pairs = instance_term._add_pairs
+    monkeypatch.setattr(instance_term, "_add_pairs", lambda *a: calls.append(1) or add_pairs(*a))
+    monkeypatch.setattr(instance_term, "PAIRS_AT_ONCE", 100)
     assert terms_of(scenes) == pytest.approx(whole[0], rel=1e-12)
     assert len(calls) > 3
     for ours, theirs in zip(gradients(scenes, torch.float64, "learnable"), whole[1], strict=True):
@@ -399,9 +399,9 @@ def test_wild_bandwidths_are_finite(raw: float | str, center: Center, dtype: tor
     wild = rng.uniform(-20, 20, one.log_precision.shape) if raw == "all" else raw
     offset = rng.uniform(-1, 1, one.offset.shape)
     one = replace(one, log_precision=np.broadcast_to(wild, one.log_precision.shape), offset=offset)
-    for function in (loss._fused, loss._batched):
+    for function in (instance_term._fused, instance_term._batched):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loss, "_fused", function)
+            patch.setattr(instance_term, "_fused", function)
             prediction, targets = tensors([one], dtype, grad=True)
             terms = spatial_embedding_loss(prediction, targets, center=center)
             terms.total().backward()

@@ -23,8 +23,9 @@ from spatialembed.evaluation.threshold_sweep import (
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method import geometry
-from spatialembed.method.cluster import ClusterOptions, cluster_with_truth
+from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.method.loss import spatial_embedding_loss
+from spatialembed.options import ClusterOptions
 from spatialembed.types import Embeddings, Normalization, Target
 
 HOW = Normalization("none")

@@ -37,7 +37,7 @@ DOORS = {
 }
 TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} | {
     f"method.kernels.{name}"
-    for name in ("jit", "cpu", "hinge", "levels", "candidates", "groups", "rounds")
+    for name in ("jit", "cpu", "hinge", "pixels", "candidates", "groups", "rounds")
 }
 METHODS = {"types": {"results.overlay", "results.folder"}}
 """Imported late by ``Instances.plot`` and ``save``: a notebook calls them on what it holds, and the

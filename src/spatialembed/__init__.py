@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.options import DataOptions
+from spatialembed.options import ClusterOptions, DataOptions
 from spatialembed.types import Embeddings, Instances, Normalization, Sample, Target
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spatialembed.evaluation.tune import tune
     from spatialembed.export.export import export_onnx
     from spatialembed.inference.predictor import Predictor, load
-    from spatialembed.method.cluster import ClusterOptions, cluster
+    from spatialembed.method.cluster import cluster
     from spatialembed.method.loss import spatial_embedding_loss
     from spatialembed.method.model import SpatialEmbeddingNet
     from spatialembed.training.options import TrainOptions
@@ -46,7 +46,6 @@ __all__ = [
     "tune",
 ]
 _LATE = {
-    "ClusterOptions": "method.cluster",
     "Predictor": "inference.predictor",
     "SpatialEmbeddingNet": "method.model",
     "TrainOptions": "training.options",

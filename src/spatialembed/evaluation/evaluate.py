@@ -21,7 +21,7 @@ from spatialembed.evaluation.cityscapes_score import CityscapesScore
 from spatialembed.evaluation.coco_score import CocoScore
 from spatialembed.evaluation.label_report import LabelScore, Report, Sampling
 from spatialembed.inference.tiled_engine import TiledEngine
-from spatialembed.method.cluster import cluster_with_truth
+from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.types import Instances, Sample
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,12 @@ class _Outline(NamedTuple):
     """A shape around (0, 0) of the unit disc's area, by its radius at each of _ANGLES."""
 
     radii: np.ndarray  # (181,)
-    bite: float = 0.0  # depth of a round bite out of the right side, 0 none: makes it a crescent
+    bite: float  # depth of a round bite out of the right side, 0 none: makes it a crescent
+
+    @classmethod
+    def of(cls, radii: np.ndarray, bite: float = 0.0) -> _Outline:
+        """Outline of these radii (181,), brought to the area of the unit disc before the bite."""
+        return cls(radii / math.sqrt(np.mean(radii**2)), bite)
 
 
 class _Place(NamedTuple):
@@ -57,11 +62,6 @@ class _Layout(NamedTuple):
 # ---------------------------------------------------------------- outlines
 
 
-def _outline(radii: np.ndarray, bite: float = 0.0) -> _Outline:
-    """Outline of these radii (181,), brought to the area of the unit disc before the bite."""
-    return _Outline(radii / math.sqrt(np.mean(radii**2)), bite)
-
-
 def _ellipse(rng: np.random.Generator, elongation: float) -> np.ndarray:
     """Radii of an ellipse of any direction, up to ``elongation`` times as long as wide."""
     ratio = math.sqrt(rng.uniform(1, elongation))
@@ -73,10 +73,9 @@ def _nucleus(rng: np.random.Generator) -> _Outline:
     """An ellipse with a few low waves on it."""
     radii = _ellipse(rng, 1.9)
     for wave in (2, 3, 4, 5):
-        radii = radii + rng.normal(0, 0.09 / wave) * np.cos(
-            wave * _ANGLES + rng.uniform(0, 2 * math.pi)
-        )
-    return _outline(radii)
+        size = rng.normal(0, 0.09 / wave)
+        radii = radii + size * np.cos(wave * _ANGLES + rng.uniform(0, 2 * math.pi))
+    return _Outline.of(radii)
 
 
 def _polygon(rng: np.random.Generator, corners: int, stretch: float) -> np.ndarray:
@@ -84,24 +83,22 @@ def _polygon(rng: np.random.Generator, corners: int, stretch: float) -> np.ndarr
     angle = _ANGLES + rng.uniform(0, 2 * math.pi)
     y, x = np.sin(angle) / stretch, np.cos(angle) * stretch
     sides = 2 * math.pi / corners * np.arange(corners)
-    towards = np.maximum(
-        0, np.cos(sides)[:, None] * x + np.sin(sides)[:, None] * y
-    )  # (corners, 181)
-    return 1 / (towards**8).sum(0) ** (1 / 8)
+    towards = np.cos(sides)[:, None] * x + np.sin(sides)[:, None] * y  # (corners, 181)
+    return 1 / (np.maximum(0, towards) ** 8).sum(0) ** (1 / 8)
 
 
 def _plain_shape(rng: np.random.Generator) -> _Outline:
     """Disc (half of them), ellipse, rectangle, triangle or crescent."""
     kind = rng.choice(5, p=[0.4, 0.2, 0.15, 0.12, 0.13])
     if kind == 0:
-        return _outline(np.ones_like(_ANGLES))
+        return _Outline.of(np.ones_like(_ANGLES))
     if kind == 1:
-        return _outline(_ellipse(rng, 2.2))
+        return _Outline.of(_ellipse(rng, 2.2))
     if kind == 2:
-        return _outline(_polygon(rng, 4, math.sqrt(rng.uniform(1, 1.8))))
+        return _Outline.of(_polygon(rng, 4, math.sqrt(rng.uniform(1, 1.8))))
     if kind == 3:
-        return _outline(_polygon(rng, 3, 1.0))
-    return _outline(_ellipse(rng, 1.2), bite=rng.uniform(0.5, 0.9))
+        return _Outline.of(_polygon(rng, 3, 1.0))
+    return _Outline.of(_ellipse(rng, 1.2), bite=rng.uniform(0.5, 0.9))
 
 
 def _level(outline: _Outline, y: np.ndarray, x: np.ndarray, turn: float) -> np.ndarray:
@@ -220,14 +217,8 @@ def nuclei_field(height: int, width: int, *, seed: Seed, count: int | None = Non
     radius = math.exp(rng.uniform(math.log(6), math.log(20)))
     if count is None:
         count = max(1, round(rng.uniform(0.12, 0.4) * height * width / (math.pi * radius**2)))
-    layout = _scatter(
-        rng,
-        shape,
-        count,
-        radius=(0.8 * radius, 1.3 * radius),
-        touching=rng.uniform(0.2, 0.7),
-        draw=_nucleus,
-    )
+    sizes, touching = (0.8 * radius, 1.3 * radius), rng.uniform(0.2, 0.7)
+    layout = _scatter(rng, shape, count, radius=sizes, touching=touching, draw=_nucleus)
     light = _nuclear_light(rng, layout, radius)
     return _sample(_through_microscope(rng, light, radius), layout, "nuclei")
 
@@ -248,9 +239,8 @@ def _through_microscope(rng: np.random.Generator, light: np.ndarray, radius: flo
     shape = (light.shape[0], light.shape[1])
     focus = ndimage.gaussian_filter(light, rng.uniform(0.6, 1.1))
     haze = ndimage.gaussian_filter(light, 1.5 * radius) * rng.uniform(0.03, 0.15)
-    ground = rng.uniform(0.02, 0.12) * (
-        1 + 0.5 * _slope(rng, shape) + 0.15 * _cloud(rng, shape, 60)
-    )
+    level = rng.uniform(0.02, 0.12)
+    ground = level * (1 + 0.5 * _slope(rng, shape) + 0.15 * _cloud(rng, shape, 60))
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     lamp = 1 - rng.uniform(0, 0.2) * (y**2 + x**2)
     photons = rng.uniform(150, 1500)
@@ -271,14 +261,8 @@ def shapes_scene(height: int, width: int, *, seed: Seed, count: int | None = Non
     radius = math.exp(rng.uniform(math.log(9), math.log(24)))
     if count is None:
         count = max(1, round(rng.uniform(0.2, 0.5) * height * width / (math.pi * radius**2)))
-    layout = _scatter(
-        rng,
-        shape,
-        count,
-        radius=(0.7 * radius, 1.4 * radius),
-        touching=rng.uniform(0.2, 0.8),
-        draw=_plain_shape,
-    )
+    sizes, touching = (0.7 * radius, 1.4 * radius), rng.uniform(0.2, 0.8)
+    layout = _scatter(rng, shape, count, radius=sizes, touching=touching, draw=_plain_shape)
     image = _reflected(rng, layout, radius) * _lit(rng, layout, radius)
     image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.9))
     return _sample(image + rng.normal(0, rng.uniform(0.005, 0.04), shape), layout, "shapes")
@@ -346,14 +330,9 @@ class SyntheticDataset:
         return replace(draw(*self.size, seed=(self.seed, i % len(self))), name=name)
 
 
-class Images(Protocol):
-    """What ``write_folder`` asks of a data set."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Sample: ...
-
-
-def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> None:
+def write_folder(
+    dataset: SyntheticDataset | Sequence[Sample], out: str | Path, *, progress: bool = True
+) -> None:
     """Write images as a data set: ``out``/images/NAME.png and masks/NAME.png (16-bit ids).
 
     Args:
@@ -375,6 +354,5 @@ def write_folder(dataset: Images, out: str | Path, *, progress: bool = True) -> 
                 "make smaller pictures",
             )
         write_png(out / "images" / f"{sample.name}.png", sample.image)
-        write_png(
-            out / "masks" / f"{sample.name}.png", sample.target.labels.numpy().astype(np.uint16)
-        )
+        masks = sample.target.labels.numpy().astype(np.uint16)
+        write_png(out / "masks" / f"{sample.name}.png", masks)

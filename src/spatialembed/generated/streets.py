@@ -180,7 +180,8 @@ class _Canvas:
                 if form == "polygon":
                     self.polygon(placed, self.air(colour, z), i)
                 else:
-                    self.ellipse(*placed, self.air(colour, z), i, rim=form == "ring")
+                    a, b = placed
+                    self.ellipse(a, b, self.air(colour, z), i, rim=form == "ring")
 
 
 # ---------------------------------------------------------------- what stands still

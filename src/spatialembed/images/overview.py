@@ -18,7 +18,7 @@ import numpy as np
 from spatialembed.files import BROKEN_ARRAYS, atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
-from spatialembed.method.kernels import levels as kernels
+from spatialembed.method.kernels.pixels import count_levels
 from spatialembed.method.noise import BLOCK_PX, block_deviations, quiet
 from spatialembed.method.normalization import Levels, check_range, levels_of_counts
 from spatialembed.types import Normalization
@@ -125,7 +125,7 @@ class _Counts:
 
     def add(self, band: np.ndarray, top: int) -> None:
         channels, levels = self._counts.shape
-        self._counts += kernels.count_levels(band.reshape(-1, channels), levels)
+        self._counts += count_levels(band.reshape(-1, channels), levels)
 
     def levels(self, how: Normalization, noise: np.ndarray | None) -> Levels:
         most = np.float32(self._counts.shape[1] - 1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from spatialembed.files import mapped_array
 from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, refuse_size
-from spatialembed.method.kernels.png_filters import unfilter
+from spatialembed.method.kernels.pixels import unfilter
 
 START = b"\x89PNG\r\n\x1a\n"
 PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}

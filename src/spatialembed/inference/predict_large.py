@@ -301,15 +301,7 @@ class _Run:
         """The instances, without their labels, and of each class the label of each candidate."""
         from spatialembed.method.kernels import cpu
 
-        settled = cpu.cluster_candidates(
-            found,
-            start=self.options.start,
-            reach=cpu.reach_of(self.options.membership),
-            min_pixels=self.options.min_pixels,
-            min_free=self.options.min_free,
-            max_instances=self.options.max_instances,
-            threads=torch.get_num_threads(),
-        )
+        settled = cpu.cluster_candidates(found, self.options, threads=torch.get_num_threads())
         expected = None
         if self.info.calibration is not None:
             sums = np.zeros((2, len(settled.scores) + 1))

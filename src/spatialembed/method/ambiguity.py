@@ -12,8 +12,9 @@ object bright all over is doubtful, and a bright spot beside objects is one that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from torch import Tensor
 
 from spatialembed.method import geometry
 from spatialembed.types import Embeddings, Instances
@@ -38,29 +39,38 @@ def ambiguity(maps: Embeddings, instances: Instances) -> np.ndarray:
     """
     found = instances.numpy()
     shape = found.labels.shape
-    owner = found.labels.ravel()
-    e = _flat(geometry.embed(maps.offset[0].detach().float().cpu()))  # (2, H*W)
-    raw = maps.log_precision[0].detach().float().cpu()
-    p = _flat(geometry.precision(raw))  # (S, H*W)
-    seeds = seed_pixels(found, _flat(maps.seed[0].detach().float().cpu()))
+    offset, raw, seed = (m[0].detach().float().cpu() for m in maps)
+    e = geometry.embed(offset).flatten(1).numpy()  # (2, H*W)
+    p = geometry.precision(raw).flatten(1).numpy()  # (S, H*W)
+    seeds = seed_pixels(found, seed.flatten(1).numpy())
     order = np.argsort(e[0], kind="stable")
-    x, y, owner = e[0, order], e[1, order], owner[order]
-    own = np.zeros(len(x), np.float32)  # phi of the instance that owns the pixel
-    other = np.zeros(len(x), np.float32)  # largest phi of the rest
-    reach = -np.log(LEAST)
-    half = np.sqrt(reach / p[0, seeds])
-    begins = np.searchsorted(x, e[0, seeds] - half, side="left")
-    ends = np.searchsorted(x, e[0, seeds] + half, side="right")
-    for k, seed in enumerate(seeds):
-        strip = slice(begins[k], ends[k])
-        dx, dy = x[strip] - e[0, seed], y[strip] - e[1, seed]
-        phi = np.exp(-(p[0, seed] * dx * dx + p[-1, seed] * dy * dy))
+    owner = found.labels.ravel()[order]
+    own = np.zeros(len(order), np.float32)  # phi of the instance that owns the pixel
+    other = np.zeros(len(order), np.float32)  # largest phi of the rest
+    half = np.sqrt(-np.log(LEAST) / p[0, seeds])
+    for k, strip, d in strips(e[:, order], e[:, seeds], p[:, seeds], half):
+        phi = np.exp(-d)
         mine = owner[strip] == k + 1
         own[strip][mine] = phi[mine]
         np.maximum(other[strip], np.where(mine, 0, phi), out=other[strip])
-    result = np.zeros(len(x), np.float32)
+    result = np.zeros(len(order), np.float32)
     result[order] = np.maximum(np.where(owner > 0, 1 - own, 0), other)
     return result.reshape(shape)
+
+
+def strips(
+    e: np.ndarray, centers: np.ndarray, p: np.ndarray, half: np.ndarray
+) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """Each centre's pixels within ``half`` (K,) of it along x, and their exponents.
+
+    e (2, P): embeddings sorted by x, so that the pixels are a slice. centers (2, K); p (S, K).
+    """
+    begins = np.searchsorted(e[0], centers[0] - half, side="left")
+    ends = np.searchsorted(e[0], centers[0] + half, side="right")
+    for k, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        strip = slice(begin, end)
+        dx, dy = e[:, strip] - centers[:, k, None]
+        yield k, strip, p[0, k] * dx * dx + p[-1, k] * dy * dy
 
 
 def seed_pixels(found: Instances, seed: np.ndarray) -> np.ndarray:
@@ -71,8 +81,3 @@ def seed_pixels(found: Instances, seed: np.ndarray) -> np.ndarray:
     order = np.lexsort((pixels, away, owner))  # by owner, then nearest, then first
     first = np.searchsorted(owner[order], np.arange(len(found)))
     return pixels[order[first]]
-
-
-def _flat(maps: Tensor) -> np.ndarray:
-    """(C, H, W) -> (C, H*W)."""
-    return maps.flatten(1).numpy()

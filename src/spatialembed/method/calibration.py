@@ -192,9 +192,11 @@ def auc(predicted: np.ndarray, right: np.ndarray) -> float:
 
     right (N,) bool. Equal values count one half; NaN where there are none of either.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    good, bad = int(right.sum()), int((~right).sum())
-    if not good or not bad:
+    exact = predicted.astype(np.float64)  # scipy would count in the type that it is given
+    good, bad = exact[right], exact[~right]
+    if not len(good) or not len(bad):
         return float("nan")
-    return float((rankdata(predicted)[right].sum() - good * (good + 1) / 2) / (good * bad))
+    u = mannwhitneyu(good, bad, method="asymptotic").statistic
+    return float(u / (len(good) * len(bad)))

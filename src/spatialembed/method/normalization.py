@@ -128,7 +128,7 @@ def _by_level(image: np.ndarray, how: Normalization, known: Levels | None) -> Te
     They have few levels: each is normalised once and looked up, and counts give the percentiles.
     """
     # numba: 0.4 s, and not needed to import the package
-    from spatialembed.method.kernels.levels import count_levels, look_up
+    from spatialembed.method.kernels.pixels import count_levels, look_up
 
     flat = np.ascontiguousarray(image).reshape(image.shape[0] * image.shape[1], -1)  # (P, 1 or 3)
     levels = to_tensor(np.arange(int(flat.max()) + 1, dtype=image.dtype)[None])  # (3, 1, L)

@@ -62,20 +62,17 @@ def candidates(
     ends = np.zeros((classes, height + 1), np.int64)  # of row r of class c at [c, r + 1]
     spread(_count, [(seed, low, *share, ends) for share in rows], workers)
     ends = ends.cumsum().reshape(ends.shape)
-    pixel = np.empty(ends[-1, -1], np.int64)
-    x, y, seeds = np.empty((3, len(pixel)), np.float32)
-    raw = np.empty(channels * len(pixel), np.float32)  # (S, P_c) of each class
+    size = ends[-1, -1]
+    x, y, seeds = np.empty((3, size), np.float32)
+    raw = np.empty((channels, size), np.float32)
+    whole = Candidates(np.empty(size, np.int64), x, y, raw, seeds)
     maps = (offset, log_precision, seed)
-    bits = tuple(m.view(np.int32) for m in maps)
     place = (*origin_yx, image_width or width)
-    jobs = [(*maps, *bits, low, place, *share, ends, pixel, x, y, raw, seeds) for share in rows]
+    jobs = [(maps, low, place, share, ends, whole) for share in rows]
     if not all(spread(_fill, jobs, workers)):
-        check_finite(offset, log_precision, seed, name)
-    found = []
-    for own in (slice(row[0], row[-1]) for row in ends):
-        its_raw = raw[channels * own.start : channels * own.stop].reshape(channels, -1)
-        found.append(Candidates(pixel[own], x[own], y[own], its_raw, seeds[own]))
-    return found
+        check_finite(*maps, name)
+    of_class = (slice(row[0], row[-1]) for row in ends)
+    return [Candidates(*(np.ascontiguousarray(a[..., own]) for a in whole)) for own in of_class]
 
 
 def check_finite(
@@ -108,42 +105,33 @@ def _count(
 
 
 @compiled
-def _all_finite(bits: np.ndarray, row: int) -> np.bool_:
-    """Of one row of maps (M, H, W) as bits, int32."""
+def _all_finite(maps: np.ndarray, row: int) -> np.bool_:
+    """Whether one row of maps (M, H, W) is, by its bits: a loop that runs on whole vectors."""
     most = np.int32(0)
-    for m in range(len(bits)):
-        for b in bits[m, row]:
-            most = max(most, np.int32(b & MAGNITUDE))
+    for m in range(len(maps)):
+        for bits in maps[m, row].view(np.int32):
+            most = max(most, np.int32(bits & MAGNITUDE))
     return most < INFINITY
 
 
 @compiled
 def _fill(
-    offset: np.ndarray,
-    log_precision: np.ndarray,
-    seed: np.ndarray,
-    offset_bits: np.ndarray,
-    log_precision_bits: np.ndarray,
-    seed_bits: np.ndarray,
+    maps: tuple[np.ndarray, np.ndarray, np.ndarray],
     foreground: np.float32,
     place: tuple[int, int, int],
-    first: int,
-    last: int,
+    rows: tuple[int, int],
     ends: np.ndarray,
-    pixel: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    raw: np.ndarray,
-    seeds: np.ndarray,
+    found: Candidates,
 ) -> bool:
-    """Fill the arrays of the candidates of rows first:last; whether all maps are finite there."""
+    """Write the candidates of some rows, class after class; whether all maps are finite there."""
+    offset, log_precision, seed = maps
     top, left, image_width = place
     columns = np.empty(seed.shape[2] + 1, np.int32)
     finite = True
-    for row in range(first, last):
-        finite &= _all_finite(offset_bits, row)
-        finite &= _all_finite(log_precision_bits, row)
-        finite &= _all_finite(seed_bits, row)
+    for row in range(rows[0], rows[1]):
+        finite &= _all_finite(offset, row)
+        finite &= _all_finite(log_precision, row)
+        finite &= _all_finite(seed, row)
         place_y = np.float32(top + row) * PER_PIXEL
         for c in range(len(seed)):
             begin, size = ends[c, row], ends[c, row + 1] - ends[c, row]
@@ -156,15 +144,12 @@ def _fill(
                 n += row_seed[column] > foreground
             for k in range(size):
                 column = columns[k]
-                pixel[begin + k] = (top + row) * image_width + left + column
-                x[begin + k] = row_x[column] + np.float32(left + column) * PER_PIXEL
-                y[begin + k] = row_y[column] + place_y
-                seeds[begin + k] = row_seed[column]
+                found.pixel[begin + k] = (top + row) * image_width + left + column
+                found.x[begin + k] = row_x[column] + np.float32(left + column) * PER_PIXEL
+                found.y[begin + k] = row_y[column] + place_y
+                found.seed[begin + k] = row_seed[column]
             for channel in range(len(log_precision)):
                 row_raw = log_precision[channel, row]
-                # Channel by channel within a class: S times the earlier classes, then earlier rows.
-                before = len(log_precision) * ends[c, 0] + begin - ends[c, 0]
-                before += channel * (ends[c, -1] - ends[c, 0])
                 for k in range(size):
-                    raw[before + k] = row_raw[columns[k]]
+                    found.log_precision[channel, begin + k] = row_raw[columns[k]]
     return finite

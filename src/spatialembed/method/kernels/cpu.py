@@ -9,8 +9,7 @@ result does not depend on grid, parts, batches or threads: parts cannot meet.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +17,12 @@ import numpy as np
 from spatialembed.concurrency import spread, usable
 from spatialembed.method.kernels import groups
 from spatialembed.method.kernels.candidates import Candidates, candidates
-from spatialembed.method.kernels.groups import Parts
 from spatialembed.method.kernels.jit import compiled
 from spatialembed.method.kernels.rounds import Rounds, rounds
+from spatialembed.options import ClusterOptions
 
 PART = 1 << 14
 """Candidates that are worth a part of their own."""
-BATCH = 1 << 22
-"""Candidates whose parts are in memory at a time, unless one group alone has more."""
 WINDOW = 1 << 22
 """Pixels that are settled between classes at a time."""
 
@@ -64,66 +61,33 @@ def cluster(
     offset: np.ndarray,
     log_precision: np.ndarray,
     seed: np.ndarray,
+    options: ClusterOptions = ClusterOptions(),
     *,
-    foreground: float = 0.5,
-    start: float = 0.9,
-    membership: float = 0.5,
-    min_pixels: int = 128,
-    min_free: float = 0.5,
-    max_instances: int | None = None,
     threads: int | None = None,
     name: str = "maps",
 ) -> Found:
     """Instances of one image: greedy by class, then one owner a pixel. Neven et al. 2019.
 
     offset: (2, H, W) float32 (x, y) in units. log_precision: (S, H, W) float32, a tenth of the log,
-    S = 1 or 2 (x, y). seed: (C, H, W) float32 in [0, 1]. The settings are those of
-    ``ClusterOptions``; threads: None takes those that the process may use.
+    S = 1 or 2 (x, y). seed: (C, H, W) float32 in [0, 1]. threads: None takes those that the process
+    may use.
     Raises SpatialEmbedError ``non_finite_output`` (exit 4) for NaN or infinity in the maps.
     """
     by_class = candidates(
-        offset, log_precision, seed, foreground=foreground, threads=threads, name=name
+        offset, log_precision, seed, foreground=options.foreground, threads=threads, name=name
     )
-    settled = cluster_candidates(
-        by_class,
-        start=start,
-        reach=reach_of(membership),
-        min_pixels=min_pixels,
-        min_free=min_free,
-        max_instances=max_instances,
-        threads=threads,
-    )
+    settled = cluster_candidates(by_class, options, threads=threads)
     labels = np.zeros(seed.shape[1:], np.int32)
     for found, owner in zip(by_class, settled.owners, strict=True):
         _paint(labels.ravel(), found.pixel, owner)
     return Found(labels, *settled[1:])
 
 
-def reach_of(membership: float) -> float:
-    """The exponent below which phi > membership, rounded to float32."""
-    return float(np.float32(-math.log(membership)))
-
-
 def cluster_candidates(
-    by_class: Sequence[Candidates],
-    *,
-    start: float,
-    reach: float,
-    min_pixels: int,
-    min_free: float,
-    max_instances: int | None,
-    threads: int | None = None,
+    by_class: Sequence[Candidates], options: ClusterOptions, *, threads: int | None = None
 ) -> Settled:
-    """Instances from the candidates of each class. Arrays may be memory-mapped.
-
-    start: a candidate may start if its seed is at least this. reach: one is a member where its
-    exponent is below this, ``reach_of(membership)``. Both are compared as float32. min_pixels,
-    min_free, max_instances: as in ``ClusterOptions``.
-    """
-    workers = usable(threads)
-    most = -1 if max_instances is None else max_instances
-    limits = (np.float32(reach), min_pixels, float(min_free), most)
-    proposed = [_propose(found, np.float32(start), limits, workers) for found in by_class]
+    """Instances from the candidates of each class. Arrays may be memory-mapped."""
+    proposed = [_propose(found, options, usable(threads)) for found in by_class]
     scores = np.concatenate([np.zeros(0, np.float32), *(p.scores for p in proposed)])
     classes = np.repeat(np.arange(len(proposed)), [len(p.scores) for p in proposed])
     seeds = np.concatenate([np.zeros(0, np.int64), *(p.seeds for p in proposed)])
@@ -138,7 +102,7 @@ def cluster_candidates(
     owning = order
     if len(by_class) > 1:
         owning = order[_settle([found.pixel for found in by_class], owners, len(order))]
-    kept = owning[:max_instances]
+    kept = owning[: options.max_instances]
     if len(kept) < len(order):
         label = np.zeros(len(order) + 1, np.int32)
         label[rank[kept]] = np.arange(1, len(kept) + 1)
@@ -148,50 +112,28 @@ def cluster_candidates(
     return Settled(owners, scores[kept], classes[kept], truncated, sum(p.work for p in proposed))
 
 
-def _propose(
-    found: Candidates,
-    start: np.float32,
-    limits: tuple[np.float32, int, float, int],
-    workers: int,
-) -> Proposals:
+def _propose(found: Candidates, options: ClusterOptions, workers: int) -> Proposals:
     """The rounds of one class."""
+    found = Candidates(*map(np.asarray, found))  # kernels take no memory-mapped ones
     owner = np.zeros(len(found.pixel), np.int32)
-    parts_of = Proposals(owner, np.zeros(0, np.float32), np.zeros(0, np.int64), False, 0)
     if len(owner) == 0:
-        return parts_of
-    _, x, y, raw, seed = (np.asarray(a) for a in found)
-    grid = groups.lay_grid(found, start, limits[0])
-    cells = groups.survey(x, y, raw, seed, start, grid)
-    size = min(max(PART, len(owner) // (4 * workers)), BATCH // workers)
-    parts = groups.make_parts(cells, grid, limits[0], size)
-    node_of_cell = np.full(len(cells.points), -1)
+        return Proposals(owner, np.zeros(0, np.float32), np.zeros(0, np.int64), False, 0)
+    start, reach = np.float32(options.start), np.float32(options.reach)
+    most = -1 if options.max_instances is None else options.max_instances
+    limits = (reach, options.min_pixels, float(options.min_free), most)
+    grid = groups.lay_grid(found, start, reach)
+    cells = groups.survey(found, start, grid)
+    size = min(max(PART, len(owner) // (4 * workers)), groups.BATCH // workers)
+    room = np.full(len(cells.points), -1)
     results: list[Rounds] = []
     count = 0
-    for first, last in _batches(parts):
-        points, starts = groups.gather(x, y, seed, start, grid, parts, first, last)
-        jobs = []
-        for n in range(first, last):
-            own = slice(*(parts.ends[n : n + 2] - parts.ends[first]))
-            may = slice(*(parts.start_ends[n : n + 2] - parts.start_ends[first]))
-            its = (parts.cells[slice(*parts.cell_ends[n : n + 2])], cells.points, node_of_cell)
-            its_points, its_starts = tuple(p[own] for p in points), tuple(s[may] for s in starts)
-            jobs.append((its_points, its_starts, its, grid, (x, y, raw), limits))
-        new = spread(rounds, jobs, workers)
-        for job, result in zip(jobs, new, strict=True):
-            _write_owners(owner, job[0][2], result.state, count)
+    for parts in groups.batches(found, cells, grid, start, reach, size):
+        jobs = [(part, found, grid, cells.points, room, limits) for part in parts]
+        for part, result in zip(parts, spread(rounds, jobs, workers), strict=True):
+            _write_owners(owner, part.candidate, result.state, count)
             count += len(result.scores)
             results.append(result._replace(state=result.state[:0]))
-    return _merge(owner, results, limits[3])
-
-
-def _batches(parts: Parts) -> Iterator[tuple[int, int]]:
-    """First and last part (exclusive) of each batch: as many as fit, one at least."""
-    first, count = 0, len(parts.first)
-    while first < count:
-        end = np.searchsorted(parts.ends, parts.ends[first] + BATCH, side="right") - 1
-        last = max(int(end), first + 1)
-        yield first, last
-        first = last
+    return _merge(owner, results, most)
 
 
 def _merge(owner: np.ndarray, results: list[Rounds], most: int) -> Proposals:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from spatialembed.method.kernels.groups import root_of, unite
 from spatialembed.method.kernels.jit import compiled
+from spatialembed.options import ClusterOptions
 from spatialembed.types import UNIT
 
 CELLS_PER_UNIT = 64
@@ -133,35 +134,27 @@ def _rounds(  # type: ignore[no-untyped-def]
 
 
 def cluster(
-    embedding: Tensor,
-    precision: Tensor,
-    seed: Tensor,
-    *,
-    foreground: float,
-    start: float,
-    reach: float,
-    min_pixels: int,
-    min_free: float,
+    embedding: Tensor, precision: Tensor, seed: Tensor, options: ClusterOptions
 ) -> Found | None:
     """Instances of a batch, as ``kernels.cpu.cluster`` finds them. Neven et al. 2019.
 
     embedding: (B, 2, H, W) (x, y) in units. precision: (B, S, H, W), 1/unit^2, S = 1 or 2 (x, y).
-    seed: (B, C, H, W). All float32, contiguous, finite, on one device. reach: a pixel is a member
-    where its exponent is below this, -log(membership). The other settings are those of
-    ``ClusterOptions``.
+    seed: (B, C, H, W). All float32, contiguous, finite, on one device. ``max_instances`` is not
+    looked at.
     Returns None where a group of candidates would take far more than linear time, as on maps of
     tiny bandwidths whose embeddings coincide: the kernel of the processor stays linear there.
     """
     grid = _Grid.of(seed.shape)
-    candidate = (seed.flatten() > np.float32(foreground).item()).nonzero()[:, 0]  # (P,)
+    foreground, start = float(np.float32(options.foreground)), float(np.float32(options.start))
+    candidate = (seed.flatten() > foreground).nonzero()[:, 0]  # (P,)
     points, order = _points(embedding, seed, candidate, grid)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
-    position = place[seed.flatten()[candidate] >= np.float32(start).item()]  # (N,)
+    position = place[seed.flatten()[candidate] >= start]  # (N,)
     if len(position) == 0:
         return _none_found(seed)
-    starts = _starts(precision, seed.shape, points, position, grid, reach)
-    played = _play(points, starts, grid, reach, min_pixels, min_free)
+    starts = _starts(precision, seed.shape, points, position, grid, options.reach)
+    played = _play(points, starts, grid, options)
     return None if played is None else _settle(seed.shape, points, starts, *played)
 
 
@@ -280,7 +273,7 @@ def _join(occupied: np.ndarray, box: np.ndarray, rows: int, columns: int) -> np.
 
 
 def _play(
-    points: _Points, starts: _Starts, grid: _Grid, reach: float, min_pixels: int, min_free: float
+    points: _Points, starts: _Starts, grid: _Grid, options: ClusterOptions
 ) -> tuple[Tensor, Tensor] | None:
     """Owner (P,) of each point, 1 + its start, 0 nobody's; and accepted (N,), 1 for an instance.
 
@@ -289,14 +282,14 @@ def _play(
     taken, owner = (torch.zeros_like(points.cell, dtype=torch.int32) for _ in range(2))
     accepted = torch.zeros_like(starts.position, dtype=torch.int32)
     gave_up = torch.zeros_like(taken[:1])
-    share = points.x.new_full((1,), min_free, dtype=torch.float64)
+    share = points.x.new_full((1,), options.min_free, dtype=torch.float64)
     ends = points.cell.bincount(minlength=grid.cells).cumsum(0)
     cell_start = torch.cat((ends.new_zeros(1), ends))
     _rounds[(len(starts.begins) - 1,)](
         points.x, points.y, taken, owner, accepted, gave_up,
         starts.position, starts.precision[0], starts.precision[1],
         starts.box[0], starts.box[1], starts.box[2], starts.begins, cell_start, share,
-        grid.columns, reach, min_pixels, BUDGET * len(points.cell),
+        grid.columns, options.reach, options.min_pixels, BUDGET * len(points.cell),
         BLOCK=BLOCK, num_warps=8,
         enable_fp_fusion=False,  # px * dx * dx + py * dy * dy, rounded as the processor rounds it
     )  # fmt: skip

@@ -15,6 +15,7 @@ one thread, and what is in memory at a time is a batch of parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from spatialembed.method.kernels.jit import compiled
 
 MOST_CELLS = 1 << 21
 """Cells of a grid: they take 80 bytes each."""
+BATCH = 1 << 22
+"""Candidates whose parts are in memory at a time, unless one group alone has more."""
 DIRECT = 64
 """A rectangle of more cells than this is joined by larger blocks: joining stays linear."""
 LOG_SCALE, LOG_LIMIT = 10.0, 40.0
@@ -40,6 +43,17 @@ class Grid(NamedTuple):
     per_unit: float  # cells
     columns: int
     rows: int
+
+
+class Part(NamedTuple):
+    """Some groups: P candidates by cell, Q of which may start, in K cells."""
+
+    x: np.ndarray  # (P,) float32, in an order that the trees change, as y and candidate
+    y: np.ndarray  # (P,) float32
+    candidate: np.ndarray  # (P,) int32
+    start: np.ndarray  # (Q,) int32, in [0, P), ascending by candidate
+    seed: np.ndarray  # (Q,) int32, bits of the float32
+    cells: np.ndarray  # (K,) int64, ascending
 
 
 class Cells(NamedTuple):
@@ -101,15 +115,9 @@ def lay_grid(found: Candidates, start: np.float32, reach: np.float32) -> Grid:
 
 
 @compiled
-def survey(
-    x: np.ndarray,
-    y: np.ndarray,
-    raw: np.ndarray,
-    seed: np.ndarray,
-    start: np.float32,
-    grid: Grid,
-) -> Cells:
-    """One look at the candidates x, y, seed (P,), raw (S, P)."""
+def survey(found: Candidates, start: np.float32, grid: Grid) -> Cells:
+    """One look at the candidates."""
+    x, y, raw = found.x, found.y, found.log_precision
     size = grid.columns * grid.rows
     cells = Cells(
         np.zeros(size, np.int64),
@@ -125,7 +133,7 @@ def survey(
             cells.first[cell] = k
         cells.points[cell] += 1
         cells.last[cell] = k
-        if seed[k] < start:
+        if found.seed[k] < start:
             continue
         extent, least, raw_x, raw_y = cells.extent[cell], cells.raw[cell], raw[0, k], raw[-1, k]
         if cells.starts[cell] == 0:
@@ -162,7 +170,7 @@ def _blocks(cells: int, level: int) -> int:
 
 @compiled
 def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
-    """Parent in a forest of cells (and then blocks) whose roots are cells: a tree is a group.
+    """A cell (M,) int64 that stands for the group of each cell: the lowest of the group.
 
     A rectangle of many cells is joined to blocks of 2^level cells a side instead, so large that
     they are few; what lies in such a block is joined to it at the end.
@@ -205,44 +213,11 @@ def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
                     part = base[level - 1] + r * parts + c
                     unite(parent, block, part)
                     whole[part] = True
-    return parent
+    return np.array([root_of(parent, cell) for cell in range(len(cells.starts))])
 
 
-@compiled
-def _sum_up(cells: Cells, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group (M,) int64 of each cell, -1 where nothing can start, and the groups (G, 4) int64.
-
-    Columns: candidates, those that may start, first and last candidate.
-    """
-    starts, number = np.zeros((2, len(cells.points)), np.int64)  # of a group, at its root
-    count = 0
-    for cell in range(len(starts)):
-        root = root_of(parent, cell)
-        count += starts[root] == 0 and cells.starts[cell] > 0
-        starts[root] += cells.starts[cell]
-    group_of = np.empty(len(starts), np.int64)
-    groups = np.zeros((count, 4), np.int64)
-    count = 0
-    for cell in range(len(starts)):
-        root = root_of(parent, cell)
-        group_of[cell] = -1
-        if cells.points[cell] == 0 or starts[root] == 0:
-            continue
-        if number[root] == 0:
-            groups[count, 2] = cells.first[cell]
-            count += 1
-            number[root] = count
-        group_of[cell] = number[root] - 1
-        group = groups[group_of[cell]]
-        group[0] += cells.points[cell]
-        group[1] += cells.starts[cell]
-        group[2] = min(group[2], cells.first[cell])
-        group[3] = max(group[3], cells.last[cell])
-    return group_of, groups
-
-
-class Parts(NamedTuple):
-    """N parts of whole groups. Their cells and candidates stand one part after the other."""
+class _Places(NamedTuple):
+    """N parts, one after the other by their first candidate: where their candidates stand."""
 
     of_cell: np.ndarray  # (M,) int64, part of each cell, -1: none
     cells: np.ndarray  # (K,) int64, cells by part, each part's ascending
@@ -251,33 +226,45 @@ class Parts(NamedTuple):
     start_ends: np.ndarray  # (N + 1,) int64, the same of those that may start
     first: np.ndarray  # (N,) int64, first candidate of a part
     last: np.ndarray  # (N,) int64, its last one
-    place: np.ndarray  # (M,) int64, where the candidates of a cell begin
+    next: np.ndarray  # (M,) int64, where the next candidate of a cell goes
+    next_start: np.ndarray  # (N,) int64, where the next one that may start goes
 
 
-def make_parts(cells: Cells, grid: Grid, reach: np.float32, size: int) -> Parts:
-    """Groups packed into parts of about ``size`` candidates, in the order of the first ones."""
-    group, groups = _sum_up(cells, _join(cells, grid, reach))
-    order = np.argsort(groups[:, 2])
-    points, starts, first, last = groups[order].T
-    part = (points.cumsum() - points) // size  # (G,)
-    begins = np.flatnonzero(np.append(True, part[1:] > part[:-1]))[: len(part)]
-    number = np.empty(len(part) + 1, np.int64)
-    number[order] = np.searchsorted(begins, np.arange(len(part)), side="right") - 1
-    number[-1] = -1  # where a cell without a group looks
-    of_cell = number[group]
+def _pack(cells: Cells, root: np.ndarray, size: int) -> _Places:
+    """Groups packed into parts of about ``size`` candidates. root (M,): the group of each cell."""
+    points, starts = (
+        np.bincount(root, counts, len(root)).astype(np.int64)
+        for counts in (cells.points, cells.starts)
+    )  # of each group
+    occupied = cells.points > 0
+    first = np.full(len(root), np.iinfo(np.int64).max)
+    np.minimum.at(first, root[occupied], cells.first[occupied])
+    groups = np.flatnonzero(starts)  # nothing can start in the others
+    groups = groups[np.argsort(first[groups])]
+    part = (points[groups].cumsum() - points[groups]) // size
+    part = np.cumsum(np.diff(part, prepend=part[:1]) > 0)  # without gaps
+    part_of = np.full(len(root), -1)
+    part_of[groups] = part
+    of_cell = np.where(occupied, part_of[root], -1)
     by_part = np.argsort(of_cell, kind="stable")
     by_part = by_part[np.count_nonzero(of_cell < 0) :]
-    place = np.zeros(len(of_cell), np.int64)
-    place[by_part] = _ends(cells.points[by_part])[:-1]
-    return Parts(
+    parts = np.arange(part[-1] + 1 if len(part) else 0)
+    cell_ends = np.searchsorted(of_cell[by_part], np.append(parts, len(parts)))
+    cell_points, next_place = _ends(cells.points[by_part]), np.zeros(len(root), np.int64)
+    next_place[by_part] = cell_points[:-1]
+    start_ends = _ends(cells.starts[by_part])[cell_ends]
+    last = np.zeros(len(parts), np.int64)
+    np.maximum.at(last, of_cell[by_part], cells.last[by_part])
+    return _Places(
         of_cell,
         by_part,
-        np.searchsorted(of_cell[by_part], np.arange(len(begins) + 1)),
-        _ends(np.add.reduceat(points, begins) if len(begins) else points),
-        _ends(np.add.reduceat(starts, begins) if len(begins) else starts),
-        np.minimum.reduceat(first, begins) if len(begins) else first,
-        np.maximum.reduceat(last, begins) if len(begins) else last,
-        place,
+        cell_ends,
+        cell_points[cell_ends],
+        start_ends,
+        first[groups][np.searchsorted(part, parts)],
+        last,
+        next_place,
+        start_ends[:-1].copy(),
     )
 
 
@@ -286,59 +273,64 @@ def _ends(sizes: np.ndarray) -> np.ndarray:
     return np.append(0, sizes.cumsum())
 
 
-def gather(
-    x: np.ndarray,
-    y: np.ndarray,
-    seed: np.ndarray,
-    start: np.float32,
-    grid: Grid,
-    parts: Parts,
-    first: int,
-    last: int,
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Candidates of the parts first:last (exclusive), by part and cell.
+def batches(
+    found: Candidates, cells: Cells, grid: Grid, start: np.float32, reach: np.float32, size: int
+) -> Iterator[list[Part]]:
+    """All parts, about ``size`` candidates each, in batches that fit into memory."""
+    places = _pack(cells, _join(cells, grid, reach), size)
+    begin, count = 0, len(places.first)
+    while begin < count:
+        fitting = np.searchsorted(places.ends, places.ends[begin] + BATCH, side="right") - 1
+        end = max(int(fitting), begin + 1)
+        yield _gather(found, start, grid, places, begin, end)
+        begin = end
 
-    -> x, y (n,) float32 and candidate (n,) int32; those that may start (q,) int32, numbered within
-    their part, by part, ascending by candidate, and the bits of their seeds (q,) int32.
-    """
-    size = parts.ends[last] - parts.ends[first]
-    room = parts.start_ends[last] - parts.start_ends[first]
-    points = (np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int32))
-    starts = (np.empty(room, np.int32), np.empty(room, np.int32))
-    look = slice(int(parts.first[first:last].min()), int(parts.last[first:last].max()) + 1)
-    own = (parts.of_cell, parts.place, parts.ends, parts.start_ends.copy())
-    _gather(x, y, seed, look.start, look.stop, start, grid, own, (first, last), points, starts)
-    return points, starts
+
+def _gather(
+    found: Candidates, start: np.float32, grid: Grid, places: _Places, begin: int, end: int
+) -> list[Part]:
+    """The parts begin:end."""
+    ends, start_ends = (e[begin : end + 1] - e[begin] for e in (places.ends, places.start_ends))
+    x, y = np.empty((2, ends[-1]), np.float32)
+    candidate = np.empty(ends[-1], np.int32)
+    starts, seeds = np.empty((2, start_ends[-1]), np.int32)
+    look = int(places.first[begin:end].min()), int(places.last[begin:end].max()) + 1
+    _fill(found, look, start, grid, places, (begin, end), (x, y, candidate), (starts, seeds))
+    parts = []
+    for n in range(end - begin):
+        own, may = slice(*ends[n : n + 2]), slice(*start_ends[n : n + 2])
+        its_cells = places.cells[slice(*places.cell_ends[begin + n : begin + n + 2])]
+        parts.append(Part(x[own], y[own], candidate[own], starts[may], seeds[may], its_cells))
+    return parts
 
 
 @compiled
-def _gather(
-    x: np.ndarray,
-    y: np.ndarray,
-    seed: np.ndarray,
-    begin: int,
-    end: int,
+def _fill(
+    found: Candidates,
+    look: tuple[int, int],
     start: np.float32,
     grid: Grid,
-    own: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    places: _Places,
     parts: tuple[int, int],
     points: tuple[np.ndarray, np.ndarray, np.ndarray],
     starts: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Fill ``points`` and ``starts`` of ``gather`` from the candidates begin:end; moves places."""
-    of_cell, place, ends, start_place = own
-    first, last = parts
-    before, starts_before = ends[first], start_place[first]
-    for k in range(begin, end):
-        cell = row_of(grid, y[k]) * grid.columns + column_of(grid, x[k])
-        part = of_cell[cell]
+    """Write x, y, candidate and those that may start of some parts; look at a range of candidates.
+
+    ``places.next`` and ``places.next_start`` move on.
+    """
+    (first, last), (x, y, candidate), (may_start, seed) = parts, points, starts
+    before, starts_before = places.ends[first], places.start_ends[first]
+    for k in range(look[0], look[1]):
+        cell = row_of(grid, found.y[k]) * grid.columns + column_of(grid, found.x[k])
+        part = places.of_cell[cell]
         if part < first or part >= last:
             continue
-        at = place[cell]
-        place[cell] += 1
-        points[0][at - before], points[1][at - before], points[2][at - before] = x[k], y[k], k
-        if seed[k] >= start:
-            to = start_place[part]
-            start_place[part] += 1
-            starts[0][to - starts_before] = at - ends[part]
-            starts[1][to - starts_before] = np.float32(seed[k]).view(np.int32)
+        at = places.next[cell]
+        places.next[cell] += 1
+        x[at - before], y[at - before], candidate[at - before] = found.x[k], found.y[k], k
+        if found.seed[k] >= start:
+            to = places.next_start[part] - starts_before
+            places.next_start[part] += 1
+            may_start[to] = at - places.ends[part]
+            seed[to] = np.float32(found.seed[k]).view(np.int32)

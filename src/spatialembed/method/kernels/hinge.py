@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from spatialembed.method.kernels.jit import compiled
+from spatialembed.method.kernels.jit import compiled, radix_sort
 
 MOST_ACROSS = 2048
 """Bins along an axis at most; of maps that reach farther than this many cells, wider ones."""
-RADIX_BITS = 11
-RADIX = 1 << RADIX_BITS
 LOG_2 = np.float32(np.log(2))
 TWICE_ONE_BITS = np.uint32(2 * 0x3F800000)  # of the float32 1.0
 
@@ -80,7 +78,7 @@ def instance_term(
                     keys[0, found] = _descending(d, False)
                     found += 1
 
-        side = _radix_sort(keys, order, found)
+        side = radix_sort(keys, order, found)
         own = (cx, cy, px, py)
         gradients = (grad_embedding, grad_centers[:, k], grad_precisions[:, k])
         value += _sum_up(
@@ -192,23 +190,3 @@ def _bin(
             points[starts[where[i] + 1]] = i
             starts[where[i] + 1] += 1
     return starts[:-1], columns, cell, low_x, low_y, points
-
-
-@compiled
-def _radix_sort(keys: np.ndarray, order: np.ndarray, count: int) -> int:
-    """Stable order of keys[0, :count] uint32 upwards -> the row of ``order`` that holds it."""
-    for n in range(count):
-        order[0, n] = n
-    side = 0
-    for shift in range(0, 32, RADIX_BITS):
-        places = np.zeros(RADIX + 1, np.int64)
-        for n in range(count):
-            places[((keys[side, n] >> np.uint32(shift)) & np.uint32(RADIX - 1)) + 1] += 1
-        places = np.cumsum(places)
-        for n in range(count):
-            digit = (keys[side, n] >> np.uint32(shift)) & np.uint32(RADIX - 1)
-            keys[1 - side, places[digit]] = keys[side, n]
-            order[1 - side, places[digit]] = order[side, n]
-            places[digit] += 1
-        side = 1 - side
-    return side

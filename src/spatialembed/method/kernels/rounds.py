@@ -31,14 +31,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spatialembed.method.kernels.groups import Grid, half_width, precision, rectangle
-from spatialembed.method.kernels.jit import compiled
+from spatialembed.method.kernels.candidates import Candidates
+from spatialembed.method.kernels.groups import Grid, Part, half_width, precision, rectangle
+from spatialembed.method.kernels.jit import compiled, radix_sort
 
 LEAF = 24
 """Points of a node that is never split."""
-RADIX = 11
-"""Bits of one sorting pass: its 2048 counters stay in the first-level cache."""
-DIGIT = (1 << RADIX) - 1
 BAND = 10
 """Doublings of precision x / precision y that share a tree: one takes all margins up to 5.7 : 1."""
 BANDS = 32
@@ -81,37 +79,6 @@ class Rounds(NamedTuple):
 
 
 @compiled
-def _sort_descending(index: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """``index`` by ``keys`` descending, ties as they stand: a radix sort.
-
-    Non-negative float32 have the order of their bits. Seeds in [0.9, 1] differ in 21 bits: two
-    passes.
-    """
-    if len(keys) == 0:
-        return index
-    top, bottom = keys[0], keys[0]
-    for key in keys:
-        top, bottom = max(top, key), min(bottom, key)
-    shift = 0
-    while (top - bottom) >> shift:
-        place = np.zeros((1 << RADIX) + 1, np.int64)
-        for key in keys:
-            place[(((top - key) >> shift) & DIGIT) + 1] += 1
-        for digit in range(1 << RADIX):
-            place[digit + 1] += place[digit]
-        index_sorted, keys_sorted = np.empty_like(index), np.empty_like(keys)
-        for k in range(len(keys)):
-            digit = ((top - keys[k]) >> shift) & DIGIT
-            to = place[digit]
-            place[digit] += 1
-            index_sorted[to] = index[k]
-            keys_sorted[to] = keys[k]
-        index, keys = index_sorted, keys_sorted
-        shift += RADIX
-    return index
-
-
-@compiled
 def _make_node(trees: Trees, begin: int, end: int, taken: bool, owned: bool) -> int:
     """Add a node for the points begin:end, with the box that fits them."""
     node = trees.tally[0]
@@ -129,15 +96,13 @@ def _make_node(trees: Trees, begin: int, end: int, taken: bool, owned: bool) -> 
 
 
 @compiled
-def _cell_trees(
-    x: np.ndarray, y: np.ndarray, cells: np.ndarray, points: np.ndarray, node_of_cell: np.ndarray
-) -> Trees:
+def _cell_trees(part: Part, points: np.ndarray, node_of_cell: np.ndarray) -> Trees:
     """The trees of the cells of a part, one node each; writes ``node_of_cell`` of them."""
-    most = 2 * len(x)
+    most = 2 * len(part.x)
     trees = Trees(
-        x,
-        y,
-        np.arange(len(x)).astype(np.int32),
+        part.x,
+        part.y,
+        np.arange(len(part.x)).astype(np.int32),
         np.empty((most, 4), np.float32),  # pages that are never written cost no memory
         np.empty((most, 4), np.int64),
         np.empty((most, 2), np.bool_),
@@ -145,7 +110,7 @@ def _cell_trees(
         np.zeros(2, np.int64),
     )
     begin = 0
-    for cell in cells:
+    for cell in part.cells:
         node_of_cell[cell] = _make_node(trees, begin, begin + points[cell], False, False)
         begin += points[cell]
     return trees
@@ -166,10 +131,9 @@ def _plant(trees: Trees, band: int, points: int) -> Trees:
     done = np.empty((rows, 2), np.bool_)
     box[:n], span[:n], done[:n] = trees.box[:n], trees.span[:n], trees.done[:n]
     begin, end = len(trees.x), len(trees.x) + points
-    x, y, point = np.empty(end, np.float32), np.empty(end, np.float32), np.empty(end, np.int32)
-    x[:begin], y[:begin], point[:begin] = trees.x, trees.y, trees.point
-    x[begin:], y[begin:] = trees.x[:points], trees.y[:points]
-    point[begin:] = trees.point[:points]
+    x = np.concatenate((trees.x, trees.x[:points]))
+    y = np.concatenate((trees.y, trees.y[:points]))
+    point = np.concatenate((trees.point, trees.point[:points]))
     trees = Trees(x, y, point, box, span, done, trees.root, trees.tally)
     trees.root[band] = _make_node(trees, begin, end, False, False)
     return trees
@@ -278,15 +242,17 @@ def _mark_below(
 @compiled
 def _mark(
     trees: Trees,
-    grid: Grid,
-    node_of_cell: np.ndarray,
-    raw: tuple[float, float],
+    where: tuple[Grid, np.ndarray, tuple[float, float]],
     margin: tuple[np.float32, np.float32, np.float32, np.float32, np.float32],
     state: np.ndarray,
     old: int,
     new: int,
 ) -> tuple[int, int]:
-    """``_mark_below`` all roots that serve a margin."""
+    """``_mark_below`` all roots that serve a margin.
+
+    where: the grid, the node of each cell, and the log-precision of the margin (x, y).
+    """
+    grid, node_of_cell, raw = where
     band = _band(margin[2], margin[3])
     c1, c2, r1, r2 = 0, 0, 0, 0  # one tree over everything
     if band == SQUARE:
@@ -308,52 +274,57 @@ def _mark(
 
 
 @compiled
+def _best_first(seed: np.ndarray) -> np.ndarray:
+    """Indices of seeds (Q,), bits of float32 >= 0, descending, ties as they stand."""
+    keys, order = np.empty((2, len(seed)), np.uint32), np.empty((2, len(seed)), np.int64)
+    if len(seed):
+        keys[0] = seed.max() - seed  # float32 have the order of their bits; few differ in all
+    return order[radix_sort(keys, order, len(seed))]
+
+
+@compiled
 def rounds(
-    points: tuple[np.ndarray, np.ndarray, np.ndarray],
-    starts: tuple[np.ndarray, np.ndarray],
-    cells: tuple[np.ndarray, np.ndarray, np.ndarray],
+    part: Part,
+    everyone: Candidates,
     grid: Grid,
-    everyone: tuple[np.ndarray, np.ndarray, np.ndarray],
+    points_of_cell: np.ndarray,
+    node_of_cell: np.ndarray,
     limits: tuple[np.float32, int, float, int],
 ) -> Rounds:
     """The rounds over one part.
 
-    points: x, y (P,) float32 by cell, in which the trees then move them, and their candidates (P,)
-    int32. starts: those that may start (Q,) int32, ascending by candidate, and the bits of their
-    seeds (Q,) int32. cells: those of the part, the number of candidates of every cell, and room for
-    the node of every cell, -1 where no part has one. everyone: x, y and log-precision (S, ...) of
-    all candidates. limits: reach, min_pixels, min_free, max_instances (-1: none).
+    points_of_cell (M,): candidates in each cell of the grid. node_of_cell (M,): room for the node
+    of each, -1 where no part has one. limits: reach, min_pixels, min_free, max_instances (-1:
+    none).
     """
-    x, y, index = points
-    all_x, all_y, raw = everyone
     reach, min_pixels, min_free, max_instances = limits
-    size = len(index)
-    trees = _cell_trees(x, y, cells[0], cells[1], cells[2])
+    raw = everyone.log_precision
+    size = len(part.candidate)
+    trees = _cell_trees(part, points_of_cell, node_of_cell)
     state = np.zeros(size, np.int32)
-    scores, seeds = np.empty(len(starts[0]), np.float32), np.empty(len(starts[0]), np.int64)
+    scores, seeds = np.empty(len(part.start), np.float32), np.empty(len(part.start), np.int64)
     found, last_score, last_seed = 0, 0.0, -1
-    keys = starts[1]
-    order = _sort_descending(np.arange(len(keys)), keys)
-    bits = keys.view(np.float32)
-    for q in order:
-        k = starts[0][q]
+    bits = part.seed.view(np.float32)
+    for q in _best_first(part.seed):
+        k = part.start[q]
         if state[k] != FREE:
             continue
-        i = index[k]
+        i = part.candidate[k]
         last_score, last_seed = bits[q], i
         if found == max_instances:
             break
         raw_x, raw_y = raw[0, i], raw[-1, i]
-        margin = (all_x[i], all_y[i], precision(raw_x), precision(raw_y), reach)
+        margin = (everyone.x[i], everyone.y[i], precision(raw_x), precision(raw_y), reach)
         band = _band(margin[2], margin[3])
         if band != SQUARE and trees.root[band] < 0:
             trees = _plant(trees, band, size)
-        members, free = _mark(trees, grid, cells[2], (raw_x, raw_y), margin, state, FREE, TAKEN)
+        where = (grid, node_of_cell, (raw_x, raw_y))
+        members, free = _mark(trees, where, margin, state, FREE, TAKEN)
         if members > min_pixels and free > min_free * members:
             scores[found], seeds[found] = bits[q], i
             found += 1
             # Members that an earlier, rejected round took have no owner yet: they are won here.
-            _mark(trees, grid, cells[2], (raw_x, raw_y), margin, state, TAKEN, found)
+            _mark(trees, where, margin, state, TAKEN, found)
     return Rounds(
         state, scores[:found].copy(), seeds[:found].copy(), last_score, last_seed, trees.tally[1]
     )

