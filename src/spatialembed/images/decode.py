@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import imagecodecs
 import numpy as np
 from PIL import (
     BmpImagePlugin,
@@ -148,7 +149,7 @@ def _read_pillow(
     try:
         image.load()
         orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))
-        pixels = _deep_png(file, raw) if raw in _DEEP else _plain_array(image, as_ids)
+        pixels = _deep_png(file) if raw in _DEEP else _plain_array(image, as_ids)
         if form == "JPEG":
             _refuse_grey_end(path, file, image)
     except Image.DecompressionBombError as error:  # a GIF frame larger than in its header
@@ -195,29 +196,14 @@ def _plain_array(image: Image.Image, as_ids: bool = False) -> np.ndarray:
     return np.asarray(image.convert("L" if mode == "1" else "RGB"))
 
 
-def _deep_png(file: BinaryIO, raw: str) -> np.ndarray:
-    """16-bit PNG of several channels, (H, W, C) or (H, W) uint16 without its alpha.
+def _deep_png(file: BinaryIO) -> np.ndarray:
+    """16-bit PNG of several channels, (H, W, 3) or (H, W) uint16 without its alpha.
 
-    Pillow keeps the high byte only. Its unpackers for the two byte orders differ in which byte of
-    a big-endian sample they keep, so that two passes give both.
+    Pillow keeps the high byte only.
     """
-    if raw == "LA;16B":  # four bytes a pixel, as RGBA has: L high, L low, alpha high, alpha low
-        bytes_ = np.asarray(_repeat_png(file, "RGBA", "RGBA"))
-        return bytes_[..., 0].astype(np.uint16) << 8 | bytes_[..., 1]
-    mode = raw.removesuffix(";16B")
-    high = np.asarray(_repeat_png(file, mode, f"{mode};16B"))[..., :3]
-    low = np.asarray(_repeat_png(file, mode, f"{mode};16L"))[..., :3]
-    return high.astype(np.uint16) << 8 | low
-
-
-def _repeat_png(file: BinaryIO, mode: str, raw: str) -> PngImagePlugin.PngImageFile:
-    """Decode the PNG once more, its rows unpacked by the mode ``raw``."""
     file.seek(0)
-    image = PngImagePlugin.PngImageFile(file)
-    image._mode = mode
-    image.tile = [tile._replace(args=raw) for tile in image.tile]
-    image.load()
-    return image
+    pixels = imagecodecs.png_decode(file.read())
+    return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]
 
 
 # ---------------------------------------------------------------- what libraries do not check

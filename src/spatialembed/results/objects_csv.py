@@ -49,56 +49,43 @@ def rows(
 
     found: numpy; its labels are not looked at.
     """
-    nothing: list[None] = [None] * len(found)
-    expected = nothing if found.expected_iou is None else _rounded(found.expected_iou, 4)
-    columns = (
-        [_plain(image)] * len(found),
-        range(1, len(found) + 1),
-        [_plain(found.class_names[c]) if found.class_names else str(c) for c in found.classes],
-        _rounded(found.scores, 4),
-        expected,
-        *facts.boxes.T.tolist(),
-        facts.areas.tolist(),
-        *(_rounded(axis, 2) for axis in facts.centroids.T),
-        _rounded(facts.perimeters, 2),
-        _rounded(eccentricities(facts.covariances, pixel_um or (1, 1)), 4),
-        *_intensities(facts.means, nothing),
-        *_physical(facts, pixel_um, nothing),
-    )
+    columns: dict[str, Any] = dict.fromkeys(COLUMNS, [None] * len(found))
+    columns |= {
+        "image": [_plain(image)] * len(found),
+        "id": range(1, len(found) + 1),
+        "class": [_plain(found.class_names[c]) if found.class_names else str(c)
+                  for c in found.classes],
+        "score": _rounded(found.scores, 4),
+        **dict(zip(("x1", "y1", "x2", "y2"), facts.boxes.T.tolist(), strict=True)),
+        "area": facts.areas.tolist(),
+        "centroid_x": _rounded(facts.centroids[:, 0], 2),
+        "centroid_y": _rounded(facts.centroids[:, 1], 2),
+        "perimeter": _rounded(facts.perimeters, 2),
+        "eccentricity": _rounded(eccentricities(facts.covariances, pixel_um or (1, 1)), 4),
+    }  # fmt: skip
+    if found.expected_iou is not None:
+        columns["expected_iou"] = _rounded(found.expected_iou, 4)
+    if facts.means is not None:
+        names = ("grey",) if facts.means.shape[1] == 1 else ("red", "green", "blue")
+        for name, values in zip(names, facts.means.T, strict=True):
+            columns[f"mean_{name}"] = _significant(values)
+    if pixel_um is not None:
+        width, height = pixel_um
+        columns["area_um2"] = _significant(facts.areas * (width * height))
+        if abs(width - height) <= SQUARE * width:
+            columns["perimeter_um"] = _significant(facts.perimeters * width)
+        columns["pixel_width_um"] = _significant(np.full(len(found), width))
+        columns["pixel_height_um"] = _significant(np.full(len(found), height))
     lines = io.StringIO(newline="")
     # Quoted text keeps names with commas, line ends or digits only as they are.
     writer = csv.writer(lines, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerows(zip(*columns, strict=True))
+    writer.writerows(zip(*columns.values(), strict=True))
     return lines.getvalue()
 
 
 def _plain(name: str) -> str:
     """A name that no spreadsheet takes for a formula."""
     return f"'{name}" if name.startswith(FORMULAS) else name
-
-
-def _intensities(means: np.ndarray | None, nothing: list[None]) -> list[list[Any]]:
-    """Columns of grey, red, green and blue."""
-    if means is None:
-        return [nothing] * 4
-    channels = [_significant(channel) for channel in means.T]
-    return [channels[0], *[nothing] * 3] if len(channels) == 1 else [nothing, *channels]
-
-
-def _physical(
-    facts: Facts, pixel_um: tuple[float, float] | None, nothing: list[None]
-) -> list[list[Any]]:
-    """Columns of area, perimeter and the size of a pixel, in um."""
-    if pixel_um is None:
-        return [nothing] * 4
-    width, height = pixel_um
-    square = abs(width - height) <= SQUARE * width
-    return [
-        _significant(facts.areas * (width * height)),
-        _significant(facts.perimeters * width) if square else nothing,
-        _significant(np.full(len(nothing), width)),
-        _significant(np.full(len(nothing), height)),
-    ]
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[Any]:
