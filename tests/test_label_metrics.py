@@ -300,8 +300,3 @@ def test_many_instances(number: int, dtype: type) -> None:
 def test_what_are_no_labels_is_refused(found: np.ndarray, truth: np.ndarray, code: str) -> None:
     with pytest.raises(SpatialEmbedError, match=code):
         label_ap(found, truth)
-
-
-def test_counts_at_different_thresholds_do_not_add() -> None:
-    with pytest.raises(ValueError, match="counts at"):
-        Counts.zero((0.5,)) + Counts.zero((0.75,))

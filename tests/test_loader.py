@@ -109,8 +109,3 @@ def test_shares_make_up_the_batches(count: int, batch: int, world: int, size: in
         together = [i for part in parts for i in part]
         assert together == list(range(number * size, (number + 1) * size))
     assert len(Share(count, batch, 0, world)) == count // size
-
-
-def test_a_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 crops a batch for 2 processes"):
-        Share(9, 1, 1, 2)

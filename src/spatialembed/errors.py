@@ -47,6 +47,12 @@ def require(package: str, extra: str, purpose: str) -> None:
         raise missing_extra(package.replace("_", "-"), extra, purpose)
 
 
+def check(fine: bool, message: str, remedy: str) -> None:
+    """Raise SpatialEmbedError ``bad_setting`` (exit 2) unless all is ``fine``."""
+    if not fine:
+        raise SpatialEmbedError("bad_setting", message, remedy, USAGE)
+
+
 def nearest(name: str, names: Sequence[str]) -> str | None:
     """The one of ``names`` most like ``name``, a last part alone counts; none: nothing is alike."""
 

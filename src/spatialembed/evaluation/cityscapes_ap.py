@@ -71,7 +71,7 @@ def overlaps(
     pairs, count = _counted(found.labels.astype(np.int64) * len(truth_ids) + truth)
     label, at = np.divmod(pairs, len(truth_ids))
     inside = label > 0
-    table = _Table(label[inside] - 1, truth_ids[at[inside]], count[inside])
+    table = (label[inside] - 1, truth_ids[at[inside]], count[inside])
     names = np.array([found.class_names[c] for c in found.classes], dtype=object)
     return _by_class(present, table, names, np.asarray(found.scores), class_names)
 
@@ -90,7 +90,8 @@ def mask_overlaps(
         at, count = np.unique(ids[mask], return_counts=True)
         parts.append((np.full(len(at), n), at.astype(np.int64), count))
     none = np.zeros(0, np.int64)
-    table = _Table(*(np.concatenate(c) for c in zip((none, none, none), *parts, strict=True)))
+    columns = zip((none, none, none), *parts, strict=True)
+    table = tuple(np.concatenate(column) for column in columns)
     of_detections = np.array(names, dtype=object)
     return _by_class(_counted(ids), table, of_detections, np.asarray(scores), class_names)
 
@@ -104,15 +105,6 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return kept, count[kept]
     kept, count = np.unique(flat, return_counts=True)
     return kept.astype(np.int64), count
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """How many pixels of a detection have the id ``id``, where there are any."""
-
-    detection: np.ndarray
-    id: np.ndarray
-    count: np.ndarray
 
 
 def _check(ids: np.ndarray, shape: tuple[int, ...], names: Sequence[str]) -> None:
@@ -133,32 +125,33 @@ def _check(ids: np.ndarray, shape: tuple[int, ...], names: Sequence[str]) -> Non
 
 def _by_class(
     present: tuple[np.ndarray, np.ndarray],
-    table: _Table,
+    table: tuple[np.ndarray, ...],
     names: np.ndarray,
     scores: np.ndarray,
     class_names: Sequence[str],
 ) -> dict[str, ClassOverlaps]:
-    """present: the ids of the truth and the pixels of each."""
+    """present: the ids of the truth and the pixels of each. table: detection, id, shared pixels."""
+    detection, of_id, count = table
     n = len(scores)
-    areas = np.bincount(table.detection, table.count, minlength=n).astype(np.int64)
-    in_void = np.isin(table.id, VOID)
-    void = np.bincount(table.detection[in_void], table.count[in_void], minlength=n).astype(np.int64)
+    areas = np.bincount(detection, count, minlength=n).astype(np.int64)
+    in_void = np.isin(of_id, VOID)
+    void = np.bincount(detection[in_void], count[in_void], minlength=n).astype(np.int64)
     truth_ids, truth_areas = present
     result = {}
     for name in class_names:
         detections = np.flatnonzero((names == name) & (areas > 0))
         mine = np.where(truth_ids < NUMBERED, truth_ids, truth_ids // NUMBERED) == IDS[name]
         own_ids = truth_ids[mine]
-        pair = np.isin(table.detection, detections) & np.isin(table.id, own_ids)
+        pair = np.isin(detection, detections) & np.isin(of_id, own_ids)
         result[name] = ClassOverlaps(
             scores[detections].astype(np.float64),
             areas[detections],
             void[detections],
             truth_areas[mine],
             own_ids >= NUMBERED,
-            np.searchsorted(detections, table.detection[pair]),
-            np.searchsorted(own_ids, table.id[pair]),
-            table.count[pair].astype(np.int64),
+            np.searchsorted(detections, detection[pair]),
+            np.searchsorted(own_ids, of_id[pair]),
+            count[pair].astype(np.int64),
         )
     return result
 

@@ -15,7 +15,7 @@ from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.data.dataset import Dataset
 from spatialembed.data.open import check_classes
 from spatialembed.data.split_record import trained_on
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError, check
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore
 from spatialembed.evaluation.coco_score import CocoScore
@@ -95,9 +95,7 @@ def evaluate(
     check_metric(metric, dataset)
     _check_choice("sampling", sampling, get_args(Sampling))
     check_classes(predictor.info.class_names, dataset)
-    if max_dets < 1:
-        what = f"max_dets is {max_dets}"
-        raise SpatialEmbedError("bad_setting", what, "give 1 or more", USAGE)
+    check(max_dets >= 1, f"max_dets is {max_dets}", "give 1 or more")
     seen = trained_on(predictor.info.split, dataset)
     names = tuple(dataset.class_names)
     score: LabelScore | CityscapesScore | CocoScore = LabelScore(names)

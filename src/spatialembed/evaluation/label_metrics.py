@@ -68,15 +68,7 @@ class Counts:
     fn: np.ndarray  # (T,) int64
     iou_sum: np.ndarray  # (T,) float64, over the matched pairs
 
-    @classmethod
-    def zero(cls, thresholds: Sequence[float] = AP_THRESHOLDS) -> Counts:
-        """Nothing found and nothing there."""
-        none = np.zeros(len(thresholds), np.int64)
-        return cls(tuple(thresholds), none, none, none, none.astype(np.float64))
-
     def __add__(self, other: Counts) -> Counts:
-        if self.thresholds != other.thresholds:
-            raise ValueError(f"counts at {self.thresholds} and at {other.thresholds}")
         return Counts(
             self.thresholds,
             self.tp + other.tp,

@@ -113,7 +113,7 @@ class Report:
     def pooled(self) -> tuple[Counts, ...]:
         """(C,) counts of each class over all images."""
         by_class = zip(*(row.by_class for row in self.rows), strict=True)
-        return tuple(sum(counts, start=Counts.zero(self.thresholds)) for counts in by_class)
+        return tuple(sum(counts[1:], start=counts[0]) for counts in by_class)
 
     @property
     def class_ap(self) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
+from spatialembed.errors import check, missing_extra
 
 GRID = 3
 """The light is uneven by a random value at each of 3 x 3 places, smooth between them."""
@@ -59,14 +59,11 @@ class AugmentOptions:
     """Share of crops that show noise and no object."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise SpatialEmbedError(
-                "bad_setting", f"zoom is {self.zoom}", "give 0 < smallest <= largest", USAGE
-            )
+        in_order = 0 < self.zoom[0] <= self.zoom[1]
+        check(in_order, f"zoom is {self.zoom}", "give 0 < smallest <= largest")
         for name in ("object_centred", "gamma", "objects", "uneven", "jpeg", "blank"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise SpatialEmbedError("bad_setting", f"{name} is {value}", "give 0 to 1", USAGE)
+            check(0 <= value <= 1, f"{name} is {value}", "give 0 to 1")
 
 
 def augmented(

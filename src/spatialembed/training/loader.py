@@ -109,8 +109,6 @@ class Share:
     """
 
     def __init__(self, count: int, batch: int, rank: int, world: int) -> None:
-        if min(count, batch) < world:
-            raise ValueError(f"{min(count, batch)} crops a batch for {world} processes")
         self.part = min(batch, count) // world
         self.batch, self.rank = self.part * world, rank
         self.batches = count // self.batch

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import check
 from spatialembed.method.loss import Center
 from spatialembed.options import DataOptions
 from spatialembed.training.augment import AugmentOptions
@@ -35,11 +35,11 @@ class StageOptions:
     """Keep the batch-norm statistics fixed (the second stage of the paper)."""
 
     def __post_init__(self) -> None:
-        _check(self.crop >= 16, f"crop is {self.crop}", "give at least 16 px")
-        _check(self.batch >= 1, f"batch is {self.batch}", "give at least 1")
-        _check(self.epochs >= 0, f"epochs is {self.epochs}", "give at least 0")
-        _check(self.crops is None or self.crops >= 1, f"crops is {self.crops}", "give at least 1")
-        _check(self.lr > 0, f"lr is {self.lr}", "give a positive number")
+        check(self.crop >= 16, f"crop is {self.crop}", "give at least 16 px")
+        check(self.batch >= 1, f"batch is {self.batch}", "give at least 1")
+        check(self.epochs >= 0, f"epochs is {self.epochs}", "give at least 0")
+        check(self.crops is None or self.crops >= 1, f"crops is {self.crops}", "give at least 1")
+        check(self.lr > 0, f"lr is {self.lr}", "give a positive number")
 
 
 @dataclass(frozen=True)
@@ -130,43 +130,37 @@ class TrainOptions(DataOptions):
     """Loader processes; the result does not depend on them."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
-        _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
-        _check(not (self.resume and self.init), "resume and init together", "give one of them")
+        check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
+        check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
+        for one in ("resume", "pretrained"):
+            both = getattr(self, one) and self.init
+            check(not both, f"{one} and init together", "give one of them")
         fits = self.pretrained is None or self.network == "lite"
-        _check(fits, f"pretrained with network {self.network}", "set network lite")
-        _check(
-            not (self.pretrained and self.init), "pretrained and init together", "give one of them"
-        )
-        _check(0 <= self.average < 1, f"average is {self.average}", "give 0 to below 1")
+        check(fits, f"pretrained with network {self.network}", "set network lite")
+        check(0 <= self.average < 1, f"average is {self.average}", "give 0 to below 1")
         for name in ("scale", "validate_every", "devices"):
             value = getattr(self, name)
-            _check(value > 0, f"{name} is {value}", "give a positive number")
+            check(value > 0, f"{name} is {value}", "give a positive number")
         for name in ("warmup", "workers", "clip", "weight_decay", "seed"):
             value = getattr(self, name)
-            _check(value >= 0, f"{name} is {value}", "give 0 or more")
+            check(value >= 0, f"{name} is {value}", "give 0 or more")
         if self.margin is not None:
-            _check(self.margin > 0, f"margin is {self.margin}", "give a positive number of px")
-            _check(
-                self.center == "centroid",
-                f"margin with center {self.center}",
-                "a fixed bandwidth goes with center centroid",
-            )
-        _check(self.epochs > 0, "no epochs", "set stage1.epochs or stage2.epochs above 0")
+            check(self.margin > 0, f"margin is {self.margin}", "give a positive number of px")
+            fits, remedy = self.center == "centroid", "a fixed bandwidth goes with center centroid"
+            check(fits, f"margin with center {self.center}", remedy)
+        check(self.epochs > 0, "no epochs", "set stage1.epochs or stage2.epochs above 0")
         for stage in (self.stage1, self.stage2):
             whole = stage.epochs == 0 or stage.batch % self.devices == 0
             message = f"batch is {stage.batch} for {self.devices} devices"
-            _check(whole, message, "give a multiple of the devices")
+            check(whole, message, "give a multiple of the devices")
             blurred = 0 <= math.ceil(3 * self.augment.blur) < stage.crop  # as wide as its kernel
-            _check(blurred, f"blur is {self.augment.blur}", "give 0 to a third of the crop")
-        low, high = self.normalization.low, self.normalization.high
-        _check(
-            0 <= low < high <= 100, f"percentiles {low} to {high}", "give 0 <= low < high <= 100"
-        )
-        floor = self.normalization.noise_floor
-        _check(floor >= 0, f"normalization.noise_floor is {floor}", "give 0 or more")
-        std = self.normalization.std
-        _check(min(std) > 0, f"normalization.std is {std}", "give positive numbers")
+            check(blurred, f"blur is {self.augment.blur}", "give 0 to a third of the crop")
+        how = self.normalization
+        rising = 0 <= how.low < how.high <= 100
+        check(rising, f"percentiles {how.low} to {how.high}", "give 0 <= low < high <= 100")
+        floor = how.noise_floor
+        check(floor >= 0, f"normalization.noise_floor is {floor}", "give 0 or more")
+        check(min(how.std) > 0, f"normalization.std is {how.std}", "give positive numbers")
 
     @property
     def epochs(self) -> int:
@@ -187,8 +181,3 @@ class TrainOptions(DataOptions):
         stage, epoch = self.stage(min(epoch, self.epochs - 1))
         rise = min(1.0, (epoch + 1) / (self.warmup + 1)) if within_first else 1.0
         return stage.lr * rise * (1 - max(epoch / stage.epochs, min(gone, 1.0))) ** 0.9
-
-
-def _check(fine: bool, message: str, remedy: str) -> None:
-    if not fine:
-        raise SpatialEmbedError("bad_setting", message, remedy, USAGE)

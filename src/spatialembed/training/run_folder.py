@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import yaml
 
-from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.errors import MODEL, RESOURCE, USAGE, SpatialEmbedError, check
 from spatialembed.files import atomic_write, free_name
 
 logger = logging.getLogger("spatialembed")
@@ -184,9 +184,11 @@ def new_run(out: Path, name: str | None, stem: str) -> Path:
     Raises SpatialEmbedError: run_exists, bad_setting (exit 2).
     """
     run = out / (name or free_name(out, stem))
-    if os.fsencode(run).decode("utf-8", "replace") != str(run):
-        what = f"{run}: a name that is not UTF-8, which TensorBoard cannot write to"
-        raise SpatialEmbedError("bad_setting", what, "choose another --out or --name", USAGE)
+    check(
+        os.fsencode(run).decode("utf-8", "replace") == str(run),
+        f"{run}: a name that is not UTF-8, which TensorBoard cannot write to",
+        "choose another --out or --name",
+    )
     if (run / "config.yaml").exists():
         raise SpatialEmbedError(
             "run_exists",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spatialembed.console import Stages, track
@@ -20,7 +21,7 @@ from spatialembed.data.label_checks import warn_of_labels
 from spatialembed.data.open import data_name, for_scoring, open_data, splits, with_classes_of
 from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
-from spatialembed.errors import INPUT, MODEL, USAGE, SpatialEmbedError
+from spatialembed.errors import INPUT, MODEL, SpatialEmbedError, check
 from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
 from spatialembed.inference.diameter import DIAMETERS
@@ -210,29 +211,25 @@ def set_up(
 def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
     """Refuse, before the first step, what the settings alone did not show."""
     weights, classes = options.foreground_weight, train_set.class_names
-    if isinstance(weights, list) and len(weights) != len(classes):
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"{len(weights)} values of foreground_weight for {len(classes)} classes",
-            f"give one, or one each for {', '.join(classes)}",
-            USAGE,
-        )
-    if options.val_metric == "cityscapes" and (other := [c for c in classes if c not in IDS]):
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"val_metric is cityscapes, but the data has the class {other[0]!r}",
-            f"set val_metric label; the benchmark knows {', '.join(IDS)}",
-            USAGE,
-        )
+    check(
+        not isinstance(weights, list) or len(weights) == len(classes),
+        f"{np.size(weights)} values of foreground_weight for {len(classes)} classes",
+        f"give one, or one each for {', '.join(classes)}",
+    )
+    if options.val_metric == "cityscapes":
+        for name in classes:
+            check(
+                name in IDS,
+                f"val_metric is cityscapes, but the data has the class {name!r}",
+                f"set val_metric label; the benchmark knows {', '.join(IDS)}",
+            )
     for stage in (options.stage1, options.stage2):
         crops = stage.crops or len(train_set)
-        if stage.epochs and crops < options.devices:
-            raise SpatialEmbedError(
-                "bad_setting",
-                f"{crops} crops an epoch for {options.devices} devices",
-                "give fewer devices, or more crops",
-                USAGE,
-            )
+        check(
+            not stage.epochs or crops >= options.devices,
+            f"{crops} crops an epoch for {options.devices} devices",
+            "give fewer devices, or more crops",
+        )
 
 
 def _index(options: TrainOptions, images: FileDataset) -> InstanceIndex | None:
