@@ -256,12 +256,6 @@ def squares(rows: int) -> np.ndarray:
     return (y // 8 * 20 + x // 8 + 1) * ((y % 8 > 1) & (x % 8 > 1))
 
 
-@case("ids_near_limit", "warning", 1)
-def ids_of_8_bits(root: Path) -> None:
-    labels = np.where(squares(13) > 254, 0, squares(13))
-    write(root, "01", image_of(1, labels), labels.astype(np.uint8))
-
-
 @case("ids_wrapped", "error", 1)
 def ids_wrapped(root: Path) -> None:
     write(root, "01", image_of(1, squares(20)), squares(20).astype(np.uint8))
@@ -343,7 +337,7 @@ def slips_of_the_pen(root: Path) -> None:
     mask(root, 1, labels)
 
 
-@case("below_stride", "note", 40)
+@case("below_stride", "warning", 40)
 def tiny_objects(root: Path) -> None:
     for i in range(4):
         labels = mask(root, i)
@@ -571,6 +565,19 @@ def test_ending_of_mask_names_is_told(data: Path) -> None:
     assert "'_cp_masks'" in found.remedy
 
 
+def test_an_id_to_ignore_must_exist(data: Path) -> None:
+    found = finding(examine(data, DataOptions(ignore_id=200), progress=False), "no_such_id")
+    assert found.grade == "error"
+    mask(data, 1, np.where(labels_of(1) == 5, 200, labels_of(1)).astype(np.uint8))
+    assert examine(data, DataOptions(ignore_id=200), progress=False).exit_code == 0
+
+
+def test_classes_may_be_taken_as_instances(data: Path) -> None:
+    classes_for_ids(data)
+    result = examine(data, DataOptions(plain_ids=True), progress=False)
+    assert (finding(result, "class_maps").grade, result.exit_code) == ("warning", 0)
+
+
 @pytest.mark.parametrize(
     ("entries", "code", "words"),
     [
@@ -718,6 +725,20 @@ def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no_objects" in capsys.readouterr().out
     assert not (out / "recommended.yaml").exists()  # that of the first look is no longer true
     assert main(["doctor", str(tmp_path / "nowhere")]) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("spatialembed.doctor.doctor.examine", read)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SpatialEmbedError) as caught:
+            doctor(data, out, progress=False)
+        assert (caught.value.code, caught.value.exit_code) == ("not_writable", 2)
 
 
 def test_parts_of_a_data_set_are_told_apart(data: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Masks without instances are told of before training and scoring."""
+"""Masks without instances are refused, or warned of, before training and scoring."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from PIL import Image
 from scipy import ndimage
 
 from drawn_labels import discs
+from spatialembed.command.main import main
 from spatialembed.data.folder import open_folder
-from spatialembed.data.label_checks import warn_of_labels
+from spatialembed.data.label_checks import check_labels
 from spatialembed.doctor.doctor import examine
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.options import DataOptions
 
 
@@ -23,42 +24,97 @@ def bordered(labels: np.ndarray) -> np.ndarray:
     return np.where((labels > 0) & ~inner, 255, labels)
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (lambda labels: labels, None),
-        (lambda labels: np.where(labels > 0, 1 + labels % 2, 0), "class_maps"),
-        (lambda labels: labels + 1, "background_id"),
-        (bordered, "void_id"),
-    ],
-    ids=["instances", "classes", "background", "void"],
-)
-def test_said_once_for_the_data_set(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    change: Callable[[np.ndarray], np.ndarray],
-    code: str | None,
-) -> None:
+def data_set(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """Six images with five discs each."""
     for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
+        (folder / part).mkdir()
     for n in range(6):
-        labels = change(
-            discs(96, [(16 + n, 20), (20, 60), (50, 25 + n), (52, 70), (78, 40)], 9)
-        ).astype(np.uint8)
-        Image.fromarray(labels).save(tmp_path / "images" / f"{n}.png")
-        Image.fromarray(labels).save(tmp_path / "masks" / f"{n}.png")
-    caplog.set_level(logging.WARNING, "spatialembed")
-    warn_of_labels(open_folder(tmp_path))
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [code] * bool(
-        code
+        places = [(16 + n, 20), (20, 60), (50, 25 + n), (52, 70), (78, 40)]
+        labels = change(discs(96, places, 9)).astype(np.uint8)
+        Image.fromarray(labels).save(folder / "images" / f"{n}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"{n}.png")
+    return folder
+
+
+def of_classes(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels > 0, 1 + labels % 2, 0)
+
+
+def three_values(labels: np.ndarray) -> np.ndarray:
+    inside = ndimage.binary_erosion(labels > 0, iterations=2)
+    return np.where(inside, 128, 255 * (labels > 0))
+
+
+def soft(labels: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(255.0 * (labels > 0), 1)
+
+
+CERTAIN = {
+    "classes": (of_classes, "class_maps"),
+    "0, 128, 255": (three_values, "class_maps"),
+    "background": (lambda labels: labels + 1, "background_id"),
+    "soft": (soft, "soft_labels"),
+}
+
+
+@pytest.mark.parametrize("name", CERTAIN)
+def test_what_is_no_instance_for_certain_is_refused(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, code = CERTAIN[name]
+    dataset = open_folder(data_set(tmp_path, change))
+    with pytest.raises(SpatialEmbedError, match=r"--plain-ids") as caught:
+        check_labels(dataset)
+    assert (caught.value.code, caught.value.exit_code) == (code, 3)
+    assert not caplog.records
+    check_labels(dataset, refuse=False)  # a run that goes on
+    check_labels(open_folder(tmp_path, reading=DataOptions(plain_ids=True)))
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [code] * 2
+
+
+def test_instances_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_folder(data_set(tmp_path, lambda labels: labels))
+    check_labels(dataset)
+    check_labels(dataset.subset([]))
+    assert not caplog.records
+
+
+def test_a_void_id_is_warned_of_and_can_be_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = open_folder(data_set(tmp_path, bordered))
+    check_labels(dataset)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["void_id"]
+    caplog.clear()
+    check_labels(open_folder(tmp_path, reading=DataOptions(ignore_id=255)))
+    assert not caplog.records
+    assert "void_id" in [f.code for f in examine(tmp_path, progress=False).findings]
+    helped = examine(tmp_path, DataOptions(ignore_id=255), progress=False)
+    assert "void_id" not in [finding.code for finding in helped.findings]
+    assert helped.advice is not None
+    assert "ignore_id" in [setting.key for setting in helped.advice.settings]
+
+
+def test_an_id_to_ignore_must_be_in_a_mask(tmp_path: Path) -> None:
+    dataset = open_folder(
+        data_set(tmp_path, lambda labels: labels), reading=DataOptions(ignore_id=9)
     )
-    if code == "void_id":  # its remedy helps
-        caplog.clear()
-        warn_of_labels(open_folder(tmp_path, reading=DataOptions(ignore_id=255)))
-        assert not caplog.records
-        found = [fault.code for fault in examine(tmp_path, progress=False).findings]
-        assert "void_id" in found
-        helped = examine(tmp_path, DataOptions(ignore_id=255), progress=False)
-        assert "void_id" not in [fault.code for fault in helped.findings]
-        assert helped.advice is not None
-        assert "ignore_id" in [setting.key for setting in helped.advice.settings]
+    with pytest.raises(SpatialEmbedError) as caught:
+        check_labels(dataset)
+    assert (caught.value.code, caught.value.exit_code) == ("no_such_id", 2)
+    changed = np.asarray(Image.open(tmp_path / "masks" / "5.png")).copy()
+    changed[0, 0] = 9  # in one mask of the validation part
+    Image.fromarray(changed).save(tmp_path / "masks" / "5.png")
+    check_labels(dataset.subset(range(5)), dataset.subset([5]))
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_commands_refuse_before_they_begin(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = data_set(tmp_path / "data", three_values)
+    words = [verb, "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, *(["--model", "nuclei"] * (verb == "evaluate"))]) == 3
+    assert "error class_maps" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -45,7 +45,8 @@ class DataOptions:
     split_components: bool = False
     """In masks with a single id (0 and 255), take each connected part as an instance."""
     plain_ids: bool = False
-    """Take ids that look like class x 1000 + number, as in Cityscapes, as plain numbers."""
+    """Of masks: take ids as instances though they look like classes, or like class x 1000 + number
+    as in Cityscapes."""
     ignore_id: int | None = None
     """Of masks: the id of void pixels, neither object nor background (255, say)."""
     crowd_as_objects: bool = False

@@ -57,6 +57,7 @@ def demo(options: DemoOptions) -> int:
     from spatialembed.command.demo import train_demo
 
     out = Path(options.out)
+    check_writable(out)
     if options.train:
         name = free_name(out / "runs", "shapes")
         with _resumable(out / "runs" / name):
@@ -162,7 +163,7 @@ def tune(options: TuneOptions) -> int:
 
 def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     """The images to score on: a part of a folder by name, by the split of training, or all."""
-    from spatialembed.data.label_checks import warn_of_labels
+    from spatialembed.data.label_checks import check_labels
     from spatialembed.data.open import described, select
     from spatialembed.inference.model_file import load
 
@@ -172,7 +173,7 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     except SpatialEmbedError:  # reported when all else is fine, and nothing of its record
         part = replace(options, split=options.split or "all")
     dataset = select(part, record)
-    warn_of_labels(dataset)
+    check_labels(dataset)
     print(described(options.data, dataset))
     return dataset
 
@@ -319,6 +320,7 @@ def scenes(options: ScenesOptions) -> int:
     from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 
     dataset = SyntheticDataset(options.kind, _size(options.size), options.images, options.seed)
+    check_writable(Path(options.out))
     write_folder(dataset, options.out)
     print(f"{options.out}: {len(dataset)} images and masks")
     return 0
@@ -328,7 +330,9 @@ def streets(options: StreetsOptions) -> int:
     """Write generated street scenes with exact truth in the layout of Cityscapes."""
     from spatialembed.generated.streets import write_streets
 
-    write_streets(options.out, options.images, _size(options.size), options.seed)
+    size_hw = _size(options.size)
+    check_writable(Path(options.out))
+    write_streets(options.out, options.images, size_hw, options.seed)
     print(f"{options.out}: {options.images} streets in leftImg8bit/ and gtFine/")
     return 0
 

@@ -6,6 +6,7 @@ void, soft edges, a background with an id, ids that wrapped at 255.
         warn(f"{fault.message} -> {fault.remedy}")
 
 One mask proves little (two cells may share an id once), so that most faults need half of the set.
+``check_labels`` refuses the certain ones before training or scoring, and warns of the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from skimage import measure
 
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.folder import FolderDataset, read_ids
-from spatialembed.errors import SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method.labels import relabel
 
 logger = logging.getLogger("spatialembed")
@@ -33,6 +34,8 @@ SOFT = 0.1
 The largest of 661 masks that people drew has 0.02; bilinear resizing leaves 0.3 and more."""
 CLASSES = 40
 """More ids than this are no class map."""
+FEW_CLASSES = 5
+"""Up to so many ids in all masks, each in several places, are classes for certain."""
 LOOKED_AT = 32
 """Masks that are looked at, evenly over the data set: most faults are of half of them or none."""
 SIDE = 1024
@@ -58,6 +61,7 @@ class LabelFault:
     message: str  # one sentence, with the count of masks
     remedy: str
     masks: tuple[int, ...]  # places in the sequence that was looked at
+    certain: bool  # no instances, or one of the background, in most masks
 
 
 def label_facts(ids: np.ndarray) -> LabelFacts:
@@ -162,14 +166,16 @@ def label_faults(facts: Iterable[LabelFacts]) -> list[LabelFault]:
     if soft:  # their ids mean nothing
         words = "with soft edges: values between those of both sides, all taken for ids"
         remedy = "resize masks by nearest neighbour; cut soft edges at half, then number the parts"
-        return [_fault("soft_labels", soft, words, remedy)]
+        return [_fault("soft_labels", soft, words, remedy, certain=2 * len(soft) >= len(masks))]
     return [*_odd_ids(masks), *_wrapped(masks), *_class_maps(masks)]
 
 
-def _fault(code: str, masks: Iterable[int], words: str, remedy: str) -> LabelFault:
+def _fault(
+    code: str, masks: Iterable[int], words: str, remedy: str, certain: bool = False
+) -> LabelFault:
     those = tuple(masks)
     count = "1 mask" if len(those) == 1 else f"{len(those)} masks"
-    return LabelFault(code, f"{count} {words}", remedy, those)
+    return LabelFault(code, f"{count} {words}", remedy, those, certain and len(those) > 1)
 
 
 def _odd_ids(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
@@ -177,7 +183,7 @@ def _odd_ids(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
     number, those = _most({i: mask.ground for i, mask in masks.items()})
     if those:
         words = f"whose background has the id {number}: it counts as an object"
-        yield _fault("background_id", those, words, "set the background to 0")
+        yield _fault("background_id", those, words, "set the background to 0", certain=True)
     number, those = _most({i: mask.outlier for i, mask in masks.items() if len(mask.ids) > 1})
     if those:
         words = f"in which the id {number} lies around or between objects: void, no object"
@@ -212,23 +218,42 @@ def _class_maps(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
     if unique <= CLASSES and again and (parts > 1).mean() >= 0.5 and parts.sum() >= 6:
         words = f"with the same few ids ({unique}), {parts.mean():.0f} parts each: class maps, "
         remedy = "export instances; where no two touch, number the parts and give classes.csv"
-        yield _fault("class_maps", masks, words + "not instances", remedy)
+        certain = unique <= FEW_CLASSES
+        yield _fault("class_maps", masks, words + "not instances", remedy, certain)
 
 
-def warn_of_labels(dataset: FileDataset) -> None:
-    """Log a warning for each reason why the masks of a folder seem to hold no instances.
+def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
+    """Hold the masks of a folder, before training or scoring, to be instances.
 
-    Other layouts say themselves what is an instance. A mask that cannot be read is left to whoever
-    needs it.
+    Certain faults are refused, but for ``plain_ids``; others are logged as warnings. Layouts other
+    than folders of masks say themselves what is an instance. A mask that cannot be read is left to
+    whoever needs it.
+
+    parts: of one data set. refuse: otherwise certain faults are warnings too.
+
+    Raises SpatialEmbedError: ``class_maps``, ``soft_labels``, ``background_id``; ``no_such_id``
+    (exit 2) where no mask has the id that is to be ignored.
     """
-    if not isinstance(dataset, FolderDataset):
+    folders = [part for part in parts if isinstance(part, FolderDataset) and len(part)]
+    if not folders:
         return
-    pairs = dataset.pairs[:: -(-len(dataset) // LOOKED_AT) or 1]
+    reading, pairs = folders[0].reading, [pair for part in folders for pair in part.pairs]
+    seen = pairs[:: -(-len(pairs) // LOOKED_AT)]
     try:
-        ids = [read_ids(pair.mask, dataset.reading)[0][:SIDE, :SIDE] for pair in pairs]
+        ids = [read_ids(pair.mask, reading)[0][:SIDE, :SIDE] for pair in seen]
+        known = reading.ignore_id is None or any(
+            read_ids(pair.mask, reading)[1].any() for pair in pairs
+        )
     except SpatialEmbedError:
         return
+    if not known:
+        what = f"no mask has the id {reading.ignore_id}, which is to be ignored"
+        remedy = "leave out --ignore-id, or give it the id of void pixels"
+        raise SpatialEmbedError("no_such_id", what, remedy, USAGE)
     for fault in label_faults(map(label_facts, ids)):
-        first = pairs[fault.masks[0]].name
-        seen = f"of {len(pairs)} looked at, the first: {first}"
-        logger.warning("%s: %s (%s); %s", fault.code, fault.message, seen, fault.remedy)
+        first = seen[fault.masks[0]].name
+        what = f"{fault.message} (of {len(seen)} looked at, the first: {first})"
+        if refuse and fault.certain and not reading.plain_ids:
+            remedy = f"{fault.remedy}; or take ids as they are with --plain-ids"
+            raise SpatialEmbedError(fault.code, what, remedy)
+        logger.warning("%s: %s; %s", fault.code, what, fault.remedy)

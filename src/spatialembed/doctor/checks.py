@@ -17,7 +17,7 @@ from spatialembed.doctor.findings import Finding, Grade
 from spatialembed.doctor.near_duplicates import Duplicate
 from spatialembed.doctor.objects import ODD, Objects
 from spatialembed.doctor.probe import ImageFacts
-from spatialembed.doctor.recommend import Advice
+from spatialembed.doctor.recommend import SMALL_PX, Advice
 from spatialembed.doctor.survey import Survey
 from spatialembed.types import UNIT
 
@@ -129,7 +129,8 @@ def _refused(survey: Survey) -> Iterator[Finding]:
         yield Finding("error", code, n, title.format(n), faults[0].remedy, cases)
     for kind in survey.label_faults:
         names = tuple(survey.labelled[i].name for i in kind.masks)
-        yield Finding("error", kind.code, len(names), kind.message, kind.remedy, names)
+        grade: Grade = "warning" if survey.reading.plain_ids else "error"
+        yield Finding(grade, kind.code, len(names), kind.message, kind.remedy, names)
 
 
 # ---------------------------------------------------------------- measures: files
@@ -262,13 +263,10 @@ def _group_across(survey: Survey) -> Seen:
 # ---------------------------------------------------------------- measures: masks and objects
 
 
-def _near_limit(survey: Survey) -> Seen:
-    cases = []
-    for name, mask in survey.masks().items():
-        count, split = len(mask.objects), int((mask.objects.parts > 1).sum())
-        if mask.bits in (8, 16) and count > 0.75 * (1 << mask.bits):
-            cases.append(f"{name}: {count} ids in {mask.bits} bits, {split} in several parts")
-    return Seen(cases)
+def _no_such_id(survey: Survey) -> Seen:
+    number, masks = survey.reading.ignore_id, survey.masks().values()
+    absent = number is not None and masks and not any(mask.void for mask in masks)
+    return Seen(count=int(bool(absent)), words={"id": number})
 
 
 def _empty_masks(survey: Survey) -> Seen:
@@ -392,9 +390,8 @@ CHECKS = (
           "{n:value} of {column} in more than one part",
           "if images of one {column} are alike, keep each {column} in one part"),
     # Masks
-    Check("ids_near_limit", "warning", _near_limit,
-          "{n:mask} with nearly every id that the type has: ids may have wrapped",
-          "export them with 16 or 32 bits; ids that lie in several parts are two objects"),
+    Check("no_such_id", "error", _no_such_id,
+          "no mask has the id {id}, which is to be ignored", "leave out --ignore-id"),
     Check("empty_masks", "note", _empty_masks,
           "{n} of {of} masks without an object",
           "right for pictures of background only; else they were left unlabelled", 0.2),
@@ -418,10 +415,9 @@ CHECKS = (
     Check("specks", "warning", ObjectTest(lambda objects, a: objects.area <= a.speck_px),
           "{n:object} of at most {a.speck_px:.0f} px: specks?",
           "erase them from the masks, if the median object has {a.median_px:.0f} px for a reason"),
-    Check("below_stride", "note", ObjectTest(lambda objects, a: objects.area < a.cell_px),
-          "{n:object} ({share:.1%}) narrower than a cell of {a.network}, {a.stride} px, "
-          "at scale {a.scale:g}",
-          "they are detected poorly; raise --scale, at a cost that grows with its square", 0.1),
+    Check("below_stride", "note", ObjectTest(lambda objects, a: objects.area < a.poor_px),
+          f"{{n:object}} ({{share:.1%}}) narrower than {SMALL_PX // 2} px at scale {{a.scale:g}}",
+          "they are detected poorly; raise --scale, at a cost that grows with its square", 0.01),
     Check("beyond_reach", "warning", ObjectTest(lambda objects, a: objects.reach * a.scale > UNIT),
           f"{{n:object}} whose pixels lie over {UNIT} px from their centre at scale {{a.scale:g}}: "
           "an offset does not reach that far",

@@ -21,10 +21,10 @@ from spatialembed.doctor.findings import Finding, graded, tally
 from spatialembed.doctor.plots import pictures, plots
 from spatialembed.doctor.probe import Pair
 from spatialembed.doctor.recommend import Advice, recommend
-from spatialembed.doctor.survey import Survey, survey
+from spatialembed.doctor.survey import Survey, check_layout, survey
 from spatialembed.doctor.trial import Timing, nearest_model, quick, timed
 from spatialembed.errors import INPUT
-from spatialembed.files import atomic_write
+from spatialembed.files import atomic_write, check_writable
 from spatialembed.options import DataOptions
 from spatialembed.pictures.html import render
 
@@ -94,8 +94,11 @@ def doctor(
         The findings, errors first, and the advice.
 
     Raises:
-        SpatialEmbedError: ``not_found``, ``no_layout``, ``no_images``, ``disk_full`` (exit 5).
+        SpatialEmbedError: ``not_found``, ``no_layout``, ``no_images``; ``not_writable`` (exit 2);
+            ``disk_full`` (exit 5).
     """
+    check_layout(Path(data))  # before there is a folder, which a mistyped path would leave
+    check_writable(Path(out))
     result = examine(data, reading, progress=progress)
     if (advice := result.advice) is not None:
         advice = advice.starting_from(nearest_model(result.survey, advice.scale))

@@ -18,7 +18,6 @@ from spatialembed.data.folder import instances_of, read_ids
 from spatialembed.data.label_checks import LabelFacts, label_facts
 from spatialembed.doctor.objects import Objects, describe
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.decode import decode, opened
 from spatialembed.images.read import ImageWarning, oriented, read_oriented
 from spatialembed.options import DataOptions
 
@@ -70,7 +69,7 @@ class MaskFacts:
     """A label image, ids as they are stored."""
 
     size_hw: tuple[int, int]
-    bits: int  # of an id as stored; 0: not looked at, since no id is near a limit
+    void: bool  # has a pixel that is to be ignored
     objects: Objects
     labels: LabelFacts
 
@@ -123,7 +122,7 @@ def read_again(pair: Pair, reading: DataOptions) -> tuple[np.ndarray, np.ndarray
     image = read_image(pair, reading)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
-        return image, _ids(pair, reading, [])
+        return image, _ids(pair, reading, [])[0]
 
 
 def probe(pair: Pair, reading: DataOptions) -> Pair:
@@ -138,7 +137,8 @@ def probe(pair: Pair, reading: DataOptions) -> Pair:
             if orientation != 1:
                 raise oriented(pair.image_path, orientation, "mask")
         with noted(faults):
-            mask = _mask_facts(pair.mask_path, _ids(pair, reading, faults))
+            ids, void = _ids(pair, reading, faults)
+            mask = MaskFacts(ids.shape, void, describe(ids), label_facts(ids))
     with noted(faults):
         if image and mask and image.size_hw != mask.size_hw:
             partner = f"mask {pair.mask_path}"
@@ -147,13 +147,14 @@ def probe(pair: Pair, reading: DataOptions) -> Pair:
     return replace(pair, image=image, mask=mask, faults=tuple(faults), warnings=tuple(notes))
 
 
-def _ids(pair: Pair, reading: DataOptions, faults: list[Fault]) -> np.ndarray:
-    """Ids (H, W) as training takes them, or as they are, with the reason why it would not."""
-    ids, _ = read_ids(pair.mask_path, reading)
+def _ids(pair: Pair, reading: DataOptions, faults: list[Fault]) -> tuple[np.ndarray, bool]:
+    """Ids (H, W) as training takes them, or as they are, with the reason why it would not; and
+    whether some are void."""
+    ids, void = read_ids(pair.mask_path, reading)
     if pair.classes is None:
         with noted(faults):
-            return instances_of(pair.mask_path, ids, reading)
-    return ids
+            ids = instances_of(pair.mask_path, ids, reading)
+    return ids, bool(void.any())
 
 
 def image_facts(pixels: np.ndarray) -> ImageFacts:
@@ -184,12 +185,3 @@ def _thumbnail(grey: np.ndarray) -> np.ndarray | None:
     norm = float(np.linalg.norm(values))
     flat = norm < 1e-6 * max(1.0, float(np.abs(grey).max()))
     return None if flat else (values / norm).astype(np.float16)
-
-
-def _mask_facts(path: Path, ids: np.ndarray) -> MaskFacts:
-    objects, bits = describe(ids), 0
-    highest = int(objects.ids.max(initial=0))
-    if 250 <= highest <= 255 or 65_500 <= highest <= 65_535:
-        with opened(path) as (file, form):
-            bits = 8 * decode(path, file, form, ids.size).pixels.dtype.itemsize
-    return MaskFacts(ids.shape, bits, objects, label_facts(ids))

@@ -19,7 +19,8 @@ from spatialembed.training.options import TrainOptions
 from spatialembed.types import UNIT, Network
 
 SMALL_PX = 16
-"""Diameter that small objects (the 5th percentile) shall have before the network."""
+"""Diameter that small objects (the 5th percentile) shall have before the network. The bundled
+models have 11 to 31, in networks with cells of 8 and of 16 px."""
 LARGE_PX = 64
 """Diameter of small objects from which on the images can be shrunk."""
 SPECK_PX = 16
@@ -65,6 +66,11 @@ class Advice:
     def cell_px(self) -> float:
         """Area of a disc as wide as a cell of the network, in px of the image."""
         return math.pi * (self.stride / self.scale / 2) ** 2
+
+    @property
+    def poor_px(self) -> float:
+        """Area of a disc half as wide as small objects shall be, in px of the image."""
+        return math.pi * (SMALL_PX / 2 / self.scale / 2) ** 2
 
     @property
     def speck_px(self) -> float:

@@ -154,9 +154,7 @@ def survey(path: str | Path, reading: DataOptions, *, progress: bool = True) -> 
     Raises SpatialEmbedError: not_found, no_layout, no_images.
     """
     root = Path(path)
-    names = splits(root) or ("",)
-    if names == ("",):
-        _check_layout(root)
+    names = check_layout(root)
     listing = _Listing(root)
     for split in names:
         listing.add(split)
@@ -177,15 +175,20 @@ def survey(path: str | Path, reading: DataOptions, *, progress: bool = True) -> 
     )
 
 
-def _check_layout(root: Path) -> None:
-    """Refuse what holds no images/ and masks/, naming what it holds instead."""
+def check_layout(root: Path) -> tuple[str, ...]:
+    """Those of train, val, test that a data set comes in; ("",) for a flat one.
+
+    Refuses what holds no images/ and masks/, naming what it holds instead: not_found, no_layout.
+    """
+    if parts := splits(root):
+        return parts
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         remedy = "name one with images/ and masks/; COCO files are not looked at"
         raise SpatialEmbedError("not_found", f"{root}: {what}", remedy)
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if not missing:
-        return
+        return ("",)
     inside = sorted(entry.name for entry in root.iterdir())
     other = [name for name in inside if name.lower() in ALIASES]
     remedy = f"rename {', '.join(other)}" if other else f"make {' and '.join(missing)}"

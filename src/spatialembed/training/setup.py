@@ -17,7 +17,6 @@ import torch
 from spatialembed.console import Stages, track
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset, Split
-from spatialembed.data.label_checks import warn_of_labels
 from spatialembed.data.open import data_name, for_scoring, open_data, splits, with_classes_of
 from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
@@ -182,8 +181,6 @@ def set_up(
     train_set, val_set = images
     device = resolve_device(options.device)
     _check_against_data(options, train_set)
-    if rank() == 0:
-        warn_of_labels(train_set)
     index = _index(options, train_set)
     step = -(-len(train_set) // 200)  # two hundred images show the sizes
     areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))

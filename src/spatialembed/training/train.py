@@ -26,6 +26,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from spatialembed.data.dataset import FileDataset
+from spatialembed.data.label_checks import check_labels
 from spatialembed.data.open import data_name, described
 from spatialembed.errors import MODEL, USAGE, SpatialEmbedError
 from spatialembed.files import locked
@@ -76,6 +77,7 @@ def train(options: TrainOptions) -> Path:
         options = _with_network(options)
         run = run_folder.new_run(Path(options.out), options.name, data_name(options.data))
     images = open_split(options)  # before there is a folder, which a mistyped path would leave
+    check_labels(*images, refuse=not go_on)
     print(described(options.data, *images), flush=True)
     with locked(run, "wait for it, or choose another --name"), run_folder.announced(run):
         if not go_on:
