@@ -77,11 +77,11 @@ def put(name: str, lines: Iterable[str]) -> None:
     print(f"{body}\nwrote {page}")
 
 
-def renew_overfit() -> None:
-    """The table of ``overfit.py``, where it has run."""
-    path = RESULTS / "overfit.json"
+def renew_overfit(name: str = "overfit") -> None:
+    """The table of ``overfit.py``, where it has run; ``overfit_lite`` with the light network."""
+    path = RESULTS / f"{name}.json"
     if path.exists():
-        put("overfit", overfit_table(json.loads(path.read_text(encoding="utf-8"))["rounds"]))
+        put(name, overfit_table(json.loads(path.read_text(encoding="utf-8"))["rounds"]))
 
 
 def overfit_table(rounds: Sequence[dict[str, Any]]) -> Iterator[str]:

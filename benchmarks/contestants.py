@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 from spatialembed.method.normalization import network_input
 from spatialembed.training.loader import Batch
-from spatialembed.types import Normalization, Target
+from spatialembed.types import Network, Normalization, Target
 
 Weights = Literal["none", "imagenet", "coco"]
 RESNET = "resnet50"
@@ -49,6 +50,7 @@ class Recipe:
     rois: int  # boxes an image that its heads learn from
     anchors: tuple[int, ...]  # their sides, px, one for each of its five levels
     weights: Weights = "none"  # that Mask R-CNN starts from
+    network: Network = "erfnet"  # of ours; lite starts from what ImageNet taught its encoder
     bfloat16: bool = True  # both: matrix products and convolutions
 
 
@@ -89,14 +91,15 @@ class Ours:
     """SpatialEmbeddingNet with the settings of ``spatialembed train``."""
 
     name = "ours"
-    lr = 5e-4
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(0)
-        self.net = SpatialEmbeddingNet(len(recipe.classes)).to(
-            device=device, memory_format=torch.channels_last
-        )  # type: ignore[call-overload]
+        net = SpatialEmbeddingNet(len(recipe.classes), network=recipe.network)
+        if isinstance(net.encoder, LiteEncoder):
+            load_imagenet(net.encoder)
+        self.lr = 1e-3 if recipe.network == "lite" else 5e-4  # as their configs have it
+        self.net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.net.parameters(), self.lr, weight_decay=1e-4)
         self.thresholds = ClusterOptions(start=LEAST_SEED, min_pixels=recipe.min_pixels)
 

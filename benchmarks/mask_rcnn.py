@@ -1,6 +1,7 @@
 """torchvision's Mask R-CNN (ResNet-50, FPN) beside ours: trained side by side, or timed only.
 
     python benchmarks/mask_rcnn.py                      small: 50 minutes of processor time
+    python benchmarks/mask_rcnn.py --network lite       ours with the light network
     python benchmarks/mask_rcnn.py --full               until AP no longer rises; for a GPU
     python benchmarks/mask_rcnn.py --engine compiled    times prediction only, without training
 
@@ -63,6 +64,12 @@ def parsed() -> argparse.Namespace:
         default="none",
         help="that Mask R-CNN starts from; torchvision downloads them",
     )
+    parser.add_argument(
+        "--network",
+        choices=("erfnet", "lite"),
+        default="erfnet",
+        help="of ours; lite starts from ImageNet (the extra pretrained), which Mask R-CNN does not",
+    )
     parser.add_argument("--minutes", type=float, help="most training of each, on each data set")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of what is not finished")
@@ -81,15 +88,16 @@ def compare(options: argparse.Namespace) -> None:
     full = options.full or (device.type != "cpu" and not options.small)
     size = with_minutes(FULL if full else SMALL, options.minutes)
     ending = "" if options.weights == "none" else f"_{options.weights}"
+    ending += "" if options.network == "erfnet" else f"_{options.network}"
     folder = options.runs / f"{size.name}{ending}"
     wanted = options.data or ["nuclei", "streets"]
     if not options.report:
         for name in wanted:
             if not (folder / f"{name}.json").exists():
                 trial = (
-                    nuclei(size, options.weights)
+                    nuclei(size, options.weights, network=options.network)
                     if name == "nuclei"
-                    else streets(size, options.runs, options.weights)
+                    else streets(size, options.runs, options.weights, options.network)
                 )
                 if trial is None:
                     print("no nuclei: set SPATIALEMBED_DATA to the folder that holds them")
@@ -162,6 +170,7 @@ def command(size: str, options: argparse.Namespace) -> str:
     words = ["python", "benchmarks/mask_rcnn.py", f"--{size.partition('_')[0]}"]
     words += ["--data", *options.data] if options.data else []
     words += ["--weights", options.weights] if options.weights != "none" else []
+    words += ["--network", options.network] if options.network != "erfnet" else []
     words += ["--minutes", f"{options.minutes:g}"] if options.minutes else []
     return " ".join(words)
 

@@ -1,6 +1,7 @@
 """Whether everything learns: eight generated streets by heart, to AP50 of 0.9 from seeds.
 
     python benchmarks/overfit.py
+    python benchmarks/overfit.py --network lite     from ImageNet, with the extra pretrained
 
 All eight classes of Cityscapes occur on these streets. They are trained on without augmentation, in
 rounds, until the AP50 of the benchmark on the same streets reaches the goal; each round goes on
@@ -26,7 +27,7 @@ from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.generated.streets import write_streets
 from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.options import StageOptions, TrainOptions
-from spatialembed.types import Normalization
+from spatialembed.types import Network, Normalization
 
 SIZE_HW, STREETS, SEED = (192, 192), 8, 2
 """Whole streets are the crops, so that training and scoring see the same surroundings. This seed
@@ -49,12 +50,14 @@ STILL = AugmentOptions(
 )
 
 
-def learned(work: Path, number: int, before: Path | None, device: str) -> Path:
+def learned(work: Path, number: int, before: Path | None, network: Network, device: str) -> Path:
     """The model after a round."""
     options = TrainOptions(
         data=str(work / "streets"),
         out=str(work),
         name=f"round{number}",
+        network=network,
+        pretrained="imagenet" if network == "lite" and before is None else None,
         init=str(before) if before else None,
         normalization=Normalization(kind="none"),
         augment=STILL,
@@ -74,9 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of runs")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most")
+    parser.add_argument("--network", choices=("erfnet", "lite"), default="erfnet")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    work = options.work / "overfit"
+    name = "overfit" if options.network == "erfnet" else f"overfit_{options.network}"
+    work = options.work / name
     if len(list((work / "streets").rglob("*_instanceIds.png"))) <= STREETS:
         # One more, held out, since a root without val would be split.
         write_streets(work / "streets", STREETS + 1, SIZE_HW, SEED, val_fraction=0.1)
@@ -84,7 +89,7 @@ def main() -> None:
     rounds: list[dict[str, object]] = []
     model, best, steps = None, 0.0, 0
     for number in range(options.rounds):
-        model = learned(work, number, model, options.device)
+        model = learned(work, number, model, options.network, options.device)
         steps += ROUND.epochs * (ROUND.crops or 0) // ROUND.batch
         by_class = np.array(
             scored(model, streets, MIN_PIXELS, options.device).ap["seed"], float
@@ -96,11 +101,11 @@ def main() -> None:
         print(f"{steps} steps: AP50 {best:.3f}, AP {mean:.3f}; {each}", flush=True)
         if best >= GOAL:
             break
-    content = {"name": "overfit", "goal": GOAL, "machine": machine(), "rounds": rounds}
+    content = {"name": name, "goal": GOAL, "machine": machine(), "rounds": rounds}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "overfit.json"
+    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    renew_overfit()
+    renew_overfit(name)
     print(f"wrote {path}; {'reached' if best >= GOAL else 'not reached'}: AP50 {GOAL}")
     sys.exit(best < GOAL)
 

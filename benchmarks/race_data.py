@@ -30,7 +30,7 @@ from spatialembed.evaluation.threshold_sweep import areas_of, min_pixels_of
 from spatialembed.generated.streets import write_streets
 from spatialembed.method.labels import encode, encode_instances
 from spatialembed.training.augment import AugmentOptions
-from spatialembed.types import Normalization, Sample
+from spatialembed.types import Network, Normalization, Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_FINDS = 1000
@@ -111,7 +111,7 @@ class Trial:
 # ---------------------------------------------------------------- opening
 
 
-def streets(size: Size, folder: Path, weights: Weights) -> Trial:
+def streets(size: Size, folder: Path, weights: Weights, network: Network = "erfnet") -> Trial:
     """Generated streets, written into ``folder`` once."""
     root = folder / f"streets_{size.street_hw[1]}x{size.street_hw[0]}_{size.images}"
     if not root.exists():
@@ -129,12 +129,15 @@ def streets(size: Size, folder: Path, weights: Weights) -> Trial:
         rois=128 if size.street_crop <= 256 else 512,  # 512 in images of 800 px and more
         anchors=(16, 32, 64, 128, 256) if size.street_crop <= 256 else (32, 64, 128, 256, 512),
         weights=weights,
+        network=network,
     )
     val = val.subset(_spread(len(val), size.val))
     return Trial("streets", train, val, recipe, size.schedule(size.street_crop, augment))
 
 
-def nuclei(size: Size, weights: Weights, root: Path | None = None) -> Trial | None:
+def nuclei(
+    size: Size, weights: Weights, root: Path | None = None, network: Network = "erfnet"
+) -> Trial | None:
     """Real nuclei, a fifth of the fields of view for validation; None where they are not there."""
     root = root or data_root() / "nuclei"
     if not root.is_dir():
@@ -148,6 +151,7 @@ def nuclei(size: Size, weights: Weights, root: Path | None = None) -> Trial | No
         rois=128,
         anchors=(8, 16, 32, 64, 128),
         weights=weights,
+        network=network,
     )
     val = val.subset(_spread(len(val), size.val))
     schedule = size.schedule(size.nuclei_crop, AugmentOptions())
