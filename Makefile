@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test docs pages bench picture chaos fuzz soak clean
+.PHONY: demo quick test bounds docs pages bench picture chaos fuzz soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -16,6 +16,11 @@ quick test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST)
+
+# The compiled kernels with every index checked, compiled apart from the usual ones.
+bounds: $(VENV)/.installed-dev
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(VENV)/bounds $(BIN)/pytest -q tests/test_cluster.py \
+		tests/test_hostile_maps.py tests/test_loss.py tests/test_labels.py tests/test_outlines.py
 
 # pages: the same without running the notebooks.
 pages: NOTEBOOKS = --as-they-are
@@ -32,7 +37,7 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),20)
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/fuzz.py --runs $(or $(RUNS),100000) --seconds 3600
+	$(BIN)/python benchmarks/fuzz.py --runs $(or $(RUNS),100000) --seconds 3600 $(FUZZ)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)

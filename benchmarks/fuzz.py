@@ -2,16 +2,20 @@
 
     python benchmarks/fuzz.py [--target png] [--runs 10000] [--seconds 60] [--atheris]
 
-Inputs are mutations of a few small valid files that are made here. --atheris lets coverage guide
-them (pip install atheris); without it they are drawn at random. More than 5 s of the
-processor for one of them is a fault, as is memory beyond 1 GB over what the libraries take. The
-input of a fault is written to runs/fuzz/.
+Inputs are mutations of a few small valid files that are made here; checksums of PNG are put right
+again, or nothing behind the first one would ever be reached. --atheris lets the coverage of our own
+readers, tifffile and Pillow guide them (pip install atheris): all targets in one process, told
+apart by the first byte of an input, with a corpus and the counts of inputs in runs/fuzz/. Without
+it they are drawn at random. More than 5 s of the processor for one of them is a fault, as is memory
+beyond 1 GB over what the libraries take. The input of a fault is written to runs/fuzz/.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
+import functools
 import hashlib
 import io
 import json
@@ -19,40 +23,44 @@ import logging
 import os
 import random
 import resource
+import struct
 import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import tifffile
-import torch
-import yaml
-from PIL import Image
+GUIDED = "--atheris" in sys.argv
+if GUIDED:
+    import atheris
+FOLLOWED = [
+    "spatialembed.images", "spatialembed.data", "spatialembed.inference", "spatialembed.training",
+    "tifffile", "PIL",
+]  # fmt: skip
+"""Packages whose branches guide; compiled kernels cannot be among them."""
+with atheris.instrument_imports(include=FOLLOWED) if GUIDED else contextlib.nullcontext():
+    import numpy as np
+    import tifffile
+    import yaml
+    from PIL import Image
 
-from spatialembed.data.coco import open_coco
-from spatialembed.data.tables import read_classes, read_index
-from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.read import read_image, read_labels
-from spatialembed.images.windows import image_size, open_large
-from spatialembed.inference import model_file
-from spatialembed.inference.model_file import ModelInfo
-from spatialembed.method.cluster import ClusterOptions
-from spatialembed.method.labels import decode, encode
-from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.training.run_folder import read_settings
-from spatialembed.types import Normalization
+    from spatialembed.errors import SpatialEmbedError
+    from spatialembed.images.listing import list_images
+    from spatialembed.images.pixel_size import pixel_size
+    from spatialembed.images.read import each_page, read_image, read_labels
+    from spatialembed.images.windows import image_size, open_large
 
 MOST_SECONDS = 5  # of the processor; on a busy machine a file takes longer to come
 STUCK_SECONDS = 60
 MORE_BYTES = 1 << 30
 MAX_PIXELS = 1 << 22
 
-Target = tuple[Callable[[Path], object], list[bytes]]
+Target = tuple[Callable[[Path], object], Callable[[], list[bytes]]]
 
 
+@functools.cache
 def pictures(form: str) -> list[bytes]:
     """A grey and a colour picture of 12 x 9 px in a format of Pillow."""
     rng = np.random.default_rng(0)
@@ -64,6 +72,7 @@ def pictures(form: str) -> list[bytes]:
     return found
 
 
+@functools.cache
 def tiffs() -> list[bytes]:
     pixels = np.random.default_rng(0).integers(0, 4000, (48, 40), np.uint16)
     found = []
@@ -74,8 +83,11 @@ def tiffs() -> list[bytes]:
     return found
 
 
+@functools.cache
 def coco_texts() -> list[bytes]:
     """Polygons, plain and compressed run lengths on one image of 9 x 12 px."""
+    from spatialembed.method.labels import encode
+
     masks = [
         [[1, 1, 5, 1, 5, 5]],
         {"size": [9, 12], "counts": [10, 5, 93]},
@@ -96,6 +108,8 @@ def coco(path: Path) -> None:
     folder = path.parent / "images"
     folder.mkdir(exist_ok=True)
     (folder / "a.png").write_bytes(pictures("PNG")[0])
+    from spatialembed.data.coco import open_coco
+
     dataset = open_coco(path)
     for i in range(len(dataset)):
         dataset.truth(i)
@@ -113,38 +127,146 @@ def windows(path: Path) -> None:
         source.close()
 
 
+@functools.cache
 def model_files() -> tuple[bytes, bytes]:
+    import torch
+
+    from spatialembed.inference import model_file
+    from spatialembed.method.cluster import ClusterOptions
+    from spatialembed.method.model import SpatialEmbeddingNet
+    from spatialembed.types import Normalization
+
     with tempfile.TemporaryDirectory() as folder:
-        info = ModelInfo(("cell",), True, Normalization("none"), ClusterOptions())
+        info = model_file.ModelInfo(("cell",), True, Normalization("none"), ClusterOptions())
         torch.manual_seed(0)
         model_file.save(folder, SpatialEmbeddingNet(1), info, half=True)
         return tuple(Path(folder, n).read_bytes() for n in ("model.json", "model.safetensors"))  # type: ignore[return-value]
 
 
-FACTS, WEIGHTS = model_files()
-
-
 def facts(path: Path) -> None:
-    (path.parent / "model.safetensors").write_bytes(WEIGHTS)
+    from spatialembed.inference import model_file
+
+    (path.parent / "model.safetensors").write_bytes(model_files()[1])
     os.replace(path, path.parent / "model.json")
     model_file.load(path.parent)
 
 
 def weights(path: Path) -> None:
     """With the hash of the very bytes, or nothing but the hash would be tried."""
-    said = json.loads(FACTS) | {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    from spatialembed.inference import model_file
+
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    said = json.loads(model_files()[0]) | {"weights_sha256": sha256}
     (path.parent / "model.json").write_text(json.dumps(said))
     os.replace(path, path.parent / "model.safetensors")
     model_file.load(path.parent)
 
 
 def settings(path: Path) -> None:
+    from spatialembed.training.run_folder import read_settings
+
     os.replace(path, path.parent / "config.yaml")
     read_settings(path.parent)
 
 
+def some_lengths() -> list[bytes]:
+    from spatialembed.method.labels import encode
+
+    return [encode(np.eye(9, 12, dtype=bool))["counts"].encode(), b"d3", b"0000"]
+
+
 def run_lengths(path: Path) -> None:
+    from spatialembed.method.labels import decode
+
     decode({"size": [9, 12], "counts": path.read_bytes().decode("latin-1")})
+
+
+def classes(path: Path) -> None:
+    from spatialembed.data.tables import read_classes
+
+    read_classes(path)
+
+
+def index(path: Path) -> None:
+    from spatialembed.data.tables import read_index
+
+    read_index(path)
+
+
+def cityscapes(path: Path) -> None:
+    """A file of ids, beside an image of its size."""
+    from spatialembed.data.cityscapes import open_cityscapes
+
+    stem = "ulm_000000_000019"
+    for kind, name in (("gtFine", "gtFine_instanceIds"), ("leftImg8bit", "leftImg8bit")):
+        folder = path.parent / kind / "val" / "ulm"
+        folder.mkdir(parents=True)
+        file = folder / f"{stem}_{name}.png"
+        file.write_bytes(path.read_bytes() if kind == "gtFine" else pictures("PNG")[1])
+    open_cityscapes(path.parent, split="val")[0]
+
+
+def street_ids() -> list[bytes]:
+    ids = np.zeros((12, 9), np.uint16)
+    ids[3:6], ids[7:, 4:] = 26_001, 24_000
+    stream = io.BytesIO()
+    Image.fromarray(ids).save(stream, "PNG")
+    return [stream.getvalue()]
+
+
+def zarr_array(path: Path) -> None:
+    """The first line is the attributes of the array, the rest its one chunk."""
+    text, _, chunk = path.read_bytes().partition(b"\n")
+    folder = path.parent / "a.zarr"
+    (folder / "c" / "0").mkdir(parents=True)
+    (folder / "zarr.json").write_bytes(text)
+    (folder / "c" / "0" / "0").write_bytes(chunk)
+    pixel_size(folder)
+    size = image_size(folder)
+    if size is not None and size[0] * size[1] <= MAX_PIXELS:
+        open_large(folder, path.parent).read(0, min(size[0], 20), 0, min(size[1], 20))
+
+
+def zarrs() -> list[bytes]:
+    import zarr
+
+    with tempfile.TemporaryDirectory() as folder:
+        array = np.arange(108, dtype=np.uint16).reshape(9, 12)
+        zarr.create_array(f"{folder}/a.zarr", data=array, chunks=(9, 12))
+        text = json.dumps(json.loads(Path(folder, "a.zarr", "zarr.json").read_text()))
+        return [text.encode() + b"\n" + Path(folder, "a.zarr", "c", "0", "0").read_bytes()]
+
+
+def names(path: Path) -> None:
+    """Files of each name in a list, and each name as a source."""
+    made = path.parent / "in"
+    made.mkdir()
+    for line in path.read_bytes().split(b"\n")[:20]:
+        name = os.fsdecode(line)
+        with contextlib.suppress(OSError, ValueError):  # names that no file can have
+            (made / name.replace("/", "_")).touch()
+        with contextlib.suppress(SpatialEmbedError):
+            list_images([made / name.lstrip("/")])
+    list_images([made])
+
+
+def physical(path: Path) -> None:
+    pixel_size(path)
+    with contextlib.suppress(SpatialEmbedError):
+        each_page(path, "a")
+
+
+def ome_tiffs() -> list[bytes]:
+    found = []
+    for how in (
+        {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}},
+        {"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}},
+        {"resolution": (9000, 9000), "resolutionunit": "CENTIMETER"},
+    ):
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, np.zeros((8, 9), np.uint8), **how)  # type: ignore[arg-type]
+        found.append(stream.getvalue())
+    return found
 
 
 def image(path: Path) -> None:
@@ -152,18 +274,40 @@ def image(path: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    **{form.lower(): (image, pictures(form)) for form in ("PNG", "JPEG", "BMP", "GIF", "WebP")},
-    "tiff": (image, tiffs()),
-    "labels": (lambda path: read_labels(path, max_pixels=MAX_PIXELS), tiffs() + pictures("PNG")),
-    "windows": (windows, tiffs()),
-    "coco": (coco, coco_texts()),
-    "rle": (run_lengths, [encode(np.eye(9, 12, dtype=bool))["counts"].encode(), b"d3", b"0000"]),
-    "classes": (read_classes, [b"image,id,class\na,1,x\na.png,2,y\n"]),
-    "index": (read_index, [b"id,plate\na,1\nimages/b.png,2\n", b"image,x\n\xef\xbb\xbfa,1\n"]),
-    "facts": (facts, [FACTS]),
-    "weights": (weights, [WEIGHTS[:20000], WEIGHTS]),
-    "yaml": (settings, [yaml.safe_dump({"data": "x", "stage1": {"crop": 256}}).encode()]),
+    **{
+        form.lower(): (image, functools.partial(pictures, form))
+        for form in ("PNG", "JPEG", "BMP", "GIF", "WebP")
+    },
+    "tiff": (image, tiffs),
+    "labels": (
+        lambda path: read_labels(path, max_pixels=MAX_PIXELS),
+        lambda: tiffs() + pictures("PNG") + street_ids(),
+    ),
+    "windows": (windows, lambda: tiffs() + pictures("PNG")),
+    "zarr": (zarr_array, zarrs),
+    "physical": (physical, ome_tiffs),
+    "names": (names, lambda: [b"a.png\nb*.tif\n**/c.png\n[x].jpg", b"\xff.png\n..\n.hid.tif"]),
+    "coco": (coco, coco_texts),
+    "rle": (run_lengths, some_lengths),
+    "cityscapes": (cityscapes, street_ids),
+    "classes": (classes, lambda: [b"image,id,class\na,1,x\na.png,2,y\n"]),
+    "index": (
+        index,
+        lambda: [b"id,plate\na,1\nimages/b.png,2\n", b"image,x\n\xef\xbb\xbfa,1\n"],
+    ),
+    "facts": (facts, lambda: [model_files()[0]]),
+    "weights": (weights, lambda: [model_files()[1][:20000], model_files()[1]]),
+    "yaml": (
+        settings,
+        lambda: [yaml.safe_dump({"data": "x", "stage1": {"crop": 256}}).encode()],
+    ),
 }
+
+
+@functools.cache
+def corpus(target: str) -> list[bytes]:
+    """The valid files that inputs of a target are made of."""
+    return TARGETS[target][1]()
 
 
 def tried(target: str, content: bytes) -> bool:
@@ -204,17 +348,31 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             data[at : at + 4] = draw.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"9999"))
         else:
             data[at:at] = bytes(draw.randrange(256) for _ in range(draw.choice((1, 3, 9))))
+    return with_checksums(bytes(data)) if draw.randrange(4) else bytes(data)
+
+
+def with_checksums(content: bytes) -> bytes:
+    """The same PNG, or what is left of it, with the checksum of each chunk as it has to be."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    data, at = bytearray(content), 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        struct.pack_into(">I", data, end, zlib.crc32(data[at + 4 : end]))
+        at = end + 4
     return bytes(data)
 
 
 def at_random(target: str, runs: int, seconds: float, seed: int) -> tuple[int, int]:
     """How many inputs were tried, and taken. A fault leaves its input in runs/fuzz/."""
     draw = random.Random(f"{target} {seed}")
-    corpus = TARGETS[target][1]
     until = time.monotonic() + seconds
     done = taken = 0
     while done < runs and time.monotonic() < until:
-        content = mutated(draw.choice(corpus), draw)
+        content = mutated(draw.choice(corpus(target)), draw)
         try:
             taken += tried(target, content)
         except BaseException:
@@ -227,17 +385,34 @@ def at_random(target: str, runs: int, seconds: float, seed: int) -> tuple[int, i
     return done, taken
 
 
-def by_coverage(target: str, runs: int, seconds: float) -> None:
+def by_coverage(targets: list[str], runs: int, seconds: float) -> None:
     """Ends the process, as libFuzzer does."""
-    import atheris
-
-    folder = Path("runs/fuzz", f"corpus_{target}")
+    folder = Path("runs/fuzz/corpus")
     folder.mkdir(parents=True, exist_ok=True)
-    for n, content in enumerate(TARGETS[target][1]):
-        (folder / f"seed{n}").write_bytes(content)
-    atheris.instrument_all()
-    flags = [f"-runs={runs}", f"-max_total_time={int(seconds)}", "-artifact_prefix=runs/fuzz/"]
-    atheris.Setup([sys.argv[0], str(folder), *flags], lambda content: tried(target, content))
+    for i, target in enumerate(targets):
+        for n, content in enumerate(corpus(target)):
+            (folder / f"{target}{n}").write_bytes(bytes([i]) + content)
+    counts = dict.fromkeys(targets, 0)
+
+    def one(content: bytes) -> None:
+        if content:
+            target = targets[content[0] % len(targets)]
+            tried(target, content[1:])
+            counts[target] += 1
+            if sum(counts.values()) % 200 == 0:  # the process ends without a word to Python
+                Path("runs/fuzz/counts.json").write_text(json.dumps(counts))
+
+    def mutate(content: bytes, most: int, seed: int) -> bytes:
+        changed = atheris.Mutate(content[1:], most - 1)
+        return content[:1] + (with_checksums(changed) if seed % 4 else changed)
+
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    flags = [
+        f"-runs={runs * len(targets)}", f"-max_total_time={int(seconds * len(targets))}",
+        f"-rss_limit_mb={rss_mb + (MORE_BYTES >> 20)}", f"-timeout={STUCK_SECONDS}",
+        "-artifact_prefix=runs/fuzz/",
+    ]  # fmt: skip
+    atheris.Setup([sys.argv[0], str(folder), *flags], one, custom_mutator=mutate)
     atheris.Fuzz()
 
 
@@ -260,12 +435,14 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable()
+    targets = given.target.split(",")
     if given.atheris:
-        by_coverage(given.target, given.runs, given.seconds)
+        by_coverage(targets, given.runs, given.seconds)
     bounded()
-    for target in given.target.split(","):
+    for target in targets:
+        corpus(target)
         done, taken = at_random(target, given.runs, given.seconds, given.seed)
-        print(f"{target:8} {done:8} inputs, {taken} taken, the others refused", flush=True)
+        print(f"{target:10} {done:8} inputs, {taken} taken, the others refused", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,15 +29,17 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_a_value_or_a_refusal(target: str) -> None:
     draw = random.Random(target)
-    corpus = fuzz.TARGETS[target][1]
     for _ in range(RUNS.get(target, 60)):
-        fuzz.tried(target, fuzz.mutated(draw.choice(corpus), draw))
+        fuzz.tried(target, fuzz.mutated(draw.choice(fuzz.corpus(target)), draw))
 
 
-@pytest.mark.parametrize("target", ["png", "tiff", "classes", "index", "facts", "yaml", "coco"])
+@pytest.mark.parametrize(
+    "target",
+    ["png", "tiff", "windows", "zarr", "classes", "index", "facts", "yaml", "coco", "cityscapes"],
+)
 def test_the_corpus_is_valid(target: str) -> None:
     """Else mutations of it would all be refused at the first look."""
-    assert all(fuzz.tried(target, content) for content in fuzz.TARGETS[target][1])
+    assert all(fuzz.tried(target, content) for content in fuzz.corpus(target))
 
 
 def test_a_chunk_of_two_gigabytes_makes_no_room_for_them() -> None:
