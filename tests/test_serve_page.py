@@ -576,18 +576,47 @@ def test_busy_server_is_asked_again(server: Server, visit: Any, cells: bytes) ->
     assert seen.page.is_hidden("#failure")
 
 
-def test_server_that_fails_is_quoted(server: Server, visit: Any, cells: bytes) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "line"),
+    [
+        (500, {"error": {"code": "model_died", "message": "the model died"}}, "The model died."),
+        (502, "<h1>Bad Gateway</h1>", "The server answered 502."),  # of a proxy
+    ],
+)
+def test_server_that_fails_is_quoted(
+    status: int, body: Any, line: str, server: Server, visit: Any, cells: bytes
+) -> None:
     seen = visit(server.url)
+    content = body if isinstance(body, str) else json.dumps(body)
     seen.page.route(
         "**/v1/models/nuclei/instances?*",
-        lambda route: route.fulfill(status=502, content_type="text/html", body="<h1>Bad</h1>"),
+        lambda route: route.fulfill(status=status, body=content),
         times=1,
     )
     choose(seen.page, "cells.png", cells)
     seen.page.wait_for_selector("#failure:not([hidden])")
-    assert "502" in seen.page.inner_text(".failure-what")
+    assert seen.page.inner_text(".failure-what") == line
     seen.page.click("#again")
     seen.await_result("cells.png")
+
+
+def test_progress_of_sending_and_cancel(server: Server, visit: Any, cells: bytes) -> None:
+    seen = visit(server.url)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600), np.uint8)  # 360 kB
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 30_000}
+    line = seen.page.context.new_cdp_session(seen.page)
+    line.send("Network.emulateNetworkConditions", slow)
+    choose(seen.page, "noise.png", png(noise))
+    seen.page.wait_for_function(
+        "() => /[1-9] %/.test(document.querySelector('#phase').textContent)"
+    )
+    assert 0 < seen.page.eval_on_selector("#progress", "bar => bar.value") < 1
+    seen.page.click("#cancel")
+    assert seen.page.is_visible(".drop")
+    assert seen.page.is_hidden("#failure")
+    line.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": -1})
+    choose(seen.page, "cells.png", cells)
+    assert seen.await_result("cells.png") > 3
 
 
 def test_token_and_a_server_killed_midway(visit: Any, cells: bytes, tmp_path: Path) -> None:

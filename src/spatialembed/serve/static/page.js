@@ -8,7 +8,7 @@
 const PALETTE = ['e44a08', '2981fb', 'e5ae00', '02985f', 'fa5d9e', '23fdfb', 'c8f23c', 'b0a2fe',
   'ba49be', 'ffceac']; // that of the overlays which `spatialembed predict` writes
 const EXAMPLES = [
-  ['Nuclei', 'A field of many, some touching', 'nuclei'],
+  ['Nuclei', 'Many, some touching', 'nuclei'],
   ['Crowded nuclei', 'Large, dim, no room between', 'nuclei'],
   ['Shapes', 'On an uneven ground', 'shapes'],
 ];
@@ -284,12 +284,13 @@ async function server_picture(path, signal) {
 
 // "wait;dur=0.1, decode;dur=3, predict;dur=212.5" -> "230 ms: decode 3.0, predict 213"
 function duration(timing, took) {
-  const parts = [...timing.matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].filter(([, , ms]) => ms >= 1)
-    .map(([, what, ms]) => `${what} ${round(ms)}`);
-  return `${round(took)} ms${parts.length ? `: ${parts.join(', ')}` : ''}`;
+  const parts = [...timing.matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, what, ms]) => [what, Number(ms)]);
+  const all = Math.max(took, parts.reduce((sum, [, ms]) => sum + ms, 0)); // both are measured
+  const long = parts.filter(([, ms]) => ms >= 1).map(([what, ms]) => `${what} ${round(ms)}`);
+  return `${round(all)} ms${long.length ? `: ${long.join(', ')}` : ''}`;
 }
 
-const round = (ms) => (ms < 10 ? Number(ms).toFixed(1) : Math.round(ms).toLocaleString('en'));
+const round = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString('en'));
 
 // Tells the server that the kept maps are not needed any more; it would find out by itself, later.
 function forget() {
@@ -474,6 +475,7 @@ function paint(found, took) {
   $('noun').textContent = objects.length === 1 ? 'object' : 'objects';
   $('time').textContent = [took, ...(found.warnings ?? [])].join(' · ');
   $('truncated').hidden = !found.truncated;
+  $('none').hidden = objects.length > 0;
   stage.setAttribute('aria-label', `${shown.name}: ${objects.length} ${$('noun').textContent}`);
   sample();
   draw_fill();
@@ -487,7 +489,7 @@ function resize() {
   if (!shown || result.hidden) return;
   const width = stage.clientWidth, ratio = Math.min(devicePixelRatio || 1, 2);
   const room = Math.max(280, innerHeight * (innerWidth < 960 ? 0.7 : 0.8));
-  const height = Math.round(Math.min(width * shown.height / shown.width, room));
+  const height = Math.round(Math.max(200, Math.min(width * shown.height / shown.width, room))); // has room for the tip
   stage.style.height = `${height}px`;
   for (const layer of layers) {
     layer.width = Math.max(1, Math.round(width * ratio));
