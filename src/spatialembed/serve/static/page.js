@@ -632,9 +632,9 @@ function point(label, at) {
   }
   const ratio = layers[0].width / stage.clientWidth;
   const [x0, y0, x1, y1] = box_on_canvas(object, 6 * ratio).map((side) => side / ratio);
-  const [x, y] = at ?? [x1, (y0 + y1) / 2];
+  const [x, y] = at ? [Math.max(at[0], Math.min(x1, at[0] + 64)), at[1]] : [x1, (y0 + y1) / 2]; // beside a small object
   const { offsetWidth: w, offsetHeight: h } = tip, gap = at ? 16 : 4;
-  const left = x + gap + w <= stage.clientWidth ? x + gap : (at ? x : x0) - gap - w;
+  const left = x + gap + w <= stage.clientWidth ? x + gap : (at ? Math.min(at[0], Math.max(x0, at[0] - 64)) : x0) - gap - w;
   tip.style.left = `${Math.max(4, Math.min(left, stage.clientWidth - w - 4))}px`;
   tip.style.top = `${Math.max(4, Math.min(y - h / 2, stage.clientHeight - h - 4))}px`;
 }
