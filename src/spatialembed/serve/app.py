@@ -82,7 +82,12 @@ class Site:
             Route(kept + "/image", self.picture),
             Route(kept, self.forget, methods=["DELETE"]),
         ]
-        handlers: Any = {Refused: self._refused, HTTPException: _http, Exception: _unforeseen}
+        handlers: Any = {
+            Refused: self._refused,
+            ClientDisconnect: self._gone,
+            HTTPException: _http,
+            Exception: _unforeseen,
+        }
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False  # a redirect would repeat the Host header
         return app
@@ -220,6 +225,11 @@ class Site:
     async def _refused(self, request: Request, fault: Any) -> Response:
         self.metrics.refused(fault.code)
         return refusal(fault)
+
+    async def _gone(self, _: Request, __: Exception) -> Response:
+        """To nobody: the client has left."""
+        self.metrics.refused("left")
+        return Response(status_code=400)
 
 
 async def _left(request: Request) -> None:
