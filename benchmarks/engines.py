@@ -29,8 +29,8 @@ from spatialembed.data.open import select
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.label_metrics import label_ap
 from spatialembed.inference import model_file
-from spatialembed.inference.engine import Engine, TorchEngine, build
-from spatialembed.inference.engines.inductor import missing_compiler
+from spatialembed.inference.engine import Engine, build, torch_engine
+from spatialembed.inference.engines.compiled import missing_compiler
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method.geometry import LOG_SCALE
 from spatialembed.method.model import SpatialEmbeddingNet
@@ -76,7 +76,7 @@ def main() -> None:
     ]
     if options.data:
         dataset = select(PartOptions(data=options.data, split="val", group_by=options.group_by))
-        predictors = {"plain": Predictor(TorchEngine(net, device=device, scale=info.scale), info)}
+        predictors = {"plain": Predictor(torch_engine(net, device=device, scale=info.scale), info)}
         for name, engine in engines.items():
             engine.scale = info.scale
             predictors[name] = Predictor(engine, info)

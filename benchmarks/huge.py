@@ -184,8 +184,9 @@ def contexts(options: argparse.Namespace) -> dict[str, Any]:
     from spatialembed.data.folder import open_folder
     from spatialembed.data.splitting import split_dataset
     from spatialembed.evaluation.label_metrics import label_ap
-    from spatialembed.inference.predict_large import TileOptions, predict_large
+    from spatialembed.inference.predict_large import predict_large
     from spatialembed.inference.predictor import load
+    from spatialembed.inference.tiling import TileOptions
     from spatialembed.results.folder import ResultFolder
 
     dataset = split_dataset(open_folder(options.data), group_by=options.group_by)[1]

@@ -19,7 +19,7 @@ from report import Table, finish
 from spatialembed.command.bench import in_turns
 from spatialembed.data.cityscapes import CityscapesDataset, open_cityscapes
 from spatialembed.generated.streets import write_streets
-from spatialembed.inference.engine import resolve_device, resolve_precision
+from spatialembed.inference.device import resolve_device, resolve_precision
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.instance_index import InstanceIndex, instance_index

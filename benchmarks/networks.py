@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatialembed.inference.engine import FoldedEngine, build
+from spatialembed.inference.engine import NetworkEngine, build
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import Network
 
@@ -45,7 +45,7 @@ def flop(net: SpatialEmbeddingNet, size_hw: tuple[int, int]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def seconds(engine: FoldedEngine, image: torch.Tensor) -> float:
+def seconds(engine: NetworkEngine, image: torch.Tensor) -> float:
     began = time.perf_counter()
     engine(image)
     return time.perf_counter() - began

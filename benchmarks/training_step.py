@@ -24,7 +24,7 @@ from torch import Tensor
 from spatialembed.command.bench import in_turns
 from spatialembed.data.folder import open_folder
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
-from spatialembed.inference.engine import resolve_device, resolve_precision
+from spatialembed.inference.device import resolve_device, resolve_precision
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.augment import AugmentOptions

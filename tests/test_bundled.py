@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spatialembed.command.main import main
-from spatialembed.inference.bundled import choices, summaries
-from spatialembed.inference.model_file import bundled_models
+from spatialembed.inference.bundled import bundled_models, choices, summaries
 
 
 def test_every_bundled_model_has_a_line() -> None:

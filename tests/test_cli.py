@@ -30,7 +30,7 @@ from spatialembed.command import arguments, main
 from spatialembed.command.options import EvaluateOptions
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.inference import model_file, predictor
+from spatialembed.inference import model_file, predict_folder, predictor
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.options import DataOptions, DeviceOptions
 from spatialembed.training.options import TrainOptions
@@ -219,7 +219,7 @@ def test_predict_goes_on_after_a_bad_input(
     assert main.main(words) == 6
     said = capsys.readouterr()
     assert re.search(r"^error empty_file: .*bad\.png", said.err, re.MULTILINE)
-    assert "0 objects in 1 images, 1 failed" in said.out
+    assert "0 objects in 1 image, 1 failed" in said.out
     assert (tmp_path / "out" / "shapes_00000_labels.png").is_file()
     assert main.main([*words[:2], *words[3:]]) == 3  # nothing but the bad one
 
@@ -372,15 +372,23 @@ def test_faults_of_the_machine(
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise fault
 
-    monkeypatch.setattr(predictor, "load_for", fail)
+    monkeypatch.setattr(predict_folder, "job_pixels", fail)
     assert failed(capsys, ["predict", "a", "--model", "m", "--out", "o"], code).startswith(expected)
+
+
+def test_a_missing_input_is_told_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(predictor, "load_for", lambda *_: pytest.fail("loaded"))
+    command = ["predict", str(tmp_path / "gone"), "--model", "nuclei", "--out", str(tmp_path / "o")]
+    assert "not_found" in failed(capsys, command, 3)
 
 
 def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(predictor, "load_for", fail)
+    monkeypatch.setattr(predict_folder, "job_pixels", fail)
     with pytest.raises(ZeroDivisionError):
         main.main(["predict", "a", "--model", "m", "--out", "o"])
 
@@ -398,7 +406,7 @@ def test_signal_in_a_finaliser_is_not_lost(
         time.sleep(20)
         pytest.fail("the signal was lost")
 
-    monkeypatch.setattr(predictor, "load_for", wait)
+    monkeypatch.setattr(predict_folder, "job_pixels", wait)
     assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == code
 
 
@@ -413,7 +421,7 @@ def test_sigterm_unwinds(monkeypatch: pytest.MonkeyPatch) -> None:
             unwound.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(predictor, "load_for", wait)
+    monkeypatch.setattr(predict_folder, "job_pixels", wait)
     assert main.main(["predict", "a", "--model", "m", "--out", "o"]) == 143
     assert unwound
     assert signal.getsignal(signal.SIGTERM) == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.inference.device_input import device_input
+from spatialembed.inference.device import device_input
 from spatialembed.method.normalization import network_input
 from spatialembed.types import Normalization
 

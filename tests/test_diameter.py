@@ -15,6 +15,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import model_file
 from spatialembed.inference.diameter import (
     DIAMETERS,
+    Seen,
     best_scale,
     factor_for,
     parse_diameter,
@@ -138,8 +139,8 @@ def test_large_images_can_be_tiled_at_any_diameter(diameter: float) -> None:
     scale, wanted = predictor.engine.scale, factor_for(INFO, diameter)
     assert abs(scale / wanted - 1) < 0.05
     assert predictor.settings.min_pixels == round(20 / scale**2)
-    context = image_context(128, scale, stride=16)
-    assert tile_for(2.1e9, context, scale, bytes_per_pixel=300, most=4096, stride=16) > context
+    context = image_context(128, scale, 16)
+    assert tile_for(2.1e9, context, scale, 16) > context
 
 
 def test_factor() -> None:
@@ -183,7 +184,7 @@ def test_without_calibration_nothing_is_tried() -> None:
     maps = engine(image[None])
     none = Instances(np.zeros((256, 256), np.int32), np.zeros(0), np.zeros(0, np.int64))
     info = replace(INFO, calibration=None)
-    result = best_scale(engine, info, image, (none, maps), INFO.thresholds, augment=False)
+    result = best_scale(engine, info, image, Seen(none, maps), INFO.thresholds, augment=False)
     assert result == (none, maps, 1.0)
     assert len(engine.seen) == 1
 

@@ -27,7 +27,8 @@ from spatialembed.doctor.findings import Finding
 from spatialembed.doctor.trial import Timing, quick
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import mark_results
-from spatialembed.inference.model_file import bundled_models, load
+from spatialembed.inference.bundled import bundled_models
+from spatialembed.inference.model_file import load
 from spatialembed.options import DataOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.training.train import open_split, train

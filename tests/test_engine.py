@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import engine
-from spatialembed.inference.engine import TorchEngine, map_back, resize
+from spatialembed.inference.engine import map_back, resize, torch_engine
 from spatialembed.method import geometry
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.types import UNIT, Embeddings
@@ -35,7 +35,7 @@ def images(*size: int) -> Tensor:
 def test_maps_are_those_of_the_network() -> None:
     net = new_net().train()
     x = images(2, 3, 24, 16)
-    found = TorchEngine(net, device=CPU)(x)
+    found = torch_engine(net, device=CPU)(x)
     assert not net.training
     for ours, theirs in zip(found, net(x), strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
@@ -44,7 +44,7 @@ def test_maps_are_those_of_the_network() -> None:
 @pytest.mark.parametrize("scale", [1.0, 2.0, 1.3, 0.5, 1 / 16])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 8), (33, 17)])
 def test_maps_have_the_size_of_the_image(size: tuple[int, int], scale: float) -> None:
-    maps = TorchEngine(new_net(), device=CPU, scale=scale)(images(2, 3, *size))
+    maps = torch_engine(new_net(), device=CPU, scale=scale)(images(2, 3, *size))
     assert [tuple(m.shape) for m in maps] == [(2, channels, *size) for channels in (2, 2, 2)]
     assert all(m.dtype == torch.float32 and bool(m.isfinite().all()) for m in maps)
     assert 0 <= maps.seed.min() <= maps.seed.max() <= 1
@@ -52,7 +52,7 @@ def test_maps_have_the_size_of_the_image(size: tuple[int, int], scale: float) ->
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_batched_equals_single(scale: float) -> None:
-    run = TorchEngine(new_net(), device=CPU, scale=scale)
+    run = torch_engine(new_net(), device=CPU, scale=scale)
     x = images(3, 3, 20, 28)
     together = run(x)
     for i in range(3):
@@ -61,7 +61,7 @@ def test_batched_equals_single(scale: float) -> None:
 
 
 def test_same_input_same_bits() -> None:
-    run = TorchEngine(new_net(), device=CPU, precision="bfloat16", scale=1.5)
+    run = torch_engine(new_net(), device=CPU, precision="bfloat16", scale=1.5)
     x = images(1, 3, 40, 24)
     assert all(torch.equal(a, b) for a, b in zip(run(x), run(x), strict=True))
 
@@ -70,8 +70,8 @@ def test_same_input_same_bits() -> None:
 def test_geometry_stays_float32(precision: engine.Precision) -> None:
     """The convolutions round to 8 bits, the maps do not: their values are not those of bfloat16."""
     x = images(1, 3, 64, 64)
-    exact = TorchEngine(new_net(), device=CPU)(x)
-    rough = TorchEngine(new_net(), device=CPU, precision=precision)(x)
+    exact = torch_engine(new_net(), device=CPU)(x)
+    rough = torch_engine(new_net(), device=CPU, precision=precision)(x)
     for a, b in zip(exact, rough, strict=True):
         assert b.dtype == torch.float32
         assert (b.bfloat16().float() == b).float().mean() < 0.2
@@ -81,7 +81,7 @@ def test_geometry_stays_float32(precision: engine.Precision) -> None:
 
 @pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "CUDA"])
 def test_memory_that_runs_out_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = TorchEngine(new_net(), device=CPU)
+    run = torch_engine(new_net(), device=CPU)
 
     def fail(_: Tensor) -> Embeddings:
         raise torch.OutOfMemoryError(text) if text == "CUDA" else RuntimeError(text)
@@ -95,7 +95,7 @@ def test_memory_that_runs_out_is_named(text: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_faults_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = TorchEngine(new_net(), device=CPU)
+    run = torch_engine(new_net(), device=CPU)
 
     def fail(_: Tensor) -> Embeddings:
         raise RuntimeError("a bug")
@@ -167,8 +167,10 @@ def test_resize_keeps_a_constant(size: tuple[int, int]) -> None:
 def test_cuda_agrees_with_the_cpu_and_with_itself() -> None:
     x = images(2, 3, 37, 50)
     cuda = torch.device("cuda")
-    run = TorchEngine(new_net(), device=cuda, scale=1.5)
+    run = torch_engine(new_net(), device=cuda, scale=1.5)
     first, again = run(x), run(x)
-    for a, b, c in zip(first, again, TorchEngine(new_net(), device=CPU, scale=1.5)(x), strict=True):
+    for a, b, c in zip(
+        first, again, torch_engine(new_net(), device=CPU, scale=1.5)(x), strict=True
+    ):
         assert torch.equal(a, b)
         torch.testing.assert_close(a.cpu(), c, rtol=1e-3, atol=1e-4)

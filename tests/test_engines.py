@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import engine as engines
 from spatialembed.inference import predictor
-from spatialembed.inference.engine import FoldedEngine, TorchEngine, build
-from spatialembed.inference.engines import cuda_graphs, inductor
+from spatialembed.inference.engine import NetworkEngine, build, torch_engine
+from spatialembed.inference.engines import compiled
 from spatialembed.inference.engines.choice import COSTS, ENGINES, choose
-from spatialembed.inference.engines.cuda_graphs import Recorded, Recording
+from spatialembed.inference.engines.compiled import Recorded, Recording
 from spatialembed.inference.engines.folded import FoldedCore, FoldedNet
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.options import DeviceOptions
@@ -73,12 +73,12 @@ def assert_near(found: Embeddings, expected: Embeddings, precision: str) -> None
 
 
 @pytest.fixture(scope="module")
-def reference() -> TorchEngine:
-    return TorchEngine(trained(), device=CPU)
+def reference() -> NetworkEngine:
+    return torch_engine(trained(), device=CPU)
 
 
 @pytest.fixture(scope="module", params=ABLE, ids=" ".join)
-def started(request: pytest.FixtureRequest) -> FoldedEngine:
+def started(request: pytest.FixtureRequest) -> NetworkEngine:
     name, precision = request.param
     run = build(trained(), DeviceOptions(engine=name, precision=precision, device="cpu"))
     assert (run.name, run.precision, run.device) == (name, precision, CPU)
@@ -124,23 +124,23 @@ def test_no_batch_norm_is_left() -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_maps_are_those_of_the_network(
-    started: FoldedEngine, reference: TorchEngine, size: tuple[int, int, int]
+    started: NetworkEngine, reference: NetworkEngine, size: tuple[int, int, int]
 ) -> None:
     x = images(size[0], 3, *size[1:])
     assert_near(started(x), reference(x), started.precision)
 
 
-def test_maps_of_a_scaled_model(started: FoldedEngine) -> None:
+def test_maps_of_a_scaled_model(started: NetworkEngine) -> None:
     x = images(1, 3, 21, 30)
-    scaled = FoldedEngine(
+    scaled = NetworkEngine(
         started.run, net=started.net, name="", device=CPU, precision=started.precision, scale=1.5
     )
-    expected = TorchEngine(trained(), device=CPU, scale=1.5)(x)
+    expected = torch_engine(trained(), device=CPU, scale=1.5)(x)
     assert_near(scaled(x), expected, started.precision)
 
 
 def test_bfloat16_rounds_the_network_and_not_the_maps(
-    started: FoldedEngine, reference: TorchEngine
+    started: NetworkEngine, reference: NetworkEngine
 ) -> None:
     x = images(1, 3, 64, 64)
     for found, exact in zip(started(x), reference(x), strict=True):
@@ -148,28 +148,28 @@ def test_bfloat16_rounds_the_network_and_not_the_maps(
         assert torch.allclose(found, exact, rtol=0, atol=1e-5) == (started.precision == "float32")
 
 
-def test_later_calls_leave_maps_alone(started: FoldedEngine) -> None:
+def test_later_calls_leave_maps_alone(started: NetworkEngine) -> None:
     first = started(images(1, 3, 40, 24))
     kept = [m.clone() for m in first]
     started(torch.zeros(1, 3, 40, 24))
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
 
 
-def test_same_input_same_bits(started: FoldedEngine) -> None:
+def test_same_input_same_bits(started: NetworkEngine) -> None:
     x = images(2, 3, 40, 24)
     assert all(torch.equal(a, b) for a, b in zip(started(x), started(x), strict=True))
 
 
-def test_a_view_is_read_as_what_it_shows(started: FoldedEngine, reference: TorchEngine) -> None:
+def test_a_view_is_read_as_what_it_shows(started: NetworkEngine, reference: NetworkEngine) -> None:
     """Grey images come as one channel repeated without memory of its own; turned ones as views."""
     x = images(1, 1, 40, 24).expand(1, 3, 40, 24).rot90(1, (-2, -1))
     assert_near(started(x), reference(x), started.precision)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(inductor.missing_compiler(CPU)), reason="needs a C++ compiler")
+@pytest.mark.skipif(bool(compiled.missing_compiler(CPU)), reason="needs a C++ compiler")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_once_for_all_sizes(reference: TorchEngine, precision: str) -> None:
+def test_compiled_once_for_all_sizes(reference: NetworkEngine, precision: str) -> None:
     torch.compiler.reset()
     run = build(trained(), DeviceOptions(engine="compiled", precision=precision, device="cpu"))
     assert run.name == "compiled"
@@ -182,7 +182,7 @@ def test_compiled_once_for_all_sizes(reference: TorchEngine, precision: str) -> 
 # What is missing
 
 
-def test_out_of_memory_is_named(started: FoldedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_named(started: NetworkEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Tensor) -> Embeddings:
         raise RuntimeError("std::bad_alloc")
 
@@ -221,7 +221,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
 def test_an_engine_that_fails_gives_way(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    reference: TorchEngine,
+    reference: NetworkEngine,
     named: bool,
 ) -> None:
     def fail(core: FoldedCore, threads: int, *, bfloat16: bool) -> None:
@@ -373,7 +373,7 @@ def test_no_other_engine_ends_earlier(
 class Replayed:
     """Stands for a CUDA graph: it runs again on the same tensors."""
 
-    def __init__(self, run: inductor.Run, held: Tensor, maps: Embeddings) -> None:
+    def __init__(self, run: compiled.Run, held: Tensor, maps: Embeddings) -> None:
         self.run, self.held, self.maps = run, held, maps
 
     def replay(self) -> None:
@@ -381,7 +381,7 @@ class Replayed:
             kept.copy_(new)
 
 
-def record(run: inductor.Run, x: Tensor) -> Recording:
+def record(run: compiled.Run, x: Tensor) -> Recording:
     held = x.clone()
     maps = run(held)
     return Recording(Replayed(run, held, maps), held, maps)  # type: ignore[arg-type]
@@ -392,7 +392,7 @@ def grey_levels(x: Tensor) -> Embeddings:
 
 
 def test_replays_give_maps_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "_record", record)
+    monkeypatch.setattr(compiled, "_record", record)
     run = Recorded(grey_levels)
     inputs = [images(1, 3, 4, 5) * i for i in range(1, 4)]
     found = [run(x) for x in inputs]
@@ -403,18 +403,18 @@ def test_replays_give_maps_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_recordings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "_record", record)
+    monkeypatch.setattr(compiled, "_record", record)
     run = Recorded(grey_levels)
-    for width in range(1, 2 * cuda_graphs.MOST_SHAPES):
+    for width in range(1, 2 * compiled.MOST_SHAPES):
         x = images(1, 3, 2, width)
         assert torch.equal(run(x).seed, x[:, :1] / 2)
-    assert len(run.recordings) == cuda_graphs.MOST_SHAPES
+    assert len(run.recordings) == compiled.MOST_SHAPES
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", ["torch", "compiled"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_engines_on_cuda(reference: TorchEngine, name: str, precision: str) -> None:
+def test_engines_on_cuda(reference: NetworkEngine, name: str, precision: str) -> None:
     run = build(trained(), DeviceOptions(engine=name, precision=precision, device="cuda"))
     assert run.name == name
     for size in [(1, 70, 100), (1, 70, 100), (2, 128, 64), (1, 33, 18)]:
@@ -431,7 +431,7 @@ STACKS = """
 import ctypes, faulthandler, gc, signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import torch
-from spatialembed.inference.engines.onnxruntime_engine import onnxruntime_run
+from spatialembed.inference.engines.onnx import onnxruntime_run
 from spatialembed.inference.engines.openvino_engine import openvino_run
 
 class Stack(ctypes.Structure):

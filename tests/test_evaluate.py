@@ -23,7 +23,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
 from spatialembed.evaluation.label_report import WORST, Report
-from spatialembed.inference.tiled_engine import TiledEngine
+from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target

@@ -29,7 +29,7 @@ from spatialembed.export.export import export_onnx
 from spatialembed.export.frame import framed, outside
 from spatialembed.generated.nuclei_and_shapes import nuclei_field
 from spatialembed.inference import model_file
-from spatialembed.inference.engine import TorchEngine, map_back, resize
+from spatialembed.inference.engine import map_back, resize, torch_engine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method.cluster import ClusterOptions
@@ -47,7 +47,7 @@ def images(*size: int) -> Tensor:
 
 
 def predictor_of(net: SpatialEmbeddingNet, info: ModelInfo) -> Predictor:
-    return Predictor(TorchEngine(net, device=CPU, scale=info.scale), info)
+    return Predictor(torch_engine(net, device=CPU, scale=info.scale), info)
 
 
 def info_of(**changes: Any) -> ModelInfo:
@@ -175,6 +175,15 @@ def test_metadata_say_what_clustering_needs(nuclei: Predictor, nuclei_file: Path
     assert (facts["log_scale"], facts["log_limit"]) == (10, 40)
     assert facts["licence"] == "Apache-2.0"
     assert facts["training"] == info.training
+    assert (facts["network"], facts["diameter"]) == (info.network, info.diameter)
+
+
+def test_network_and_diameter_are_read_back() -> None:
+    told = {"precision": '"float32"', "licence": '"MIT"'}
+    named = OnnxFile(foreign(**told, network='"lite"', diameter='"auto"'))
+    assert (named.network, named.diameter) == ("lite", "auto")
+    older = OnnxFile(foreign(**told))
+    assert (older.network, older.diameter) == ("erfnet", "native")
 
 
 def test_licence_of_converted_weights_goes_along() -> None:
@@ -230,7 +239,7 @@ def test_half_is_half_only_inside(half_file: Path) -> None:
 def test_half_is_near_torch(half_file: Path) -> None:
     rgb = images(2, 3, 37, 50)
     normal = torch.stack([normalize(image, Normalization("fixed")) for image in rgb])
-    wanted = TorchEngine(random_net(), device=CPU)(normal)
+    wanted = torch_engine(random_net(), device=CPU)(normal)
     found = OnnxFile(half_file)(rgb)
     gaps = [float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True)]
     assert max(gaps) < 0.01

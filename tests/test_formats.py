@@ -20,8 +20,8 @@ from spatialembed.command.options import PredictOptions
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import RESULTS_MARKER
 from spatialembed.inference.predict_folder import predict_folder
-from spatialembed.inference.predict_large import TileOptions
 from spatialembed.inference.predictor import Predictor
+from spatialembed.inference.tiling import TileOptions
 from spatialembed.results.folder import ResultFolder
 from spatialembed.results.formats import DEFAULT, FORMATS, chosen
 from spatialembed.results.labels import write_labels

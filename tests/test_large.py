@@ -31,14 +31,14 @@ from spatialembed.images.windows import open_large
 from spatialembed.inference.predict_folder import predict_folder
 from spatialembed.inference.predict_large import (
     LargeResult,
-    TileOptions,
     goes_by_tiles,
     predict_large,
 )
 from spatialembed.inference.predictor import Predictor, load
-from spatialembed.inference.tiling import EXACT_CONTEXT
+from spatialembed.inference.tiling import TileOptions
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import cluster
+from spatialembed.method.model import NETWORKS
 from spatialembed.method.normalization import network_input
 from spatialembed.results import coco, objects_csv
 from spatialembed.results.folder import ResultFolder
@@ -211,7 +211,7 @@ def test_the_network_with_its_whole_context(scale: float, tmp_path: Path) -> Non
             name="a.tif",
             stem="a",
             options=predictor.settings,
-            tiles=TileOptions(tile=128, context=EXACT_CONTEXT),
+            tiles=TileOptions(tile=128, context=NETWORKS["erfnet"].exact_context),
             progress=False,
         )
     assert len(want) > 5
@@ -281,7 +281,7 @@ def test_object_beyond_the_context_is_told(
         run(OnePoint(), tmp_path / "a.tif", tmp_path / "far", kind="none")
     assert "1 of 1 objects are longer than a tile could see around them (20 x 96 px)" in caplog.text
     caplog.clear()
-    tiles = TileOptions(tile=64, context=EXACT_CONTEXT)
+    tiles = TileOptions(tile=64, context=NETWORKS["erfnet"].exact_context)
     run(OnePoint(), tmp_path / "a.tif", tmp_path / "exact", tiles, kind="none")
     tifffile.imwrite(tmp_path / "a.tif", pixels[:, 250:350])
     run(OnePoint(), tmp_path / "a.tif", tmp_path / "near", TileOptions(tile=100), kind="none")
@@ -468,7 +468,7 @@ import sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_large
-from spatialembed.inference.predict_large import TileOptions
+from spatialembed.inference.tiling import TileOptions
 from tile_engines import NearCentres
 
 def anonymous():

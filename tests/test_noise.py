@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from known_predictor import known
 from spatialembed.images.overview import look_over
 from spatialembed.images.windows import open_large
-from spatialembed.inference.device_input import device_input
+from spatialembed.inference.device import device_input
 from spatialembed.method.noise import (
     SIGNAL_PX,
     block_deviations,
@@ -191,11 +192,20 @@ def test_noise_alone_is_told() -> None:
     assert not stretch_is_noise(blank.astype(np.uint16), 1, 99.8)
 
 
-def test_a_model_without_floor_warns(caplog: pytest.LogCaptureFixture) -> None:
-    predictor = known()
-    for floor, warned in ((0.0, True), (10.0, False)):
-        caplog.clear()
-        how = Normalization(noise_floor=floor)
-        predictor.info = replace(predictor.info, normalization=how)
-        next(predictor.map([noise(3, ground=100, side=64).astype(np.uint8)]))
-        assert ("percentiles lie in the noise" in caplog.text) == warned
+@pytest.mark.parametrize("floor", [0.0, 10.0])
+@pytest.mark.parametrize("way", ["call", "many", "tiles"])
+def test_a_model_without_floor_warns(
+    way: str, floor: float, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    image = noise(3, ground=100, side=64).astype(np.uint8)
+    predictor, how = known(), Normalization(noise_floor=floor)
+    predictor.info = replace(predictor.info, normalization=how)
+    if way == "call":
+        predictor(image)
+    elif way == "many":
+        next(predictor.map([image]))
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", image)
+        with closing(open_large(tmp_path / "a.tif", tmp_path)) as large:
+            look_over(large, how, side=64)
+    assert ("percentiles lie in the noise" in caplog.text) == (floor == 0)

@@ -388,7 +388,8 @@ def test_length_of_a_job(inputs: Path, tmp_path: Path, recwarn: pytest.WarningsR
     (inputs / "text.png").write_text("not an image")  # counts as the others do
     assert job_pixels([inputs], tmp_path / "out") == 4 * pixels
     assert job_pixels([inputs / "text.png"], tmp_path / "out") == 0
-    assert job_pixels([inputs / "gone.png"], tmp_path / "out") == 0
+    with pytest.raises(SpatialEmbedError, match="not_found"):
+        job_pixels([inputs / "gone.png"], tmp_path / "out")
     for i in range(3 * SAMPLED):
         Image.fromarray(scene(0)).save(inputs / f"more{i}.png")
     assert job_pixels([inputs], tmp_path / "out") == (4 + 3 * SAMPLED) * pixels

@@ -20,7 +20,7 @@ from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import predictor as predictor_module
-from spatialembed.inference.engine import TorchEngine
+from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.model_file import ModelInfo, save
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method.calibration import Calibration
@@ -46,7 +46,7 @@ def random_predictor(net: SpatialEmbeddingNet, **changes: Any) -> Predictor:
     info = ModelInfo(
         ("a", "b"), True, Normalization(), ClusterOptions(start=0.6, min_pixels=3, min_free=0.2)
     )
-    return Predictor(TorchEngine(net, device=CPU, **changes), info)
+    return Predictor(torch_engine(net, device=CPU, **changes), info)
 
 
 def same(a: Instances, b: Instances) -> bool:
@@ -175,7 +175,7 @@ def test_padding_makes_no_instance(scale: float) -> None:
         net.decoders[1].output_conv.weight.zero_()
         net.decoders[1].output_conv.bias[:] = 5.0
     info = ModelInfo(("all",), True, Normalization(), ClusterOptions(min_pixels=0))
-    found = Predictor(TorchEngine(net, device=CPU, scale=scale), info)(scene(0, (33, 41)))
+    found = Predictor(torch_engine(net, device=CPU, scale=scale), info)(scene(0, (33, 41)))
     assert found.areas.tolist() == [33 * 41]
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.inference.diameter import at_factor
-from spatialembed.inference.tiled_engine import TiledEngine
-from spatialembed.inference.tiling import BASE_BYTES, BYTES_WHOLE
+from spatialembed.inference.tiling import BASE_BYTES, BYTES_WHOLE, TiledEngine, TileOptions
 from spatialembed.types import Embeddings
 
 CPU = torch.device("cpu")
@@ -42,7 +41,7 @@ def test_tiles_give_the_maps_of_the_whole(context: int) -> None:
     memory = limit(1e6)
     side = int((memory * 1e9 / BYTES_WHOLE) ** 0.5) + 8  # the smallest that does not fit
     images = torch.from_numpy(np.random.default_rng(0).random((2, 3, side, side + 5), np.float32))
-    maps = TiledEngine(local, memory=memory, context=context)(images)
+    maps = TiledEngine(local, "erfnet", TileOptions(memory=memory, context=context))(images)
     assert len(local.asked) > 2
     assert all(shape[2] * shape[3] < 1.1e6 for shape in local.asked)
     for ours, whole in zip(maps, Local()(images), strict=True):
@@ -52,13 +51,13 @@ def test_tiles_give_the_maps_of_the_whole(context: int) -> None:
 
 def test_what_fits_goes_as_it_is() -> None:
     local: Any = Local()
-    TiledEngine(local)(torch.zeros(2, 3, 40, 50))
+    TiledEngine(local, "erfnet")(torch.zeros(2, 3, 40, 50))
     assert local.asked == [(2, 3, 40, 50)]
 
 
 def test_another_scale_reaches_the_network() -> None:
     local: Any = Local()
-    whole = TiledEngine(local)
+    whole = TiledEngine(local, "erfnet")
     half = at_factor(whole, 0.5)
     assert (half.scale, half.engine.scale) == (0.5, 0.5)
     assert (whole.scale, local.scale) == (1.0, 1.0)

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.resample import enlarged, resample, scaled_side, source_span
 from spatialembed.inference.tiling import (
-    EXACT_CONTEXT,
-    RECEPTIVE_PX,
-    STRIDE,
+    BYTES_TILE,
+    WIDEST,
     Tile,
     cut_off,
     image_context,
@@ -25,8 +24,10 @@ from spatialembed.inference.tiling import (
     plan_tiles,
     tile_for,
 )
-from spatialembed.method.model import SpatialEmbeddingNet
+from spatialembed.method.model import NETWORKS, SpatialEmbeddingNet
 
+ERFNET = NETWORKS["erfnet"]
+STRIDE = ERFNET.stride
 SCALES = (1.0, 2.0, 1.5, 3.0, 0.5, 0.25, 1.25)
 
 
@@ -34,7 +35,7 @@ SCALES = (1.0, 2.0, 1.5, 3.0, 0.5, 0.25, 1.25)
     ("scale", "step"), [(1, 8), (2, 4), (4, 2), (8, 1), (16, 1), (0.5, 16), (1.5, 16), (3, 8)]
 )
 def test_step(scale: float, step: int) -> None:
-    assert origin_step(scale) == step
+    assert origin_step(scale, STRIDE) == step
     assert (step * scale) % STRIDE == 0
     assert all((smaller * scale) % STRIDE for smaller in range(1, step))
 
@@ -60,7 +61,7 @@ def test_axis(length: int, tile: int, context: int, step: int) -> None:
 
 def test_tiles_part_the_image() -> None:
     seen = np.zeros((300, 411), int)
-    tiles = plan_tiles(300, 411, tile=64, context=16, scale=2.0)
+    tiles = plan_tiles(300, 411, tile=64, context=16, scale=2.0, stride=STRIDE)
     for number, tile in enumerate(tiles):
         core, window = tile.core, tile.window
         seen[core.y0 : core.y1, core.x0 : core.x1] += 1
@@ -73,11 +74,11 @@ def test_tiles_part_the_image() -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_context_covers_what_the_network_sees(scale: float) -> None:
-    context = image_context(EXACT_CONTEXT, scale)
-    assert context % origin_step(scale) == 0
+    context = image_context(ERFNET.exact_context, scale, STRIDE)
+    assert context % origin_step(scale, STRIDE) == 0
     # One more px on each side of an enlarged image takes part in what the network sees there.
-    assert (context - (0 if scale == 1 else 1)) * scale >= RECEPTIVE_PX
-    assert image_context(0, scale) == 0
+    assert (context - (0 if scale == 1 else 1)) * scale >= ERFNET.reach
+    assert image_context(0, scale, STRIDE) == 0
 
 
 @settings(deadline=None)
@@ -85,7 +86,7 @@ def test_context_covers_what_the_network_sees(scale: float) -> None:
 def test_objects_that_are_cut_off(
     height: int, width: int, context: int, data: st.DataObject
 ) -> None:
-    tiles = plan_tiles(height, width, tile=24, context=context, scale=1.0)
+    tiles = plan_tiles(height, width, tile=24, context=context, scale=1.0, stride=STRIDE)
     y1, x1 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     y2, x2 = data.draw(st.integers(y1 + 1, height)), data.draw(st.integers(x1 + 1, width))
 
@@ -103,12 +104,12 @@ def test_objects_that_are_cut_off(
 
 
 def test_memory_picks_the_tile() -> None:
-    tile = tile_for(2e9, 64, 2.0, bytes_per_pixel=200, most=4096)
+    tile = tile_for(2e9, 64, 2.0, STRIDE)
     side = (tile + 128) * 2
-    assert side**2 * 200 <= 2e9 < (side + 8) ** 2 * 200
-    assert tile_for(1e12, 0, 1.0, bytes_per_pixel=200, most=4096) == 4096
+    assert side**2 * BYTES_TILE <= 2e9 < (side + 8) ** 2 * BYTES_TILE
+    assert tile_for(1e12, 0, 1.0, STRIDE) == WIDEST
     with pytest.raises(SpatialEmbedError, match="bad_setting"):
-        tile_for(1e8, 624, 1.0, bytes_per_pixel=200, most=4096)
+        tile_for(1e8, 624, 1.0, STRIDE)
 
 
 # ---------------------------------------------------------------- the context that is exact
@@ -130,7 +131,7 @@ def test_receptive_field() -> None:
         (gradient,) = torch.autograd.grad(maps[0, :, 4, place].sum(), image)
         seen = gradient.abs().sum((0, 1, 2)).nonzero()[:, 0]
         reach += [place - int(seen[0]), int(seen[-1]) - place]
-    assert max(reach) == RECEPTIVE_PX < EXACT_CONTEXT
+    assert max(reach) == ERFNET.reach < ERFNET.exact_context
 
 
 # ---------------------------------------------------------------- another size

@@ -185,13 +185,11 @@ def _scorer(
     from spatialembed.data.open import with_classes_of
     from spatialembed.inference.predict_folder import pixels_of
     from spatialembed.inference.predictor import load_for
-    from spatialembed.inference.tiled_engine import TiledEngine
-    from spatialembed.method.model import NETWORKS
+    from spatialembed.inference.tiling import TiledEngine
 
     pixels = pixels_of([dataset.image_path(i) for i in range(len(dataset))])
     predictor = load_for(options.model, options, pixels, diameter)
-    stride = NETWORKS[predictor.info.network].stride
-    predictor.engine = TiledEngine(predictor.engine, stride=stride)
+    predictor.engine = TiledEngine(predictor.engine, predictor.info.network)
     return predictor, with_classes_of(predictor.info.class_names, dataset)
 
 
@@ -208,8 +206,9 @@ def _report_folder(given: str | None, verb: str, data: str) -> Path:
 def predict(options: PredictOptions) -> int:
     """Detect the instances in images: label images, overlays, a table, COCO JSON and more."""
     from spatialembed.inference.predict_folder import job_pixels, predict_folder
-    from spatialembed.inference.predict_large import TileOptions
     from spatialembed.inference.predictor import load_for
+    from spatialembed.inference.tiling import TileOptions
+    from spatialembed.pictures.html import counted
     from spatialembed.results.formats import chosen
 
     formats = chosen(options.format)
@@ -258,7 +257,8 @@ def predict(options: PredictOptions) -> int:
         report=about if options.report else None,
     )
     failed = f", {len(result.failed)} failed" if result.failed else ""
-    print(f"{result.out}: {result.objects} objects in {result.images} images{failed}")
+    tally = f"{counted(result.objects, 'object')} in {counted(result.images, 'image')}"
+    print(f"{result.out}: {tally}{failed}")
     return result.exit_code
 
 

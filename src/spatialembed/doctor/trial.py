@@ -16,9 +16,10 @@ from spatialembed.doctor.probe import Pair, read_again
 from spatialembed.doctor.recommend import Advice, Setting
 from spatialembed.doctor.survey import Survey
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.inference.bundled import bundled_models
 from spatialembed.inference.device import resolve_device
-from spatialembed.inference.engine import TorchEngine
-from spatialembed.inference.model_file import bundled_models, load
+from spatialembed.inference.engine import Engine, torch_engine
+from spatialembed.inference.model_file import load
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.normalization import network_input
@@ -77,7 +78,7 @@ def nearest_model(survey: Survey, scale: float) -> tuple[Setting, ...]:
     models = {name: load(name) for name in bundled_models()} if parts else {}
     for name, (net, info) in models.items():
         if (net.num_classes, net.elliptical) == wanted:
-            engine = TorchEngine(net, device=torch.device("cpu"), scale=scale)
+            engine = torch_engine(net, device=torch.device("cpu"), scale=scale)
             agreements = [_agreement(engine, info.normalization, part) for part in parts]
             fits[name] = float(np.mean(agreements))
     if not fits:
@@ -121,7 +122,7 @@ def _part(survey: Survey, pair: Pair, scale: float) -> _Part:
     return _Part(image, (rows, columns), ids[rows, columns] > 0)
 
 
-def _agreement(engine: TorchEngine, how: Normalization, part: _Part) -> float:
+def _agreement(engine: Engine, how: Normalization, part: _Part) -> float:
     """Correlation of the seed map of a model with the objects; 0 where one is constant."""
     rows, columns = part.window
     seed = engine(network_input(part.image, how)[None, :, rows, columns]).seed[0].amax(0).numpy()

@@ -20,7 +20,7 @@ from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore
 from spatialembed.evaluation.coco_score import CocoScore
 from spatialembed.evaluation.label_report import LabelScore, Report, Sampling
-from spatialembed.inference.tiled_engine import TiledEngine
+from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.types import Instances, Sample
 

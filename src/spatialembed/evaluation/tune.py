@@ -31,7 +31,8 @@ from spatialembed.evaluation.label_metrics import mean_over_images, resampled
 from spatialembed.evaluation.label_report import report_table, write_json
 from spatialembed.evaluation.threshold_sweep import Surface, sweep
 from spatialembed.files import atomic_write, check_writable
-from spatialembed.inference.model_file import FACTS, WEIGHTS, bundled_models, load, save_as
+from spatialembed.inference.bundled import bundled_models
+from spatialembed.inference.model_file import FACTS, WEIGHTS, load, save_as
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method import calibration
 from spatialembed.method.calibration import Calibration

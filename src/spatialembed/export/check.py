@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialembed.errors import missing_extra
-from spatialembed.export.frame import INPUT, outside
+from spatialembed.errors import SpatialEmbedError
+from spatialembed.export.frame import outside
 from spatialembed.generated.nuclei_and_shapes import nuclei_field, shapes_scene
 from spatialembed.inference.device import first_line
+from spatialembed.inference.engines.onnx import INPUT, maps_of, session
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.model_json import bad_model
 from spatialembed.method.cluster import ClusterOptions, cluster
@@ -57,19 +58,13 @@ class OnnxFile:
     scale = 1.0
 
     def __init__(self, model: str | Path | bytes, *, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise missing_extra("onnxruntime", "export", "running an exported file") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors, which are raised too
         where = "model" if isinstance(model, bytes) else str(model)
-        source = model if isinstance(model, bytes) else str(model)
         try:
-            self._session = onnxruntime.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
+            self._session = session(
+                model if isinstance(model, bytes) else where, threads, "running an exported file"
             )
+        except SpatialEmbedError:
+            raise
         except Exception as error:  # its faults share no class that is public
             raise bad_model(where, first_line(error)) from error
         ends = self._session.get_inputs(), self._session.get_outputs()
@@ -81,13 +76,14 @@ class OnnxFile:
             self.metadata = {key: json.loads(value) for key, value in entries.items()}
             self.precision = str(self.metadata["precision"])
             self.licence = str(self.metadata["licence"])
+            self.network = str(self.metadata.get("network", "erfnet"))  # of older files
+            self.diameter = str(self.metadata.get("diameter", "native"))
         except (ValueError, RecursionError, KeyError) as error:
             raise bad_model(where, f"metadata: {first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Embeddings:
         """images (B, 3, H, W) float32 as the file takes them -> Embeddings (B, ., H, W) float32."""
-        maps = self._session.run(Embeddings._fields, {INPUT: images.contiguous().numpy()})
-        return Embeddings(*(torch.from_numpy(m) for m in maps))
+        return maps_of(self._session, images)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def compare(
 ) -> list[Comparison]:
     """Run both on generated scenes of each of SIZES and compare maps and instances.
 
-    reference: normalised images (B, 3, H, W) to maps, as ``TorchEngine``.
+    reference: normalised images (B, 3, H, W) to maps, as ``NetworkEngine``.
     """
     rows = []
     for i, (height, width, batch) in enumerate(SIZES):

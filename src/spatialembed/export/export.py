@@ -28,7 +28,7 @@ from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
 from spatialembed.export.check import LIMITS, SIZES, Comparison, OnnxFile, compare
 from spatialembed.export.frame import framed
 from spatialembed.files import atomic_write, check_writable
-from spatialembed.inference.engine import TorchEngine
+from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.engines.folded import FoldedNet
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.predictor import Predictor
@@ -66,9 +66,11 @@ def export_onnx(
         SpatialEmbedError: ``bad_setting``, ``not_writable``, ``missing_extra`` (exit 2, before
             anything is computed); ``disk_full`` (exit 5).
     """
-    _check_settings(predictor, precision)
-    path = _writable(Path(path))
-    return _write(_model(predictor, precision), path)
+    path = _checked(predictor, path, precision)
+    model = _model(predictor, precision)
+    with atomic_write(path) as temporary:  # one file: far from the 2 GB that ONNX parts at
+        temporary.write_bytes(model.SerializeToString())
+    return path
 
 
 def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
@@ -77,11 +79,13 @@ def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
     range_ = "normalised as in normalization" if percentile else "in [0, 1]"
     return {
         "format_version": FORMAT_VERSION,
+        "network": info.network,
         "class_names": list(info.class_names),  # one a seed map, in order
         "thresholds": asdict(info.thresholds),  # of the clustering, as ``ClusterOptions``
         "normalization": asdict(info.normalization),
         "normalization_inside": not percentile,  # or the caller's to do
         "scale": info.scale,  # magnification at which the network sees the image, inside
+        "diameter": info.diameter,  # "auto": the model's own program tries other scales too
         "input": f"image (B, 3, H, W) float32, RGB, {range_}; any size",
         "unit": UNIT,  # px of one coordinate unit
         "elliptical": info.elliptical,  # two bandwidths a pixel, x and y
@@ -97,30 +101,25 @@ def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the graph
 
 
-def _check_settings(predictor: Predictor, precision: str) -> None:
-    """Refuse before anything is computed."""
+def _checked(predictor: Predictor, path: str | Path, precision: str) -> Path:
+    """``path``, once all that can be refused beforehand is fine: a model takes a while."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise missing_extra(package, "export", "export to ONNX")
-    choices = get_args(Precision)
+    choices, path, remedy = get_args(Precision), Path(path), "choose another file by --out"
     if precision not in choices:
         raise _refused(f"precision {precision!r}", f"use {' or '.join(choices)}")
     _net(predictor)
-
-
-def _refused(what: str, remedy: str) -> SpatialEmbedError:
-    return SpatialEmbedError("bad_setting", what, remedy, USAGE)
-
-
-def _writable(path: Path) -> Path:
-    """``path``, once it is known that such a file can be written: a model takes a while."""
-    remedy = "choose another file by --out"
     if path.is_dir():
         raise SpatialEmbedError("not_writable", f"{path}: is a folder", remedy, USAGE)
     if path.suffix.lower() != ".onnx":
         raise _refused(f"--out {path}: the file will be ONNX", "give it a name that ends in .onnx")
     check_writable(path.parent, remedy)
     return path
+
+
+def _refused(what: str, remedy: str) -> SpatialEmbedError:
+    return SpatialEmbedError("bad_setting", what, remedy, USAGE)
 
 
 def _net(predictor: Predictor) -> SpatialEmbeddingNet:
@@ -147,13 +146,6 @@ def _model(predictor: Predictor, precision: str) -> ModelProto:
     model.graph.input[0].doc_string = str(entries["input"])
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _write(model: ModelProto, path: Path) -> Path:
-    """One file: weights are below 10 MB, far from the 2 GB that ONNX parts at."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-    return path
 
 
 # ---------------------------------------------------------------- the verb
@@ -235,17 +227,16 @@ def export(
 
     Raises SpatialEmbedError as ``export_onnx``.
     """
-    _check_settings(predictor, precision)
-    path = _writable(Path(path))  # before a bar, which would stay above the refusal
+    path = _checked(predictor, path, precision)  # before a bar, which would stay above the refusal
     with Stages(progress, "export") as stages:
         stages.begin("network to ONNX", None)
         export_onnx(predictor, path, precision=precision)
         exported, comparisons = OnnxFile(path), list[Comparison]()
         if check:
             stages.begin("check", len(SIZES))
-            info, net = predictor.info, _net(predictor)
-            torch_engine = TorchEngine(net, device=torch.device("cpu"), scale=info.scale)
-            comparisons = compare(torch_engine, exported, info, stages.advance)
+            info, cpu = predictor.info, torch.device("cpu")
+            reference = torch_engine(_net(predictor), device=cpu, scale=info.scale)
+            comparisons = compare(reference, exported, info, stages.advance)
     licence = f"licence of the weights: {exported.licence}"
     report = ExportReport(path, precision, licence, tuple(comparisons))
     if check:

@@ -14,21 +14,19 @@ that, whose weights follow from the sizes::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatialembed.inference.engines.onnx_graph import to_onnx
-from spatialembed.method.geometry import LOG_SCALE
+from spatialembed.inference.engine import map_back
+from spatialembed.inference.engines.onnx import to_onnx
 from spatialembed.types import Embeddings, Normalization
 
 if TYPE_CHECKING:
     import onnx
-
-INPUT = "image"
-_EXAMPLE = (2, 3, 37, 50)  # no multiples of 8, so that the padding is part of the graph
 
 
 class Framed(nn.Module):
@@ -56,20 +54,7 @@ class Framed(nn.Module):
         size = image.shape[-2:]
         seen: list[Any] = [torch.sym_max(1, round(side * self.scale)) for side in size]
         maps = self.network(_resized(x, seen, shrinks=self.scale < 1))
-        return self._mapped_back(maps, seen, size)
-
-    def _mapped_back(
-        self, maps: Embeddings, seen: Sequence[int], size: Sequence[int]
-    ) -> Embeddings:
-        """As ``engine.map_back``; the sizes are open, so that tensors are made of them."""
-        one = maps.offset.new_ones(1)
-        by_axis = torch.cat([one * (seen[i] / size[i]) for i in (1, 0)]).view(1, 2, 1, 1)
-        gain = 2 * by_axis.log() / LOG_SCALE
-        if maps.log_precision.shape[1] == 1:
-            gain = gain.mean(dim=1, keepdim=True)
-        offset, log_precision = (_resized(m, size, shrinks=False) for m in maps[:2])
-        seed = _resized(maps.seed, size, shrinks=self.scale > 1).clamp(0, 1)
-        return Embeddings(offset / by_axis, log_precision + gain, seed)
+        return map_back(maps, size, partial(_resized, shrinks=self.scale > 1))
 
 
 def _resized(maps: Tensor, size: Sequence[int], *, shrinks: bool) -> Tensor:
@@ -90,8 +75,7 @@ def _weights(source: int, target: int) -> Tensor:
 
 def framed(network: nn.Module, normalization: Normalization, scale: float) -> onnx.ModelProto:
     """The graph of ``Framed``: one input ``image``, and the fields of ``Embeddings``, float32."""
-    whole = Framed(network, normalization, scale).eval()
-    model = to_onnx(whole, torch.rand(_EXAMPLE), entry=INPUT, outputs=Embeddings._fields)
+    model = to_onnx(Framed(network, normalization, scale).eval())
     for node in model.graph.node:
         for attribute in node.attribute:
             # pytorch_half_pixel, the exporter's, takes the first of the pixels that become one.

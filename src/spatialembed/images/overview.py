@@ -19,7 +19,7 @@ from spatialembed.files import BROKEN_ARRAYS, atomic_write
 from spatialembed.images.resample import resample, scaled_side, source_span
 from spatialembed.images.windows import LargeImage
 from spatialembed.method.kernels.pixels import count_levels
-from spatialembed.method.noise import BLOCK_PX, block_deviations, quiet
+from spatialembed.method.noise import BLOCK_PX, block_deviations, is_noise, quiet, say_noise
 from spatialembed.method.normalization import Levels, check_range, levels_of_counts
 from spatialembed.types import Normalization
 
@@ -92,11 +92,10 @@ def look_over(
         band = image.read(y0, y1, 0, image.shape_hw[1])
         if how.kind == "percentile":
             values.add(band, y0)
-            if how.noise_floor:
-                rest = np.concatenate((rest, band.reshape(len(band), *rest.shape[1:])))
-                whole = len(rest) // BLOCK_PX * BLOCK_PX
-                deviations.append(block_deviations(rest[:whole], image.shape_hw, y1 - len(rest)))
-                rest = rest[whole:]
+            rest = np.concatenate((rest, band.reshape(len(band), *rest.shape[1:])))
+            whole = len(rest) // BLOCK_PX * BLOCK_PX
+            deviations.append(block_deviations(rest[:whole], image.shape_hw, y1 - len(rest)))
+            rest = rest[whole:]
         elif band.dtype.kind == "f":
             check_range(band, f"{image.name}: ")
         i0, i1 = y0 // step, min(-(-y1 // step), len(picture))
@@ -104,8 +103,13 @@ def look_over(
             part = band if step == 1 else small.read(i0, i1, 0, picture.shape[1])
             picture[i0:i1] = part.reshape(picture[i0:i1].shape)
         advance((y1 - y0) / image.shape_hw[0])
-    noise = quiet(np.concatenate(deviations), image.dtype) if how.noise_floor else None
-    levels = values.levels(how, noise) if how.kind == "percentile" else None
+    levels = None
+    if how.kind == "percentile":
+        noise = quiet(np.concatenate(deviations), image.dtype)
+        levels = values.levels(how, noise if how.noise_floor else None)
+        most = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+        if not how.noise_floor and is_noise((levels.high - levels.low) * most, noise):
+            say_noise(image.name)
     return Overview(picture[..., 0] if image.channels == 1 else picture, levels)
 
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import TYPE_CHECKING
 
-CARD = "README.md"
+if TYPE_CHECKING:
+    from importlib.abc import Traversable  # elsewhere in later Pythons
+
+
+def bundled_folder(name: str) -> Traversable:
+    """The folder of a bundled model, which may lie inside a zip."""
+    return resources.files("spatialembed") / "models" / name
+
+
+def bundled_models() -> list[str]:
+    """Names of the models in the package, sorted."""
+    root = bundled_folder("")
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if (entry / "model.json").is_file())
 
 
 def summaries() -> dict[str, str]:
     """Name of each bundled model, sorted, and the first sentence of its card."""
-    root = resources.files("spatialembed") / "models"
-    if not root.is_dir():
-        return {}
-    folders = [folder for folder in root.iterdir() if folder.joinpath(CARD).is_file()]
-    return {
-        folder.name: _first_sentence(folder.joinpath(CARD).read_text(encoding="utf-8"))
-        for folder in sorted(folders, key=lambda folder: folder.name)
-    }
+    cards = {name: bundled_folder(name) / "README.md" for name in bundled_models()}
+    return {name: _first_sentence(card.read_text("utf-8")) for name, card in cards.items()}
 
 
 def _first_sentence(card: str) -> str:

@@ -16,13 +16,15 @@ import copy
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.inference.engine import Engine
+from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.test_time_augmentation import average_over_turns
-from spatialembed.method.calibration import Calibration, with_expected_iou
+from spatialembed.method.calibration import with_expected_iou
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.types import Embeddings, Instances
 
@@ -41,28 +43,12 @@ DIAMETERS = "diameter_px"
 """Fact of a model: percentiles 5, 50 and 95 of the diameters, px, that it was trained on."""
 
 
-class SeesAtScale(Protocol):
-    """What is needed of an ``Engine``."""
+class Seen(NamedTuple):
+    """The instances of one image, and the maps that they were found in."""
 
-    scale: float
-
-    def __call__(self, images: Tensor) -> Embeddings: ...
-
-
-class KnowsSizes(Protocol):
-    """What is needed of ``ModelInfo``."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def training(self) -> dict[str, Any]: ...
-    @property
-    def thresholds(self) -> ClusterOptions: ...
-    @property
-    def calibration(self) -> Calibration | None: ...
-
-
-_E = TypeVar("_E", bound=SeesAtScale)
+    instances: Instances
+    maps: Embeddings  # (1, ., H, W)
+    factor: float = 1.0  # of the model's scale, at which the network saw the image
 
 
 def parse_diameter(text: str | float) -> Diameter:
@@ -82,7 +68,7 @@ def parse_diameter(text: str | float) -> Diameter:
     return diameter
 
 
-def factor_for(info: KnowsSizes, diameter_px: float) -> float:
+def factor_for(info: ModelInfo, diameter_px: float) -> float:
     """By which the model's scale is changed so that objects of ``diameter_px`` look as trained.
 
     1 for all within the 5th and the 95th percentile of the training objects: 0.5 for 100 px where
@@ -103,7 +89,7 @@ def factor_for(info: KnowsSizes, diameter_px: float) -> float:
     return float(known["p50"]) / diameter_px
 
 
-def at_factor(engine: _E, factor: float) -> _E:
+def at_factor(engine: Engine, factor: float) -> Engine:
     """The same engine, which sees images at ``factor`` times its scale; shares its network."""
     scaled = copy.copy(engine)
     scaled.scale = engine.scale * factor
@@ -116,8 +102,8 @@ def rescaled_options(options: ClusterOptions, factor: float) -> ClusterOptions:
 
 
 def suited(
-    engine: _E, info: KnowsSizes, options: ClusterOptions, diameter_px: float
-) -> tuple[_E, ClusterOptions]:
+    engine: Engine, info: ModelInfo, options: ClusterOptions, diameter_px: float
+) -> tuple[Engine, ClusterOptions]:
     """Engine and thresholds for objects of that diameter. Raises as ``factor_for`` does."""
     factor = factor_for(info, diameter_px)
     if factor != 1:
@@ -142,8 +128,7 @@ def worth(found: Instances) -> float:
 
 def is_doubtful(found: Instances) -> bool:
     """Whether nothing was found, or mostly what is not expected to be right."""
-    areas = found.areas
-    return not len(found) or bool((areas * (found.expected_iou - DOUBTFUL)).sum() < 0)
+    return not len(found) or bool((found.areas * (found.expected_iou - DOUBTFUL)).sum() < 0)
 
 
 def is_light(found: Instances, native: Instances) -> bool:
@@ -155,37 +140,37 @@ def is_light(found: Instances, native: Instances) -> bool:
 
 
 def best_scale(
-    engine: _E,
-    info: KnowsSizes,
+    engine: Engine,
+    info: ModelInfo,
     image: Tensor,
-    native: tuple[Instances, Embeddings],
+    native: Seen,
     options: ClusterOptions,
     augment: bool,
-) -> tuple[Instances, Embeddings, float]:
-    """What was found in ``image`` (3, H, W), normalised, at the best scale; its maps; its factor.
+) -> Seen:
+    """What was found in ``image`` (3, H, W), normalised, at the best scale.
 
     native: what was found at the model's own. augment: average over turns. A model that is not
     calibrated cannot judge: what was found stays. The model's own min_pixels is of objects as it
     was trained on and grows with them; another one counts pixels of the image at every scale.
     """
-    best, maps, best_factor = *native, 1.0
+    best = native
     if info.calibration is None:
-        return best, maps, best_factor
-    most, doubtful = worth(best), is_doubtful(best)
+        return best
+    most, doubtful = worth(best.instances), is_doubtful(best.instances)
     own = options.min_pixels == info.thresholds.min_pixels
     for factor in FACTORS:
         if min(image.shape[-2:]) * engine.scale * factor < LEAST_SIDE:
             break
         scaled = at_factor(engine, factor)
-        tried = average_over_turns(scaled, image[None]) if augment else scaled(image[None])
+        maps = average_over_turns(scaled, image[None]) if augment else scaled(image[None])
         thresholds = rescaled_options(options, factor) if own else options
-        found = cluster(tried, thresholds, info.class_names)[0].numpy()
-        found = with_expected_iou(found, tried.seed[0], info.calibration)
-        if is_light(found, native[0]):
+        found = cluster(maps, thresholds, info.class_names)[0].numpy()
+        found = with_expected_iou(found, maps.seed[0], info.calibration)
+        if is_light(found, native.instances):
             continue
         value = worth(found)
         if value > GAIN * max(most, 0.0):
-            best, maps, best_factor, most = found, tried, factor, value
+            best, most = Seen(found, maps, factor), value
         elif not doubtful:
             break
-    return best, maps, best_factor
+    return best

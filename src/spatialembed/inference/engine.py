@@ -16,8 +16,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -35,29 +35,16 @@ from spatialembed.inference.device import (
     resolve_precision,
 )
 from spatialembed.inference.engines.choice import ENGINES, choose
+from spatialembed.inference.engines.compiled import compiled_run, missing_compiler
 from spatialembed.inference.engines.folded import FoldedNet, Run
-from spatialembed.inference.engines.inductor import compiled_run, missing_compiler
-from spatialembed.inference.engines.onnxruntime_engine import onnxruntime_run
+from spatialembed.inference.engines.onnx import onnxruntime_run
 from spatialembed.inference.engines.openvino_engine import openvino_run
-from spatialembed.inference.test_time_augmentation import average_over_turns
 from spatialembed.method.geometry import LOG_SCALE
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.erfnet import pad_to_stride
 from spatialembed.options import DeviceOptions
 from spatialembed.types import Embeddings
 
-__all__ = [
-    "Engine",
-    "FoldedEngine",
-    "Precision",
-    "TorchEngine",
-    "average_over_turns",
-    "build",
-    "map_back",
-    "resize",
-    "resolve_device",
-    "resolve_precision",
-]
 logger = logging.getLogger("spatialembed")
 
 _CUDNN = threading.Lock()
@@ -82,51 +69,8 @@ class Engine(Protocol):
         """images (B, 3, H, W) float32, normalised, any size -> Embeddings (B, ., H, W) float32."""
 
 
-class TorchEngine:
-    """The network as it was trained, operation by operation: the reference of the others.
-
-    It takes ``net`` over: moved to the device, in evaluation mode; later changes of it show.
-    """
-
-    name = "torch"
-
-    def __init__(
-        self,
-        net: SpatialEmbeddingNet,
-        *,
-        device: torch.device,
-        precision: Precision = "float32",
-        scale: float = 1.0,
-    ) -> None:
-        compute_alone_when_forked()
-        # channels_last: oneDNN and cuDNN convolve it without copying.
-        self.net = net.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device = device
-        self.precision = precision
-        self.scale = scale
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Embeddings:
-        """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5)."""
-        with (
-            memory_is_named(images.shape, self.device),
-            _reproducible(self.device),
-            self._autocast(),
-        ):
-            return _at_scale(self._run, images.to(self.device), self.scale)
-
-    def _run(self, images: Tensor) -> Embeddings:
-        maps = self.net(images.contiguous(memory_format=torch.channels_last))
-        return Embeddings(*(m.float() for m in maps))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
-class FoldedEngine:
-    """The network with its batch-norm folded, run by ``run``; made by ``build``."""
+class NetworkEngine:
+    """A network run by ``run``; made by ``torch_engine`` and ``build``."""
 
     def __init__(
         self,
@@ -152,7 +96,12 @@ class FoldedEngine:
         """As ``Engine``. Raises SpatialEmbedError ``out_of_memory`` (exit 5), ``forked``."""
         self._refuse_lost_threads()
         with memory_is_named(images.shape, self.device), _reproducible(self.device):
-            return _at_scale(self._run, images.to(self.device), self.scale)
+            images = images.to(self.device)
+            if self.scale == 1:
+                return self._padded(images)
+            height, width = images.shape[-2:]
+            seen = max(1, round(height * self.scale)), max(1, round(width * self.scale))
+            return map_back(self._padded(resize(images, seen)), (height, width))
 
     def _refuse_lost_threads(self) -> None:
         """A forked process has the engine but none of its threads: it would wait for ever."""
@@ -164,10 +113,35 @@ class FoldedEngine:
                 USAGE,
             )
 
-    def _run(self, images: Tensor) -> Embeddings:
+    def _padded(self, images: Tensor) -> Embeddings:
         height, width = images.shape[-2:]
         maps = self.run(pad_to_stride(images, self.net.stride))
         return Embeddings(*(m[..., :height, :width] for m in maps))
+
+
+def torch_engine(
+    net: SpatialEmbeddingNet,
+    *,
+    device: torch.device,
+    precision: Precision = "float32",
+    scale: float = 1.0,
+) -> NetworkEngine:
+    """The network as it was trained, operation by operation: the reference of the others.
+
+    ``net`` is taken over: moved to the device, in evaluation mode; later changes of it show.
+    """
+    # channels_last: oneDNN and cuDNN convolve it without copying.
+    net = net.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(images: Tensor) -> Embeddings:
+        rough = precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=rough):
+            maps = net(images.contiguous(memory_format=torch.channels_last))
+        return Embeddings(*(m.float() for m in maps))
+
+    return NetworkEngine(
+        run, net=net, name="torch", device=device, precision=precision, scale=scale
+    )
 
 
 @cache
@@ -186,7 +160,7 @@ def build(
     *,
     scale: float = 1.0,
     megapixels: float | None = None,
-) -> FoldedEngine:
+) -> NetworkEngine:
     """Start an engine for a network; logs which, and how long it took.
 
     Args:
@@ -210,7 +184,11 @@ def build(
     if engine not in ("auto", *ENGINES):
         remedy = f"use auto, {', '.join(ENGINES)}"
         raise SpatialEmbedError("unknown_engine", f"{engine!r} is not an engine", remedy, USAGE)
-    _set_threads(options.threads)
+    if options.threads is not None:
+        if options.threads < 1:
+            what = f"threads is {options.threads}"
+            raise SpatialEmbedError("bad_threads", what, "give 1 or more", USAGE)
+        torch.set_num_threads(options.threads)
     where = resolve_device("cpu" if engine in CPU_ONLY and device == "auto" else device)
     how = _precision_of(engine, options.precision, where)
     _check_device(engine, where)
@@ -229,15 +207,7 @@ def build(
         logger.warning("engine %s does not start: %s; using torch", name, first_line(error))
         name, run = "torch", _start("torch", net, where, how)
     logger.info("engine %s, %s, %s, %.1f s", name, how, where, time.perf_counter() - began)
-    return FoldedEngine(run, net=net, name=name, device=where, precision=how, scale=scale)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise SpatialEmbedError("bad_threads", f"threads is {threads}", "give 1 or more", USAGE)
-    torch.set_num_threads(threads)
+    return NetworkEngine(run, net=net, name=name, device=where, precision=how, scale=scale)
 
 
 def _precision_of(engine: str, precision: str, device: torch.device) -> Precision:
@@ -274,40 +244,36 @@ def _start(name: str, net: SpatialEmbeddingNet, device: torch.device, precision:
     return compiled_run(folded.core, device) if name == "compiled" else folded.core
 
 
-def _at_scale(run: Run, images: Tensor, scale: float) -> Embeddings:
-    """Maps of ``images`` by a run that sees them resized by ``scale``."""
-    if scale == 1:
-        return run(images)
-    height, width = images.shape[-2:]
-    seen = max(1, round(height * scale)), max(1, round(width * scale))
-    return map_back(run(resize(images, seen)), (height, width))
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, (B, C, H, W) -> (B, C, *size), with the antialias filter where a side shrinks."""
     shrinks = size[0] < images.shape[-2] or size[1] < images.shape[-1]
-    return F.interpolate(images, size, mode="bilinear", antialias=shrinks)
+    return F.interpolate(images, list(size), mode="bilinear", antialias=shrinks)
 
 
-def map_back(maps: Embeddings, size: tuple[int, int] | torch.Size) -> Embeddings:
+def map_back(
+    maps: Embeddings,
+    size: Sequence[int],
+    average: Callable[[Tensor, Sequence[int]], Tensor] = resize,
+) -> Embeddings:
     """Maps (B, ., H', W') of a resized image as maps (B, ., H, W) = ``size`` of the image itself.
 
-    The seeds are averaged over the pixels that became one; offsets and log-precisions are
-    interpolated without that wider filter, which would mix those of touching instances.
+    The seeds are averaged, by ``average``, over the pixels that became one; offsets and
+    log-precisions are interpolated without that wider filter, which would mix those of touching
+    instances. Tensors are made of the sizes, which are symbols while a graph is exported.
     """
     height, width = size
-    s_x, s_y = maps.offset.shape[-1] / width, maps.offset.shape[-2] / height
+    one = maps.offset.new_ones(1)
+    s_x, s_y = one * (maps.offset.shape[-1] / width), one * (maps.offset.shape[-2] / height)
     offset, log_precision = (
         F.interpolate(m, (height, width), mode="bilinear")
         for m in (maps.offset, maps.log_precision)
     )  # (B, 2, H, W), (B, S, H, W)
-    by_axis = torch.tensor((s_x, s_y)).to(offset).view(1, 2, 1, 1)
+    by_axis = torch.cat((s_x, s_y)).view(1, 2, 1, 1)
     gain = 2 * by_axis.log() / LOG_SCALE
     if log_precision.shape[1] == 1:  # for both axes: the geometric mean of their scales
         gain = gain.mean(dim=1, keepdim=True)
-    return Embeddings(
-        offset / by_axis, log_precision + gain, resize(maps.seed, (height, width)).clamp(0, 1)
-    )
+    seed = average(maps.seed, (height, width)).clamp(0, 1)
+    return Embeddings(offset / by_axis, log_precision + gain, seed)
 
 
 @contextmanager

@@ -13,15 +13,13 @@ stopped anywhere leaves a model that loads:
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -30,6 +28,7 @@ from torch import Tensor
 from spatialembed.data.split_record import SplitRecord
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
+from spatialembed.inference.bundled import bundled_folder, bundled_models
 from spatialembed.inference.model_json import bad_model, check_keys, parse_fields, parse_json, typed
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
@@ -115,10 +114,10 @@ def save_as(model: str | Path, folder: str | Path, info: ModelInfo) -> Path:
 def _write(folder: Path, weights: bytes, info: ModelInfo) -> Path:
     """The three steps of a save."""
     facts = _facts(info, hashlib.sha256(weights).hexdigest())
-    _parse(facts, str(folder))  # what would not load is not written
+    _parse(parse_json(facts, str(folder)), str(folder))  # what would not load is not written
     _finish_interrupted(folder)
     with atomic_write(folder / PENDING) as path:
-        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_bytes(facts)
     with atomic_write(folder / WEIGHTS) as path:
         path.write_bytes(weights)
     os.replace(folder / PENDING, folder / FACTS)
@@ -161,14 +160,6 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
     return net.eval(), info
 
 
-def bundled_models() -> list[str]:
-    """Names of the models in the package, sorted."""
-    root = resources.files("spatialembed") / "models"
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in root.iterdir() if entry.joinpath(FACTS).is_file())
-
-
 # Writing
 
 
@@ -181,11 +172,10 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     return tensor
 
 
-def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
-    """The contents of model.json."""
+def _facts(info: ModelInfo, sha256: str) -> bytes:
+    """The contents of model.json: numpy's scalars as numbers, NaN as null."""
+    how, normalization = info.normalization, asdict(info.normalization)
     network: dict[str, Any] = {"num_classes": len(info.class_names), "elliptical": info.elliptical}
-    normalization = asdict(info.normalization)
-    how = info.normalization
     plain = info.network == "erfnet" and how.noise_floor == 0 and how.ceiling is None
     if plain:
         del normalization["noise_floor"], normalization["ceiling"]
@@ -197,27 +187,18 @@ def _facts(info: ModelInfo, sha256: str) -> dict[str, Any]:
         "class_names": info.class_names,
         "normalization": normalization,
         "scale": info.scale,
-        "thresholds": asdict(info.thresholds),
+        "thresholds": info.thresholds,
         "training": info.training,
         "weights_sha256": sha256,
     }
     if info.diameter != "native":
         facts["diameter"] = info.diameter
     if info.calibration is not None:
-        facts["calibration"] = asdict(info.calibration)
+        facts["calibration"] = info.calibration
     if info.split is not None:
         facts["split"] = info.split.to_json()
-    return _plain(facts)
-
-
-def _plain(value: Any) -> Any:
-    """What a reader of the JSON gets: numpy scalars as numbers, tuples as lists, NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    encoded = msgspec.json.encode(facts, enc_hook=lambda number: number.item())
+    return msgspec.json.format(encoded) + b"\n"
 
 
 def _finish_interrupted(folder: Path) -> None:
@@ -236,23 +217,18 @@ def _find(path: str | Path) -> Traversable:
     """The folder of a model; a bundled one may lie inside a zip."""
     names = bundled_models()
     if isinstance(path, str) and path in names:
-        return resources.files("spatialembed") / "models" / path
+        return bundled_folder(path)
     place = Path(path)
-    if place.is_dir():
-        folder = place
-    elif place.name in (WEIGHTS, FACTS):
-        folder = place.parent
-    elif place.exists():
+    folder = place.parent if place.name in (WEIGHTS, FACTS) and not place.is_dir() else place
+    if folder.joinpath(WEIGHTS).is_file():
+        return folder
+    if folder.exists() and not folder.is_dir():
         raise SpatialEmbedError(
             "bad_model",
-            f"{place}: not a model file; a model is a folder with {WEIGHTS} and {FACTS}",
+            f"{folder}: not a model file; a model is a folder with {WEIGHTS} and {FACTS}",
             "name the folder, or read the released checkpoint with `spatialembed convert`",
             MODEL,
         )
-    else:
-        folder = place
-    if folder.joinpath(WEIGHTS).is_file():
-        return folder
     raise SpatialEmbedError(
         "no_model",
         f"{path}: neither a bundled model nor a folder with {WEIGHTS}",
@@ -328,30 +304,27 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     scale = typed(facts["scale"], float, f"{where}: scale")
     if not 1 / 16 <= scale <= 16:
         raise bad_model(where, f"scale is {scale}, not between 1/16 and 16")
-    stored = facts["normalization"]
-    if isinstance(stored, dict):  # what files of version 1 do not name was not there
-        stored = {"noise_floor": 0.0, "ceiling": None} | stored
-    normalization = parse_fields(Normalization, stored, f"{where}: normalization")
-    thresholds = parse_fields(ClusterOptions, facts["thresholds"], f"{where}: thresholds")
-    calibration = facts.get("calibration")
-    if calibration is not None:
-        calibration = parse_fields(Calibration, calibration, f"{where}: calibration")
-    split = facts.get("split")
-    if split is not None:
-        try:
-            split = SplitRecord.from_json(split)
-        except ValueError as error:
-            raise bad_model(where, f"split: {error}") from error
+    normalization = facts["normalization"]
+    if isinstance(normalization, dict):  # what files of version 1 do not name was not there
+        facts["normalization"] = {"noise_floor": 0.0, "ceiling": None} | normalization
+    diameter = typed(
+        facts.get("diameter", "native"), Literal["auto", "native"], f"{where}: diameter"
+    )
+    calibrated = facts.get("calibration") is not None
+    try:
+        split = SplitRecord.from_json(facts["split"]) if facts.get("split") is not None else None
+    except ValueError as error:
+        raise bad_model(where, f"split: {error}") from error
     return ModelInfo(
         tuple(names),
         elliptical,
-        normalization,
-        thresholds,
+        parse_fields(Normalization, facts, "normalization", where),
+        parse_fields(ClusterOptions, facts, "thresholds", where),
         scale,
         training,
-        calibration,
+        parse_fields(Calibration, facts, "calibration", where) if calibrated else None,
         name,
-        typed(facts.get("diameter", "native"), Literal["auto", "native"], f"{where}: diameter"),
+        diameter,
         split=split,
     )
 
@@ -402,13 +375,9 @@ def state_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -
     found = [f"{name} is missing" for name in ours if name not in theirs]
     found += [f"{name} is not known" for name in theirs if name not in ours]
     found += [
-        f"{name} is {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
-        for name in ours
-        if name in theirs and ours[name].shape != theirs[name].shape
+        f"{name} is {tuple(theirs[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in ours.items()
+        if name in theirs and tensor.shape != theirs[name].shape
     ]
-    return _shortened(found)
-
-
-def _shortened(lines: Sequence[str], most: int = 4) -> str:
-    rest = len(lines) - most
-    return "; ".join(lines[:most]) + (f"; and {rest} more" if rest > 0 else "")
+    more = [f"and {len(found) - 4} more"] * (len(found) > 4)
+    return "; ".join(found[:4] + more)

@@ -47,8 +47,9 @@ def check_keys(
             raise bad_model(where, f"{what} key {', '.join(map(repr, sorted(keys)))}")
 
 
-def parse_fields(kind: type[T], value: Any, where: str) -> T:
-    """One of our flat dataclasses from a JSON object that names each of its fields."""
+def parse_fields(kind: type[T], facts: dict[str, Any], name: str, where: str) -> T:
+    """One of our flat dataclasses from the fact ``name``, an object that has each of its fields."""
+    value, where = facts[name], f"{where}: {name}"
     check_keys(value, {f.name for f in fields(kind)}, where)  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     arguments = {name: typed(value[name], hints[name], f"{where}: {name}") for name in value}

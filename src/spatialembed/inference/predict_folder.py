@@ -10,12 +10,12 @@ import hashlib
 import logging
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from spatialembed.console import Stages, noted_warnings, printable
 from spatialembed.errors import PARTIAL, RESOURCE, SpatialEmbedError
@@ -24,8 +24,9 @@ from spatialembed.images.listing import list_images, refuse_collisions
 from spatialembed.images.pixel_size import pixel_size
 from spatialembed.images.read import Page, each_page
 from spatialembed.images.windows import image_size
-from spatialembed.inference.predict_large import TileOptions, goes_by_tiles, predict_large
+from spatialembed.inference.predict_large import LargeResult, goes_by_tiles, predict_large
 from spatialembed.inference.predictor import Outcome, Predictor
+from spatialembed.inference.tiling import TileOptions
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.pictures.contact_sheet import ContactSheet
 from spatialembed.pictures.run_page import RunPage
@@ -33,7 +34,6 @@ from spatialembed.results.folder import CITYSCAPES, ResultFolder
 from spatialembed.results.formats import DEFAULT, WHOLE_ONLY, chosen
 
 logger = logging.getLogger("spatialembed")
-
 
 SAMPLED = 16
 """Headers that are read to tell how long a job will be."""
@@ -105,23 +105,22 @@ def predict_folder(
             anything runs; ``disk_full`` (exit 5).
     """
     out, tiles, formats = Path(out), tiles or TileOptions(), chosen(formats)
-    images = _inputs(sources, out, pages)
+    names = dict(_inputs(sources, out, pages))
     if CITYSCAPES in formats:  # the benchmark tells images by the last part of their names
-        refuse_collisions([(path, name.rpartition("/")[2]) for path, name in images])
-    class_names, result = predictor.info.class_names, FolderResult(out)
+        refuse_collisions([(path, name.rpartition("/")[2]) for path, name in names.items()])
+    class_names = predictor.info.class_names
     shown: list[ContactSheet | RunPage] = [ContactSheet(out)] if sheet else []
     shown += [] if report is None else [RunPage(out, class_names, report)]
     results = ResultFolder(out, class_names, formats=formats, simplify=simplify, pages=shown)
-    usual: deque[tuple[Path | Page, str]] = deque()
-    large: list[tuple[Path, str]] = []
+    job = _Job(names, results, FolderResult(out))
+    large: list[Path] = []
 
     def read_whole() -> Iterator[Path | Page]:
-        for path, name in images:
+        for path in names:
             scale, most = predictor.engine.scale, predictor.max_pixels  # as --diameter has it
             if isinstance(path, Path) and goes_by_tiles(path, scale, tiles, most):
-                large.append((path, name))
+                large.append(path)
             else:
-                usual.append((path, name))
                 yield path
 
     outcomes = predictor.outcomes(
@@ -132,31 +131,87 @@ def predict_folder(
         ambiguity=ambiguity,
         scale=tiles.scale,
     )
-    with locked(out), _closed(shown, result), results:
-        with Stages(progress, "images", len(images)) as stages:
+    with locked(out), _closed(shown, job.done), results:
+        with Stages(progress, "images", len(names)) as stages:
             for outcome in stages.passed(outcomes):
-                _add(results, result, *usual.popleft(), outcome)
+                job.add(outcome)
         without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
         if without and large:
             left_out = ", ".join(without)
             logger.warning("no %s for the %d tiled images", left_out, len(large))
-        for path, name in large:
-            logger.info("%s: predicted tile by tile", path)
-            how = _Tiled(options or predictor.settings, tiles, augment, progress)
-            _predict_large(predictor, path, name, results, how, result)
-    return result
+        by_tiles = partial(
+            predict_large,
+            predictor.engine,
+            predictor.info,
+            results=results,
+            options=options or predictor.settings,
+            tiles=tiles,
+            augment=augment,
+            progress=progress,
+        )
+        for path in large:
+            job.add_large(path, by_tiles)
+    return job.done
+
+
+@dataclass
+class _Job:
+    """A folder on its way: each image goes into the results, or is noted as failed."""
+
+    names: Mapping[Path | Page, str]  # of the outputs of each input
+    results: ResultFolder
+    done: FolderResult
+
+    def add(self, outcome: Outcome) -> None:
+        """One image that went through the network whole."""
+        path, found = outcome.source, outcome.instances
+        if found is None or outcome.pixels is None:
+            assert outcome.error is not None
+            self.failed(path, outcome.error)
+            return
+        name = self.names[path]
+        self.results.add(
+            name + path.suffix,
+            outcome.pixels,
+            found,
+            stem=_short(name),
+            ambiguity=outcome.ambiguity,
+            pixel_um=pixel_size(path),
+        )
+        self.counted(path, len(found), found.truncated)
+
+    def add_large(self, path: Path, by_tiles: Callable[..., LargeResult]) -> None:
+        """Predict one image tile by tile."""
+        logger.info("%s: predicted tile by tile", path)
+        name = self.names[path]
+        try:
+            found = by_tiles(path, name=name + path.suffix, stem=_short(name))
+            self.counted(path, found.objects, found.truncated)
+        except SpatialEmbedError as error:
+            self.failed(path, error)
+        except MemoryError:
+            what, remedy = f"{path}: no memory left", "give less to --memory"
+            self.failed(path, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE))
+
+    def failed(self, path: Path | Page, error: SpatialEmbedError) -> None:
+        self.done.failed.append((path, error))
+        logger.error("%s", printable(_named(path, error)))
+
+    def counted(self, path: Path | Page, objects: int, truncated: bool) -> None:
+        self.done.images += 1
+        self.done.objects += objects
+        if truncated:
+            self.done.truncated.append(path)
+            logger.warning("%s: stopped at max_instances, there may be more", printable(str(path)))
 
 
 def job_pixels(sources: Sequence[str | Path], out: str | Path) -> float:
     """Pixels of all images of a ``predict_folder`` together, estimated by a few headers.
 
-    Unreadable files count nothing: ``predict_folder`` reports them.
+    Raises SpatialEmbedError as ``list_images`` does: so missing inputs are told before a model is
+    loaded.
     """
-    try:
-        files = list_images(sources, exclude=out, quiet=True)
-    except SpatialEmbedError:
-        return 0.0
-    return pixels_of([path for path, _ in files])
+    return pixels_of([path for path, _ in list_images(sources, exclude=out, quiet=True)])
 
 
 def pixels_of(files: Sequence[Path]) -> float:
@@ -178,75 +233,6 @@ def _inputs(
     images = [image for path, name in files for image in each_page(path, name)]
     refuse_collisions(images)
     return images
-
-
-def _add(
-    results: ResultFolder, result: FolderResult, path: Path | Page, name: str, outcome: Outcome
-) -> None:
-    """One image that went through the network whole; its outcome is noted in ``result``."""
-    found = outcome.instances
-    if found is None or outcome.pixels is None:
-        assert outcome.error is not None
-        _fail(result, path, outcome.error)
-        return
-    results.add(
-        name + path.suffix,
-        outcome.pixels,
-        found,
-        stem=_short(name),
-        ambiguity=outcome.ambiguity,
-        pixel_um=pixel_size(path),
-    )
-    _count(result, path, len(found), found.truncated)
-
-
-class _Tiled(NamedTuple):
-    """The settings of ``predict_large``."""
-
-    options: ClusterOptions
-    tiles: TileOptions
-    augment: bool
-    progress: bool
-
-
-def _predict_large(
-    predictor: Predictor,
-    path: Path,
-    name: str,
-    results: ResultFolder,
-    how: _Tiled,
-    result: FolderResult,
-) -> None:
-    """One image by tiles; its outcome is noted in ``result``."""
-    try:
-        found = predict_large(
-            predictor.engine,
-            predictor.info,
-            path,
-            results,
-            name=name + path.suffix,
-            stem=_short(name),
-            **how._asdict(),
-        )
-        _count(result, path, found.objects, found.truncated)
-    except SpatialEmbedError as error:
-        _fail(result, path, error)
-    except MemoryError:
-        what, remedy = f"{path}: no memory left", "give less to --memory"
-        _fail(result, path, SpatialEmbedError("out_of_memory", what, remedy, RESOURCE))
-
-
-def _fail(result: FolderResult, path: Path | Page, error: SpatialEmbedError) -> None:
-    result.failed.append((path, error))
-    logger.error("%s", printable(_named(path, error)))
-
-
-def _count(result: FolderResult, path: Path | Page, objects: int, truncated: bool) -> None:
-    result.images += 1
-    result.objects += objects
-    if truncated:
-        result.truncated.append(path)
-        logger.warning("%s: stopped at max_instances, there may be more", printable(str(path)))
 
 
 def _short(name: str) -> str:

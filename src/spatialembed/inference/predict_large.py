@@ -15,9 +15,8 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ import torch
 from spatialembed import __version__
 from spatialembed.concurrency import prefetch
 from spatialembed.console import Stages
-from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.images.listing import is_zarr
 from spatialembed.images.overview import Overview, look_over, rescaled
 from spatialembed.images.pixel_size import pixel_size
@@ -33,20 +31,11 @@ from spatialembed.images.read import MAX_PIXELS
 from spatialembed.images.resample import nearest_index
 from spatialembed.images.windows import LargeImage, image_size, open_large
 from spatialembed.images.write import write_png
-from spatialembed.inference.engine import average_over_turns
+from spatialembed.inference.engine import Engine
 from spatialembed.inference.model_file import ModelInfo
-from spatialembed.inference.tile_candidates import WorkFolder, check_room, label_bands, owned
-from spatialembed.inference.tiling import (
-    BASE_BYTES,
-    BYTES_TILE,
-    BYTES_WHOLE,
-    WIDEST,
-    Tile,
-    cut_off,
-    image_context,
-    plan_tiles,
-    tile_for,
-)
+from spatialembed.inference.test_time_augmentation import average_over_turns
+from spatialembed.inference.tile_candidates import WorkFolder, label_bands, mean_seeds
+from spatialembed.inference.tiling import BYTES_WHOLE, Tile, TileOptions, cut_off, plan
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.kernels.candidates import Candidates, candidates
 from spatialembed.method.model import NETWORKS
@@ -60,45 +49,12 @@ from spatialembed.results.measurements import Measure
 from spatialembed.results.overlay import overlay_path
 from spatialembed.types import Instances
 
-if TYPE_CHECKING:
-    from spatialembed.inference.engine import Engine
-
 logger = logging.getLogger("spatialembed")
 
 BYTES_READ = 45
 """Of an image that is read whole, bytes for each pixel: its colours, as floats, and on the way."""
 OVERLAY_SIDE = 2048
 """Longest side of the overlay, px."""
-USUAL_SHARE = 0.25
-"""Share of candidates among the pixels for which disk space is required beforehand."""
-
-
-@dataclass(frozen=True)
-class TileOptions:
-    """How large images are worked on."""
-
-    tile: int | None = None
-    """Side of the tiles in px of the image, images above it go by tiles; none: by memory."""
-    context: int = 128
-    """Px around a tile that the network sees too, as it sees them; 624 is exact, 224 of lite."""
-    memory: float = 3.0
-    """Process memory in GB; images whose whole maps need more go by tiles."""
-    scale: float = 1.0
-    """Images are reduced by this, in (0, 1], and what is found is enlarged again."""
-    labels: Literal["tiff", "zarr"] = "tiff"
-    """File of the labels of an image that went by tiles."""
-
-    def __post_init__(self) -> None:
-        """Raises SpatialEmbedError ``bad_setting`` (exit 2)."""
-        for name, wanted, fine in (
-            ("tile", "16 or more", self.tile is None or self.tile >= 16),
-            ("context", "0 or more", self.context >= 0),
-            ("memory", "1.2 or more", self.memory >= 1.2),
-            ("scale", "from 1/64 to 1", 1 / 64 <= self.scale <= 1),
-        ):
-            if not fine:
-                what = f"{name} is {getattr(self, name)}"
-                raise SpatialEmbedError("bad_setting", what, f"give {wanted}", USAGE)
 
 
 class LargeResult(NamedTuple):
@@ -169,54 +125,56 @@ def predict_large(
             (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory`` and ``disk_full``
             (exit 5).
     """
-    place = results.out / stem
-    run = _Run(engine, info, Path(source), place, options, tiles, augment)
     with Stages(progress, name) as stages:
-        return run.work(results, name, stages)
+        place, source = results.out / stem, Path(source)
+        return _Run(
+            engine, info, source, results, name, place, options, tiles, augment, stages
+        ).work()
 
 
+@dataclass
 class _Run:
-    """One large image on its way."""
+    """One large image on its way; its arguments are those of ``predict_large``."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        info: ModelInfo,
-        source: Path,
-        place: Path,
-        options: ClusterOptions,
-        tiles: TileOptions,
-        augment: bool,
-    ) -> None:
-        self.engine, self.info, self.source, self.place = engine, info, source, place
-        self.options, self.tiles, self.augment = options, tiles, augment
-        folder = place.with_name(f".{place.name}.part")
-        self.folder = WorkFolder(folder, self._facts(), 2 if info.elliptical else 1)
+    engine: Engine
+    info: ModelInfo
+    source: Path
+    results: ResultFolder
+    name: str
+    place: Path  # stem of its own files
+    options: ClusterOptions
+    tiles: TileOptions
+    augment: bool
+    stages: Stages
 
-    def work(self, results: ResultFolder, name: str, stages: Stages) -> LargeResult:
+    def __post_init__(self) -> None:
+        path = self.place.with_name(f".{self.place.name}.part")
+        self.folder = WorkFolder(path, self._facts(), 2 if self.info.elliptical else 1)
+
+    def work(self) -> LargeResult:
         differs = self.folder.open()
         if differs:
             logger.warning("%s: starting over, the %s has changed", self.source, differs)
         with closing(open_large(self.source, self.folder.path)) as source:
             image = rescaled(source, self.tiles.scale)
-            plan = self.plan(image.shape_hw)
-            pixels = image.shape_hw[0] * image.shape_hw[1]
-            check_room(self.folder.path, pixels, USUAL_SHARE, self.folder.record.itemsize)
-            todo = [tile for tile in plan if self.folder.load(tile) is None]
-            logger.info("%s: tiles: %d, to do: %d", self.source, len(plan), len(todo))
-            overview = self.overview(image, stages)
-            self.run_tiles(image, overview, todo, stages)
-            stages.begin("clustering", None)
-            width = image.shape_hw[1]
-            found = self.folder.gather(plan, width, len(self.info.class_names))
+            height, width = image.shape_hw
+            tiles = plan((height, width), self.tiles, self.engine.scale, self.info.network)
+            self.folder.check_room(height * width)
+            todo = [tile for tile in tiles if self.folder.load(tile) is None]
+            logger.info("%s: tiles: %d, to do: %d", self.source, len(tiles), len(todo))
+            overview = self.overview(image)
+            self.run_tiles(image, overview, todo)
+            self.stages.begin("clustering", None)
+            found = self.folder.gather(tiles, width, len(self.info.class_names))
             instances, owners = self.cluster(found)
-            labels, overlay = self.write(
-                results, name, (found, owners, instances), source, image, plan, overview, stages
+            labels, overlay, boxes = self.write(
+                found, owners, instances, source, image.shape_hw, overview
             )
+            self.warn_of_size(_reduced_boxes(boxes, self.tiles.scale, image.shape_hw), tiles, image)
         self.folder.remove()
-        done = len(plan) - len(todo)
+        done = len(tiles) - len(todo)
         number = len(instances)
-        return LargeResult(labels, overlay, number, instances.truncated, len(plan), done)
+        return LargeResult(labels, overlay, number, instances.truncated, len(tiles), done)
 
     def _facts(self) -> dict[str, Any]:
         """All that the candidates of a tile depend on."""
@@ -231,47 +189,31 @@ class _Run:
             "foreground": self.options.foreground,
         }
 
-    def plan(self, shape_hw: tuple[int, int]) -> list[Tile]:
-        """The tiles of the image as it is worked on."""
-        scale, stride = self.engine.scale, NETWORKS[self.info.network].stride
-        context = image_context(self.tiles.context, scale, stride)
-        tile = self.tiles.tile or tile_for(
-            self.tiles.memory * 1e9 - BASE_BYTES,
-            context,
-            scale,
-            bytes_per_pixel=BYTES_TILE,
-            most=WIDEST,
-            stride=stride,
-        )
-        return plan_tiles(*shape_hw, tile=tile, context=context, scale=scale, stride=stride)
-
-    def overview(self, image: LargeImage, stages: Stages) -> Overview:
+    def overview(self, image: LargeImage) -> Overview:
         """The first look at the image; that of an earlier run where there is one."""
         file = self.folder.path / "overview.npz"
         if (saved := Overview.load(file)) is not None:
             return saved
-        stages.begin("first look", 100)
+        self.stages.begin("first look", 100)
         overview = look_over(
             image,
             self.info.normalization,
             side=OVERLAY_SIDE,
-            advance=lambda share: stages.advance(100 * share),
+            advance=lambda share: self.stages.advance(100 * share),
         )
         overview.save(file)
         return overview
 
-    def run_tiles(
-        self, image: LargeImage, overview: Overview, todo: Sequence[Tile], stages: Stages
-    ) -> None:
+    def run_tiles(self, image: LargeImage, overview: Overview, todo: Sequence[Tile]) -> None:
         """Run the network on the windows of these tiles and save the candidates of their cores."""
-        stages.begin("network", len(todo))
+        self.stages.begin("network", len(todo))
 
         def read(tile: Tile) -> tuple[Tile, np.ndarray]:
             return tile, image.read(*tile.window)
 
         for tile, pixels in prefetch(read, todo, threads=1, room=lambda _: 1):
             self.folder.save(tile, self.candidates(tile, pixels, overview, image.shape_hw[1]))
-            stages.advance()
+            self.stages.advance()
 
     def candidates(
         self, tile: Tile, pixels: np.ndarray, overview: Overview, width: int
@@ -279,17 +221,9 @@ class _Run:
         """Candidates of each class in the core of a tile, by the pixels of its window."""
         images = network_input(pixels, self.info.normalization, overview.levels)[None]
         maps = average_over_turns(self.engine, images) if self.augment else self.engine(images)
-        core, window = tile.core, tile.window
-        rows = slice(core.y0 - window.y0, core.y1 - window.y0)
-        columns = slice(core.x0 - window.x0, core.x1 - window.x0)
-        offset, log_precision, seed = (
-            m[0, :, rows, columns].detach().to("cpu", torch.float32).contiguous().numpy()
-            for m in maps
-        )
+        core = tile.core
         return candidates(
-            offset,
-            log_precision,
-            seed,
+            *(m[0, :, *tile.kept].detach().to("cpu", torch.float32).numpy() for m in maps),
             foreground=self.options.foreground,
             origin_yx=(core.y0, core.x0),
             image_width=width,
@@ -302,89 +236,73 @@ class _Run:
         from spatialembed.method.kernels import cpu
 
         settled = cpu.cluster_candidates(found, self.options, threads=torch.get_num_threads())
-        expected = None
-        if self.info.calibration is not None:
-            sums = np.zeros((2, len(settled.scores) + 1))
-            for label, part in owned(found, settled.owners):
-                sums[0] += np.bincount(label, part.seed, sums.shape[1])
-                sums[1] += np.bincount(label, minlength=sums.shape[1])
-            expected = self.info.calibration.expected_iou(sums[0, 1:] / sums[1, 1:])
-        instances = Instances(
-            np.zeros((0, 0), np.int32),
-            settled.scores,
-            settled.classes,
-            self.info.class_names,
-            settled.truncated,
-            expected,
-        )
+        expected, calibration = None, self.info.calibration
+        if calibration is not None:
+            seeds = mean_seeds(found, settled.owners, len(settled.scores))
+            expected = calibration.expected_iou(seeds)
+        nowhere = np.zeros((0, 0), np.int32)
+        names, truncated = self.info.class_names, settled.truncated
+        instances = Instances(nowhere, settled.scores, settled.classes, names, truncated, expected)
         return instances, settled.owners
 
-    def warn_of_size(
-        self, boxes: np.ndarray, plan: Sequence[Tile], shape_hw: tuple[int, int]
-    ) -> None:
-        """Warn where the context was too small for the detections; boxes in px of the plan."""
-        if self.tiles.context >= (exact := NETWORKS[self.info.network].exact_context):
-            return
-        cut = cut_off(boxes, plan, shape_hw)
-        if len(cut):
-            window = plan[0].window.shape_hw
+    def warn_of_size(self, boxes: np.ndarray, tiles: Sequence[Tile], image: LargeImage) -> None:
+        """Warn where the context was too small for the detections; boxes in px of the tiles."""
+        exact = NETWORKS[self.info.network].exact_context
+        cut = cut_off(boxes, tiles, image.shape_hw)
+        if self.tiles.context < exact and len(cut):
             logger.warning(
                 "%s: %d of %d objects are longer than a tile could see around them (%d x %d px), "
                 "so their outlines may be wrong: give a larger --context (%d is exact) or a "
                 "smaller --scale; the first is object %d",
-                self.source, len(cut), len(boxes), window[0], window[1], exact, cut[0] + 1,
+                self.source, len(cut), len(boxes), *tiles[0].window.shape_hw, exact, cut[0] + 1,
             )  # fmt: skip
 
     def write(
         self,
-        results: ResultFolder,
-        name: str,
-        what: tuple[Sequence[Candidates], Sequence[np.ndarray], Instances],
-        source: LargeImage,
-        worked: LargeImage,
-        plan: Sequence[Tile],
+        found: Sequence[Candidates],
+        owners: Sequence[np.ndarray],
+        instances: Instances,
+        image: LargeImage,
+        small_hw: tuple[int, int],
         overview: Overview,
-        stages: Stages,
-    ) -> tuple[Path, Path]:
-        """Labels and overlay, at the size of the source, and its lines in the shared files."""
-        found, owners, instances = what
-        factor, size_hw, small_hw = self.tiles.scale, source.shape_hw, worked.shape_hw
+    ) -> tuple[Path, Path, np.ndarray]:
+        """Labels, overlay and lines in the shared files; the paths, and boxes (N, 4) in px."""
+        size_hw, picture = image.shape_hw, overview.picture
         rows, columns = (
-            nearest_index(0, side, small, factor)
+            nearest_index(0, side, small, self.tiles.scale)
             for side, small in zip(size_hw, small_hw, strict=True)
         )
-        stages.begin("writing", -(-size_hw[0] // TILE))
-        read = partial(_rows_of, source) if "csv" in results.formats else None
-        measure = Measure(len(instances), size_hw, self.folder.path / "runs.bin", read)
+        self.stages.begin("writing", -(-size_hw[0] // TILE))
+
+        def read(top: int, bottom: int) -> np.ndarray:
+            return image.read(top, bottom, 0, size_hw[1])
+
+        intensities = read if "csv" in self.results.formats else None
+        measure = Measure(len(instances), size_hw, self.folder.path / "runs.bin", intensities)
         by_band = (rows[y : y + TILE] for y in range(0, size_hw[0], TILE))
         bands = label_bands(found, owners, small_hw[1], by_band, columns)
-        bands = stages.passed(measure.passed(bands))
-        write = write_label_tiff if self.tiles.labels == "tiff" else write_label_zarr
-        suffix = "tif" if self.tiles.labels == "tiff" else "zarr"
-        path = self.place.with_name(f"{self.place.name}_labels.{suffix}")
+        bands = self.stages.passed(measure.passed(bands))
+        tiff = self.tiles.labels == "tiff"
+        write, suffix = (write_label_tiff, "tif") if tiff else (write_label_zarr, "zarr")
         written = write(self.folder.path / f"labels.{suffix}", bands, size_hw, len(instances))
-        for kind in ("png", "tif", "zarr"):  # of an earlier run
-            remove_labels(self.place.with_name(f"{self.place.name}_labels.{kind}"))
-        os.replace(written, path)
+        for other in ("png", "tif", "zarr"):  # of an earlier run
+            remove_labels(self.place.with_name(f"{self.place.name}_labels.{other}"))
+        labels = self.place.with_name(f"{self.place.name}_labels.{suffix}")
+        os.replace(written, labels)
         few_rows, few_columns = (
             at[((np.arange(px) + 0.5) * len(at) / px).astype(np.int64)]
-            for at, px in zip((rows, columns), overview.picture.shape, strict=False)
+            for at, px in zip((rows, columns), picture.shape, strict=False)
         )
         by_row = iter(few_rows[:, None])
         seen = np.concatenate([*label_bands(found, owners, small_hw[1], by_row, few_columns)])
-        shown = write_png(overlay_path(self.place), overlay(overview.picture, seen))
+        shown = write_png(overlay_path(self.place), overlay(picture, seen))
         facts = measure.facts()
-        self.warn_of_size(_reduced_boxes(facts.boxes, factor, small_hw), plan, small_hw)
-        lines = objects_csv.rows(name, instances, facts, pixel_size(self.source))
-        entry = coco.describe(name, instances, facts, measure.masks(), size_hw)
-        link = results.link(self.place)
-        small = thumbnail(name, link, overview.picture, seen, instances, facts.areas)
-        results.note(lines, entry, small)
-        return path, shown
-
-
-def _rows_of(image: LargeImage, top: int, bottom: int) -> np.ndarray:
-    return image.read(top, bottom, 0, image.shape_hw[1])
+        lines = objects_csv.rows(self.name, instances, facts, pixel_size(self.source))
+        entry = coco.describe(self.name, instances, facts, measure.masks(), size_hw)
+        link = self.results.link(self.place)
+        small = thumbnail(self.name, link, picture, seen, instances, facts.areas)
+        self.results.note(lines, entry, small)
+        return labels, shown, facts.boxes
 
 
 def _reduced_boxes(boxes: np.ndarray, factor: float, small_hw: tuple[int, int]) -> np.ndarray:

@@ -10,9 +10,9 @@ read and the ones before are clustered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -22,17 +22,18 @@ from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
-from spatialembed.inference.batches import batches
-from spatialembed.inference.device_input import device_input
+from spatialembed.inference.device import device_input
 from spatialembed.inference.diameter import (
     Diameter,
+    Seen,
     best_scale,
     parse_diameter,
     rescaled_options,
     suited,
 )
-from spatialembed.inference.engine import Engine, average_over_turns, build
+from spatialembed.inference.engine import Engine, build
 from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.test_time_augmentation import average_over_turns
 from spatialembed.method.ambiguity import ambiguity as ambiguity_map
 from spatialembed.method.calibration import with_expected_iou
 from spatialembed.method.cluster import ClusterOptions, cluster
@@ -55,14 +56,6 @@ class Outcome(NamedTuple):
     instances: Instances | None
     error: SpatialEmbedError | None
     ambiguity: np.ndarray | None = None  # (H, W) float32 in [0, 1], on request
-
-
-class Seen(NamedTuple):
-    """The instances of one image, and the maps that they were found in."""
-
-    instances: Instances
-    maps: Embeddings  # (1, ., H, W)
-    factor: float  # of the model's scale, at which the network saw the image
 
 
 def load(
@@ -118,6 +111,17 @@ def load_for(
     return Predictor(run, info, wanted)
 
 
+class Thresholds(TypedDict, total=False):
+    """Of the clustering, see ``ClusterOptions``; None, or left out: the model's own."""
+
+    foreground: float | None
+    start: float | None
+    membership: float | None
+    min_pixels: int | None
+    min_free: float | None
+    max_instances: int | None
+
+
 class Predictor:
     """A model that turns images into instances.
 
@@ -125,9 +129,8 @@ class Predictor:
     Floats lie in [0, 1], unless the model normalises by percentiles: then any finite value is
     taken.
 
-    The thresholds (foreground, start, membership, min_pixels, min_free, max_instances) are those of
-    ``ClusterOptions``; None stands for the model's own, ``settings``. Files and PIL images of more
-    than ``max_pixels`` are refused; the attribute may be set.
+    ``settings`` are the model's thresholds, of which a call may replace some. Files and PIL images
+    of more than ``max_pixels`` are refused; the attribute may be set.
     """
 
     def __init__(self, engine: Engine, info: ModelInfo, diameter: Diameter | None = None) -> None:
@@ -141,25 +144,14 @@ class Predictor:
         self.max_pixels = MAX_PIXELS
 
     def __call__(
-        self,
-        image: Any,
-        *,
-        augment: bool = False,
-        foreground: float | None = None,
-        start: float | None = None,
-        membership: float | None = None,
-        min_pixels: int | None = None,
-        min_free: float | None = None,
-        max_instances: int | None = None,
+        self, image: Any, *, augment: bool = False, **thresholds: Unpack[Thresholds]
     ) -> Instances:
         """Detect the instances of one image.
-
-        The thresholds, from ``foreground`` on, are those of ``ClusterOptions``; None: the model's
-        own.
 
         Args:
             image: A path, a PIL image, or an array (H, W) or (H, W, 3).
             augment: Average the maps over the 8 turns and flips, at 8 times the cost.
+            **thresholds: See ``Thresholds``.
 
         Returns:
             Instances as numpy arrays, labels of the image's size (H, W), by descending score.
@@ -170,15 +162,7 @@ class Predictor:
                 ``bad_setting`` (exit 2), ``non_finite_output`` (exit 4), ``out_of_memory``
                 (exit 5).
         """
-        options = self.options(
-            foreground=foreground,
-            start=start,
-            membership=membership,
-            min_pixels=min_pixels,
-            min_free=min_free,
-            max_instances=max_instances,
-        )
-        return self.seen(image, options, augment=augment).instances
+        return self.seen(image, self.options(**thresholds), augment=augment).instances
 
     def seen(
         self, image: Any, options: ClusterOptions | None = None, *, augment: bool = False
@@ -194,9 +178,10 @@ class Predictor:
             SpatialEmbedError: As a call does.
         """
         options = options or self.settings
-        prepared = self._prepare(read_pixels(image, max_pixels=self.max_pixels))
+        prepared = self._input(self._read(image))
         maps = self._maps(prepared[None], augment)
-        return self._at_best_scale(prepared, self._find(maps, options)[0], maps, options, augment)
+        found = self._clustered(maps, options)[0]
+        return self._at_best_scale(prepared, Seen(found, maps), options, augment)
 
     def again(self, seen: Seen, options: ClusterOptions | None = None) -> Instances:
         """The instances in the maps of ``seen`` by other thresholds; its scale stays.
@@ -207,7 +192,7 @@ class Predictor:
         options = options or self.settings
         if options.min_pixels == self.info.thresholds.min_pixels:  # grows as in ``best_scale``
             options = rescaled_options(options, seen.factor)
-        return self._find(seen.maps, options)[0]
+        return self._clustered(seen.maps, options)[0]
 
     def map(
         self,
@@ -265,10 +250,8 @@ class Predictor:
         """
         if batch < 1:
             raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
-        outcomes = self._outcomes(
-            images, batch, augment, options or self.settings, ambiguity, scale
-        )
-        return outcomes if scale == 1 else (_enlarged(outcome, scale) for outcome in outcomes)
+        job = _Job(self, batch, augment, options or self.settings, ambiguity, scale)
+        return job.outcomes(images)
 
     def embeddings(self, image: Any, *, augment: bool = False) -> Embeddings:
         """Run the network on one image.
@@ -283,173 +266,39 @@ class Predictor:
         Raises:
             SpatialEmbedError: As a call does.
         """
-        pixels = read_pixels(image, max_pixels=self.max_pixels)
-        return self._maps(self._prepare(pixels)[None], augment)
+        return self._maps(self._input(self._read(image))[None], augment)
 
-    def instances(
-        self,
-        embeddings: Embeddings,
-        *,
-        foreground: float | None = None,
-        start: float | None = None,
-        membership: float | None = None,
-        min_pixels: int | None = None,
-        min_free: float | None = None,
-        max_instances: int | None = None,
-    ) -> Instances:
+    def instances(self, embeddings: Embeddings, **thresholds: Unpack[Thresholds]) -> Instances:
         """Detect the instances in the maps of one image: the network once, questions often.
 
-        The thresholds are as of a call, and so is the result, but for ``diameter`` "auto": the
-        scale is that of the maps.
+        The result is that of a call, but for ``diameter`` "auto": the scale is that of the maps.
 
         Args:
             embeddings: Maps (1, ., H, W), as ``embeddings`` returns them.
+            **thresholds: See ``Thresholds``.
 
         Raises:
             SpatialEmbedError: ``bad_setting`` (exit 2), also for maps of several images;
                 ``non_finite_output`` (exit 4).
         """
-        options = self.options(
-            foreground=foreground,
-            start=start,
-            membership=membership,
-            min_pixels=min_pixels,
-            min_free=min_free,
-            max_instances=max_instances,
-        )
         if len(embeddings.seed) != 1:
             what = f"maps of {len(embeddings.seed)} images"
             raise SpatialEmbedError("bad_setting", what, "give those of one image", USAGE)
-        return self._find(embeddings, options)[0]
+        return self._clustered(embeddings, self.options(**thresholds))[0]
 
-    def options(
-        self,
-        *,
-        foreground: float | None = None,
-        start: float | None = None,
-        membership: float | None = None,
-        min_pixels: int | None = None,
-        min_free: float | None = None,
-        max_instances: int | None = None,
-    ) -> ClusterOptions:
-        """The model's thresholds with those replaced that are not None."""
-        given: dict[str, Any] = {
-            "foreground": foreground,
-            "start": start,
-            "membership": membership,
-            "min_pixels": min_pixels,
-            "min_free": min_free,
-            "max_instances": max_instances,
-        }
-        return replace(self.settings, **{k: v for k, v in given.items() if v is not None})
+    def options(self, **thresholds: Unpack[Thresholds]) -> ClusterOptions:
+        """The model's thresholds with those replaced that are given and not None."""
+        given: dict[str, Any] = {k: v for k, v in thresholds.items() if v is not None}
+        return replace(self.settings, **given)
 
-    def _outcomes(
-        self,
-        images: Iterable[Any],
-        batch: int,
-        augment: bool,
-        options: ClusterOptions,
-        with_ambiguity: bool,
-        scale: float,
-    ) -> Iterator[Outcome]:
-        readers = helpers()
+    def _read(self, image: Any) -> np.ndarray:
+        """Pixels (H, W) or (H, W, 3) of an image as it is given."""
+        pixels = read_pixels(image, max_pixels=self.max_pixels)
+        warn_of_noise(pixels, self.info.normalization, image)
+        return pixels
 
-        def room(item: _Item) -> int:
-            pixels = 1 if item.image is None else item.image[0].numel()
-            return min(batch + readers, AHEAD_PIXELS // pixels)
-
-        def found(mapped: _Mapped) -> list[Outcome]:
-            return self._found(mapped, options, with_ambiguity, augment)
-
-        def item(source: Any) -> _Item:
-            return self._item(source, scale)
-
-        read = prefetch(item, images, threads=readers, room=room)
-        mapped = self._all_mapped(batches(read, batch, BATCH_PIXELS), augment)
-        for outcomes in prefetch(found, mapped, threads=1, room=lambda _: 1):
-            yield from outcomes
-
-    def _item(self, source: Any, scale: float = 1.0) -> _Item:
-        """Read and normalise one image, reduced by ``scale``; runs in a reading thread."""
-        pixels = None
-        try:
-            pixels = read_pixels(source, max_pixels=self.max_pixels)
-            warn_of_noise(pixels, self.info.normalization, source)
-            return _Item(source, pixels, self._prepare(_reduced(pixels, scale)), None)
-        except SpatialEmbedError as error:
-            return _Item(source, pixels, None, error)
-        except MemoryError:
-            return _Item(source, None, None, _out_of_memory())
-
-    def _all_mapped(self, batches: Iterable[list[_Item]], augment: bool) -> Iterator[_Mapped]:
-        """Batches through the network; if one fails, each of its images is tried alone."""
-        for items in batches:
-            mapped = self._mapped(items, augment)
-            if mapped.error is not None and len(items) > 1:
-                yield from (self._mapped([item], augment) for item in items)
-            else:
-                yield mapped
-
-    def _mapped(self, items: list[_Item], augment: bool) -> _Mapped:
-        images = [item.image for item in items if item.image is not None]
-        if not images:
-            return _Mapped(items, None, items[0].error)
-        try:
-            return _Mapped(items, self._maps(torch.stack(images), augment), None)
-        except (SpatialEmbedError, MemoryError) as caught:
-            return _Mapped(items, None, _named(caught))
-
-    def _found(
-        self, mapped: _Mapped, options: ClusterOptions, with_ambiguity: bool, augment: bool
-    ) -> list[Outcome]:
-        """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
-        items, maps, error = mapped
-        if maps is not None:
-            try:
-                found = [
-                    self._at_best_scale(item.image, instances, _image(maps, b), options, augment)
-                    for b, (item, instances) in enumerate(
-                        zip(items, self._find(maps, options), strict=True)
-                    )
-                ]
-                doubts = [
-                    ambiguity_map(of_image, instances) if with_ambiguity else None
-                    for instances, of_image, _ in found
-                ]
-                return [
-                    Outcome(item.source, item.pixels, instances, None, doubt)
-                    for item, (instances, *_), doubt in zip(items, found, doubts, strict=True)
-                ]
-            except (SpatialEmbedError, MemoryError) as caught:
-                error = _named(caught)
-                if len(items) > 1:
-                    alone = (_Mapped([item], _image(maps, b), None) for b, item in enumerate(items))
-                    return [self._found(one, options, with_ambiguity, augment)[0] for one in alone]
-        return [Outcome(item.source, item.pixels, None, error) for item in items]
-
-    def _find(self, maps: Embeddings, options: ClusterOptions) -> list[Instances]:
-        """Instances of each image of a batch, numpy, with their expected IoU if calibrated."""
-        found = cluster(maps, options, self.info.class_names)
-        return [
-            with_expected_iou(instances.numpy(), seed, self.info.calibration)
-            for instances, seed in zip(found, maps.seed, strict=True)
-        ]
-
-    def _at_best_scale(
-        self,
-        image: Tensor | None,
-        found: Instances,
-        maps: Embeddings,
-        options: ClusterOptions,
-        augment: bool,
-    ) -> Seen:
-        """These instances of ``image`` and their maps, or those of a scale that suits it better."""
-        if self.diameter != "auto" or image is None:
-            return Seen(found, maps, 1.0)
-        return Seen(*best_scale(self.engine, self.info, image, (found, maps), options, augment))
-
-    def _prepare(self, pixels: np.ndarray) -> Tensor:
-        """Network input (3, H, W) float32 of an image as read."""
+    def _input(self, pixels: np.ndarray) -> Tensor:
+        """Network input (3, H, W) float32 of an image as it is read."""
         if self.device.type == "cuda" and pixels.dtype == np.uint8:
             return device_input(pixels, self.info.normalization, self.device)
         return network_input(pixels, self.info.normalization)
@@ -458,22 +307,129 @@ class Predictor:
         """images (B, 3, H, W) float32 -> Embeddings (B, ., H, W)."""
         return average_over_turns(self.engine, images) if augment else self.engine(images)
 
+    def _clustered(self, maps: Embeddings, options: ClusterOptions) -> list[Instances]:
+        """Instances of each image of a batch, numpy, with their expected IoU if calibrated."""
+        found = cluster(maps, options, self.info.class_names)
+        return [
+            with_expected_iou(instances.numpy(), seed, self.info.calibration)
+            for instances, seed in zip(found, maps.seed, strict=True)
+        ]
+
+    def _at_best_scale(
+        self, image: Tensor, native: Seen, options: ClusterOptions, augment: bool
+    ) -> Seen:
+        """What was found in ``image`` (3, H, W) at its own scale, or at one that suits it better."""
+        if self.diameter != "auto":
+            return native
+        return best_scale(self.engine, self.info, image, native, options, augment)
+
 
 class _Item(NamedTuple):
-    """An image on its way: ready for the network, or with the error it met."""
+    """An image, ready for the network."""
 
     source: Any
-    pixels: np.ndarray | None
-    image: Tensor | None  # (3, H, W) float32 normalised
-    error: SpatialEmbedError | None
+    pixels: np.ndarray
+    image: Tensor  # (3, H, W) float32 normalised
 
 
 class _Mapped(NamedTuple):
-    """A batch that has been through the network, or the error it met there or before."""
+    """A batch that has been through the network."""
 
     items: list[_Item]
-    maps: Embeddings | None  # (B, ., H, W)
-    error: SpatialEmbedError | None
+    maps: Embeddings  # (B, ., H, W)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Many images under the settings of ``Predictor.outcomes``; a failed one is its outcome."""
+
+    predictor: Predictor
+    batch: int
+    augment: bool
+    options: ClusterOptions
+    ambiguity: bool
+    scale: float
+
+    def outcomes(self, images: Iterable[Any]) -> Iterator[Outcome]:
+        readers = helpers()
+
+        def room(read: _Item | Outcome) -> int:
+            pixels = read.image[0].numel() if isinstance(read, _Item) else 1
+            return min(self.batch + readers, AHEAD_PIXELS // pixels)
+
+        read = prefetch(self.read, images, threads=readers, room=room)
+        for outcomes in prefetch(self.found, self.mapped(read), threads=1, room=lambda _: 1):
+            yield from outcomes
+
+    def read(self, source: Any) -> _Item | Outcome:
+        """Read and normalise one image, reduced by ``scale``; runs in a reading thread."""
+        pixels = None
+        try:
+            pixels = self.predictor._read(source)
+            image = self.predictor._input(_reduced(pixels, self.scale))
+            return _Item(source, pixels, image)
+        except (SpatialEmbedError, MemoryError) as error:
+            return _failed(source, pixels, error)
+
+    def mapped(self, read: Iterable[_Item | Outcome]) -> Iterator[_Mapped | Outcome]:
+        """Runs of neighbours of one size, ``batch`` and BATCH_PIXELS at most, with their maps."""
+        run: list[_Item] = []
+        for item in read:
+            if run and not (isinstance(item, _Item) and self.fits(item, run)):
+                yield from self.run(run)
+                run = []
+            if isinstance(item, Outcome):
+                yield item
+            else:
+                run.append(item)
+        if run:
+            yield from self.run(run)
+
+    def fits(self, item: _Item, run: list[_Item]) -> bool:
+        pixels = (len(run) + 1) * item.image[0].numel()
+        alike = item.image.shape == run[0].image.shape
+        return alike and len(run) < self.batch and pixels <= BATCH_PIXELS
+
+    def run(self, items: list[_Item]) -> Iterator[_Mapped | Outcome]:
+        """A batch through the network; if it fails, each of its images is tried alone."""
+        try:
+            images = torch.stack([item.image for item in items])
+            maps = self.predictor._maps(images, self.augment)
+        except (SpatialEmbedError, MemoryError) as error:
+            if len(items) == 1:
+                yield _failed(*items[0][:2], error)
+            else:
+                for item in items:
+                    yield from self.run([item])
+        else:
+            yield _Mapped(items, maps)
+
+    def found(self, batch: _Mapped | Outcome) -> list[Outcome]:
+        """Outcomes of a batch; if it fails, each image is tried alone, so that one fails alone."""
+        if isinstance(batch, Outcome):
+            return [batch]
+        items, maps = batch
+        alone = [Embeddings(*(m[b : b + 1] for m in maps)) for b in range(len(items))]
+        try:
+            found = self.predictor._clustered(maps, self.options)
+            return [self.outcome(*each) for each in zip(items, found, alone, strict=True)]
+        except (SpatialEmbedError, MemoryError) as error:
+            if len(items) == 1:
+                return [_failed(*items[0][:2], error)]
+            return [self.found(_Mapped([i], m))[0] for i, m in zip(items, alone, strict=True)]
+
+    def outcome(self, item: _Item, found: Instances, maps: Embeddings) -> Outcome:
+        """What was found, at the size of the image as it was read."""
+        predictor, size_hw = self.predictor, item.pixels.shape[:2]
+        native = Seen(found, maps)
+        found, maps, _ = predictor._at_best_scale(item.image, native, self.options, self.augment)
+        doubt = ambiguity_map(maps, found) if self.ambiguity else None
+        if self.scale != 1:
+            from spatialembed.images.resample import enlarged  # scipy
+
+            found = replace(found, labels=enlarged(found.labels, size_hw, self.scale))
+            doubt = None if doubt is None else enlarged(doubt, size_hw, self.scale)
+        return Outcome(item.source, item.pixels, found, None, doubt)
 
 
 def _reduced(pixels: np.ndarray, scale: float) -> np.ndarray:
@@ -484,33 +440,13 @@ def _reduced(pixels: np.ndarray, scale: float) -> np.ndarray:
     return reduced(pixels, scale)
 
 
-def _enlarged(outcome: Outcome, scale: float) -> Outcome:
-    """What was found in an image that had been reduced by ``scale``, at the image's own size."""
-    if outcome.instances is None or outcome.pixels is None:
-        return outcome
-    from spatialembed.images.resample import enlarged  # scipy
-
-    size_hw = (outcome.pixels.shape[0], outcome.pixels.shape[1])
-    labels = enlarged(outcome.instances.labels, size_hw, scale)
-    doubt = outcome.ambiguity
-    return outcome._replace(
-        instances=replace(outcome.instances, labels=labels),
-        ambiguity=None if doubt is None else enlarged(doubt, size_hw, scale),
-    )
-
-
-def _image(maps: Embeddings, b: int) -> Embeddings:
-    """One image of a batch, as a batch of one."""
-    return Embeddings(*(m[b : b + 1] for m in maps))
-
-
-def _named(error: SpatialEmbedError | MemoryError) -> SpatialEmbedError:
-    return error if isinstance(error, SpatialEmbedError) else _out_of_memory()
-
-
-def _out_of_memory() -> SpatialEmbedError:
-    what, remedy = "no memory left for an image", "use a smaller image or batch"
-    return SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
+def _failed(
+    source: Any, pixels: np.ndarray | None, error: SpatialEmbedError | MemoryError
+) -> Outcome:
+    if isinstance(error, MemoryError):
+        what, remedy = "no memory left for an image", "use a smaller image or batch"
+        error = SpatialEmbedError("out_of_memory", what, remedy, RESOURCE)
+    return Outcome(source, pixels, None, error)
 
 
 def _raising(outcomes: Iterator[Outcome]) -> Iterator[Instances]:

@@ -21,23 +21,23 @@ from spatialembed.method.kernels.candidates import Candidates
 
 CHUNK_PIXELS = 1 << 21
 """Candidates are brought together for about so many pixels of the image at a time."""
-
-
-def record(channels: int) -> np.dtype:
-    """One candidate in the file of a tile; ``channels``: of the log-precision."""
-    fields = [("class", "<u2"), ("pixel", "<i8"), ("x", "<f4"), ("y", "<f4"), ("seed", "<f4")]
-    return np.dtype([*fields, ("log_precision", "<f4", (channels,))])
+USUAL_SHARE = 0.25
+"""Share of candidates among the pixels for which disk space is required beforehand."""
+PLAIN = {"pixel": "<i8", "x": "<f4", "y": "<f4", "seed": "<f4"}
+"""What a candidate has one of; its log-precision has a channel or two."""
 
 
 class WorkFolder:
     """What an unfinished run has done so far; it belongs to one image and one set of settings.
 
-    facts: everything that the tiles depend on, as JSON can hold it.
+    facts: everything that the tiles depend on, as JSON can hold it. channels: of log-precision.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any], channels: int) -> None:
         self.path = path
-        self.record = record(channels)
+        plain = [(name, np.dtype(dtype)) for name, dtype in PLAIN.items()]
+        precision = ("log_precision", np.dtype("<f4"), (channels,))
+        self.record = np.dtype([("class", "<u2"), *plain, precision])
         self._facts = json.loads(json.dumps(facts))
 
     def open(self) -> str:
@@ -59,6 +59,23 @@ class WorkFolder:
                 temporary.write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
         return differs
 
+    def check_room(self, pixels: int) -> None:
+        """Before the work: room for it where USUAL_SHARE of an image's pixels are candidates.
+
+        Counted are the tiles, all of them together, owners and labels.
+        Raises SpatialEmbedError ``disk_full`` (exit 5).
+        """
+        need = int(pixels * (USUAL_SHARE * 2 * self.record.itemsize + 1))
+        free = shutil.disk_usage(self.path).free
+        if need > free:
+            raise SpatialEmbedError(
+                "disk_full",
+                f"{self.path}: {need / 1e9:.1f} GB of working space needed for a large image, "
+                f"{free / 1e9:.1f} GB are free",
+                "free some space, or choose another output folder",
+                RESOURCE,
+            )
+
     def remove(self) -> None:
         """Once the results are written."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -71,7 +88,7 @@ class WorkFolder:
             part = records[end - len(found.pixel) : end]
             part["class"] = c
             part["log_precision"] = found.log_precision.T
-            for name in ("pixel", "x", "y", "seed"):
+            for name in PLAIN:
                 part[name] = getattr(found, name)
         with atomic_write(self._file(tile)) as temporary:
             np.save(temporary, records)
@@ -100,42 +117,31 @@ class WorkFolder:
         tiles: all of the plan, row by row, each saved. width: of the image, px.
         Raises SpatialEmbedError ``disk_full``, before anything is written.
         """
-        saved = [self.load(tile) for tile in tiles]
-        present = [records for records in saved if records is not None]
-        assert len(present) == len(tiles), "a tile is missing"
-        borders = [np.searchsorted(r["class"], range(classes + 1)) for r in present]
-        counts = np.diff(borders, axis=1).sum(0)
-        gathered = [self._mapped(c, int(n)) for c, n in enumerate(counts)]
+        saved = [records for tile in tiles if (records := self.load(tile)) is not None]
+        assert len(saved) == len(tiles), "a tile is missing"
+        borders = [np.searchsorted(records["class"], range(classes + 1)) for records in saved]
+        counts = np.diff(borders, axis=1).sum(0).tolist()
+        gathered = [self._mapped(c, count) for c, count in enumerate(counts)]
         for c, whole in enumerate(gathered):
+            of_class = [r[b[c] : b[c + 1]] for r, b in zip(saved, borders, strict=True)]
             done = 0
-            of_class = [r[b[c] : b[c + 1]] for r, b in zip(present, borders, strict=True)]
             for piece in _in_order(tiles, of_class, width):
-                _put(whole, done, piece)
+                there = slice(done, done + len(piece))
+                whole.log_precision[:, there] = piece["log_precision"].T
+                for name in PLAIN:
+                    getattr(whole, name)[there] = piece[name]
                 done += len(piece)
         return gathered
 
     def _mapped(self, index: int, count: int) -> Candidates:
         """Arrays of ``count`` candidates in new files."""
 
-        def new(name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-            return mapped_array(self.path / f"all_{index}_{name}", dtype, shape)
+        def new(name: str, dtype: str, *shape: int) -> np.ndarray:
+            return mapped_array(self.path / f"all_{index}_{name}", np.dtype(dtype), shape)
 
+        plain = {name: new(name, dtype, count) for name, dtype in PLAIN.items()}
         channels = self.record["log_precision"].shape[0]
-        return Candidates(
-            new("pixel", np.int64, (count,)),
-            new("x", np.float32, (count,)),
-            new("y", np.float32, (count,)),
-            new("log_precision", np.float32, (channels, count)),
-            new("seed", np.float32, (count,)),
-        )
-
-
-def _put(whole: Candidates, at: int, piece: np.ndarray) -> None:
-    """Write records into the arrays from place ``at`` on."""
-    there = slice(at, at + len(piece))
-    whole.log_precision[:, there] = piece["log_precision"].T
-    for name in ("pixel", "x", "y", "seed"):
-        getattr(whole, name)[there] = piece[name]
+        return Candidates(log_precision=new("log_precision", "<f4", channels, count), **plain)
 
 
 def _in_order(
@@ -183,30 +189,14 @@ def label_bands(
         yield small if whole else small[shown - top][:, columns]
 
 
-def owned(
-    by_class: Sequence[Candidates], owners: Sequence[np.ndarray], most: int = CHUNK_PIXELS // 4
-) -> Iterator[tuple[np.ndarray, Candidates]]:
-    """Label (P,) and candidates of those that have an owner, some at a time."""
+def mean_seeds(
+    by_class: Sequence[Candidates], owners: Sequence[np.ndarray], number: int
+) -> np.ndarray:
+    """Mean seed (number,) float64 over the candidates that each label owns."""
+    sums, step = np.zeros((2, number + 1)), CHUNK_PIXELS // 4
     for found, owner in zip(by_class, owners, strict=True):
-        for i in range(0, len(owner), most):
-            label = np.asarray(owner[i : i + most])
-            mine = label > 0
-            part = (found.pixel, found.x, found.y, found.log_precision, found.seed)
-            yield label[mine], Candidates(*(a[..., i : i + most][..., mine] for a in part))
-
-
-def check_room(folder: Path, pixels: int, share: float, itemsize: int) -> None:
-    """Before the work: room for it where this ``share`` of an image's pixels are candidates.
-
-    Counted are the tiles, all of them together, owners and labels.
-    Raises SpatialEmbedError ``disk_full`` (exit 5).
-    """
-    need, free = int(pixels * (share * 2 * itemsize + 1)), shutil.disk_usage(folder).free
-    if need > free:
-        raise SpatialEmbedError(
-            "disk_full",
-            f"{folder}: {need / 1e9:.1f} GB of working space needed for a large image, "
-            f"{free / 1e9:.1f} GB are free",
-            "free some space, or choose another output folder",
-            RESOURCE,
-        )
+        for i in range(0, len(owner), step):
+            label = np.asarray(owner[i : i + step])
+            sums[0] += np.bincount(label, found.seed[i : i + step], number + 1)
+            sums[1] += np.bincount(label, minlength=number + 1)
+    return sums[0, 1:] / sums[1, 1:]

@@ -1,4 +1,4 @@
-"""The plan of tiles of a large image: what the network sees at a time, and what of it is kept.
+"""Large images in tiles: what the network sees at a time, and what of it is kept.
 
     +----------- window -----------+     core      pixels whose maps are kept; cores part the image
     |   context                    |     context   pixels around it that the network sees as well
@@ -9,38 +9,28 @@
     +------------------------------+
 
 What an output pixel reads, and where cells begin, depends on the network: ``model.NETWORKS`` says
-both. Of ERFNet it is at most ``RECEPTIVE_PX`` pixels to each side, along each axis::
-
-    down 1, 2, 3          1 + 2 + 4                              at strides 1, 2, 4
-    5 residuals           5 * 4 * (1 + 1)                        at stride 4
-    8 residuals           2 * 8 * ((1 + 2) + (1 + 4) + (1 + 8) + (1 + 16))   at stride 8
-    up, 2 residuals       8 + 2 * 4 * (1 + 1)                    at strides 8 and 4
-    up, 2 residuals       4 + 2 * 2 * (1 + 1)                    at strides 4 and 2
-
-which is at most 627; where strides and cells fall leaves ``RECEPTIVE_PX``, which a test reads off
-the gradient. So a context of ``EXACT_CONTEXT`` px, with windows that begin at multiples of the
-stride, changes nothing.
-
-Nothing here knows pixels' values. Sides and places are in px of the image that is cut.
+both. With a context of ``Parts.exact_context`` px, and windows that begin at multiples of the
+stride, tiles change nothing. Sides and places are in px of the image that is cut.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.inference.engine import Engine
+from spatialembed.method.model import NETWORKS
+from spatialembed.types import Embeddings, Network
 
-STRIDE = 8
-"""Of ERFNet's coarsest maps: windows must begin where the whole image's cells begin."""
-RECEPTIVE_PX = 622
-"""Farthest pixel, along an axis, that an output pixel of ERFNet depends on."""
-EXACT_CONTEXT = 624
-"""The first multiple of the stride beyond that."""
 BYTES_WHOLE = 200
 """Memory of the network for each pixel that it sees, bytes: torch 90 to 220, OpenVINO 200."""
 BYTES_TILE = 300
@@ -49,6 +39,34 @@ BASE_BYTES = 0.9e9
 """Of the process without the network: libraries, read tiles, clustering."""
 WIDEST = 4096
 """Side of the largest window, as the network sees it; more is not quicker."""
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """How large images are worked on."""
+
+    tile: int | None = None
+    """Side of the tiles in px of the image, images above it go by tiles; none: by memory."""
+    context: int = 128
+    """Px around a tile that the network sees too, as it sees them; 624 is exact, 224 of lite."""
+    memory: float = 3.0
+    """Process memory in GB; images whose whole maps need more go by tiles."""
+    scale: float = 1.0
+    """Images are reduced by this, in (0, 1], and what is found is enlarged again."""
+    labels: Literal["tiff", "zarr"] = "tiff"
+    """File of the labels of an image that went by tiles."""
+
+    def __post_init__(self) -> None:
+        """Raises SpatialEmbedError ``bad_setting`` (exit 2)."""
+        for name, wanted, fine in (
+            ("tile", "16 or more", self.tile is None or self.tile >= 16),
+            ("context", "0 or more", self.context >= 0),
+            ("memory", "1.2 or more", self.memory >= 1.2),
+            ("scale", "from 1/64 to 1", 1 / 64 <= self.scale <= 1),
+        ):
+            if not fine:
+                what = f"{name} is {getattr(self, name)}"
+                raise SpatialEmbedError("bad_setting", what, f"give {wanted}", USAGE)
 
 
 class Window(NamedTuple):
@@ -64,6 +82,11 @@ class Window(NamedTuple):
         """Height and width in px."""
         return self.y1 - self.y0, self.x1 - self.x0
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
 
 class Tile(NamedTuple):
     """One piece of the plan."""
@@ -72,6 +95,12 @@ class Tile(NamedTuple):
     column: int
     core: Window
     window: Window
+
+    @property
+    def kept(self) -> tuple[slice, slice]:
+        """Rows and columns of the core in maps of the window."""
+        core, (y0, _, x0, _) = self.core, self.window
+        return slice(core.y0 - y0, core.y1 - y0), slice(core.x0 - x0, core.x1 - x0)
 
 
 class Span(NamedTuple):
@@ -83,7 +112,7 @@ class Span(NamedTuple):
     window_end: int
 
 
-def origin_step(scale: float, stride: int = STRIDE) -> int:
+def origin_step(scale: float, stride: int) -> int:
     """Windows of an image that is resized by ``scale`` for the network begin at multiples of this.
 
     stride: px of a cell of the network. The result is the smallest number of px that become whole
@@ -96,7 +125,7 @@ def origin_step(scale: float, stride: int = STRIDE) -> int:
     return unit // math.gcd(unit, ratio.numerator)
 
 
-def image_context(network_px: int, scale: float, stride: int = STRIDE) -> int:
+def image_context(network_px: int, scale: float, stride: int) -> int:
     """Context in px of the image for one of ``network_px`` as the network sees it, at this scale.
 
     Rounded up to whole cells, with one px more where the resizing reads a neighbour.
@@ -127,7 +156,7 @@ def plan_axis(length: int, tile: int, context: int, step: int) -> list[Span]:
 
 
 def plan_tiles(
-    height: int, width: int, *, tile: int, context: int, scale: float, stride: int = STRIDE
+    height: int, width: int, *, tile: int, context: int, scale: float, stride: int
 ) -> list[Tile]:
     """Tiles of an image, row by row: their cores part it, each window lies in it.
 
@@ -166,25 +195,16 @@ def cut_off(boxes: np.ndarray, tiles: Sequence[Tile], shape_hw: tuple[int, int])
     return np.flatnonzero(~seen)
 
 
-def tile_for(
-    memory_bytes: float,
-    context: int,
-    scale: float,
-    *,
-    bytes_per_pixel: float,
-    most: int,
-    stride: int = STRIDE,
-) -> int:
+def tile_for(memory_bytes: float, context: int, scale: float, stride: int) -> int:
     """Side of the largest tile whose window the network can take in ``memory_bytes``, px.
 
-    context: in px of the image. bytes_per_pixel: of the network, for each pixel that it sees.
-    most: largest side of a window as the network sees it.
+    context: in px of the image.
 
     Raises SpatialEmbedError ``bad_setting`` (exit 2) where less than a quarter of the window would
     be kept along an axis.
     """
     step = origin_step(scale, stride)
-    seen = min(math.sqrt(max(0.0, memory_bytes) / bytes_per_pixel), most)
+    seen = min(math.sqrt(max(0.0, memory_bytes) / BYTES_TILE), WIDEST)
     side = int(seen / scale) // step * step
     tile = side - 2 * context
     if tile < max(step, side // 4):
@@ -195,3 +215,62 @@ def tile_for(
             USAGE,
         )
     return tile
+
+
+def plan(
+    shape_hw: tuple[int, int], tiles: TileOptions, scale: float, network: Network
+) -> list[Tile]:
+    """Tiles of an image by these settings, for a network that sees it resized by ``scale``."""
+    stride = NETWORKS[network].stride
+    context = image_context(tiles.context, scale, stride)
+    tile = tiles.tile or tile_for(tiles.memory * 1e9 - BASE_BYTES, context, scale, stride)
+    return plan_tiles(*shape_hw, tile=tile, context=context, scale=scale, stride=stride)
+
+
+class TiledEngine:
+    """``engine``, with images by tiles whose whole maps would need more memory than is allowed.
+
+    The maps are whole again behind it (20 bytes a pixel for one class), so that evaluation, tuning
+    and validation need no other way for large images. ``tiles`` are those that ``predict`` takes by
+    default: what is scored is what a user gets. network: the one that the engine runs.
+    """
+
+    def __init__(
+        self, engine: Engine, network: Network, tiles: TileOptions = TileOptions()
+    ) -> None:
+        self.engine, self.network, self.tiles = engine, network, tiles
+        self.name, self.device, self.precision = engine.name, engine.device, engine.precision
+
+    @property
+    def scale(self) -> float:
+        """That of the engine; set, it is that of a copy, so that another scale can be tried."""
+        return self.engine.scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        """Of a copy of the engine."""
+        self.engine = copy.copy(self.engine)
+        self.engine.scale = scale
+
+    def takes_tiles(self, height: int, width: int) -> bool:
+        """Whether an image of so many px would need more memory as a whole."""
+        return height * width * self.scale**2 * BYTES_WHOLE > self.tiles.memory * 1e9
+
+    def __call__(self, images: Tensor) -> Embeddings:
+        """As ``Engine``; a batch of large images goes one by one."""
+        if not self.takes_tiles(*images.shape[-2:]):
+            return self.engine(images)
+        maps = [self._in_tiles(image[None]) for image in images]
+        return Embeddings(*map(torch.cat, zip(*maps, strict=True)))
+
+    def _in_tiles(self, image: Tensor) -> Embeddings:
+        """image (1, 3, H, W) -> Embeddings (1, ., H, W)."""
+        height, width = image.shape[-2:]
+        whole: list[Tensor] = []
+        for tile in plan((height, width), self.tiles, self.scale, self.network):
+            maps = self.engine(image[..., *tile.window.slices])
+            if not whole:  # allocated here: what an engine returns may be an inference tensor
+                whole = [m.new_empty((1, m.shape[1], height, width)) for m in maps]
+            for into, part in zip(whole, maps, strict=True):
+                into[..., *tile.core.slices] = part[..., *tile.kept]
+        return Embeddings(*whole)

@@ -44,7 +44,7 @@ class SpatialEmbeddingNet(nn.Module):
         elliptical: One bandwidth per axis (S = 2) instead of one (S = 1).
         network: "erfnet", the branched ERFNet of the paper, or "lite", a lighter one.
 
-    Attributes ``stride`` and ``reach``, in px of the network's input, are those of ``Parts``.
+    Attribute ``stride``, in px of the network's input, is that of ``Parts``.
 
     Raises:
         ValueError: For fewer than one class.
@@ -60,7 +60,7 @@ class SpatialEmbeddingNet(nn.Module):
         self.elliptical = elliptical
         self.network = network
         parts = NETWORKS[network]
-        self.stride, self.reach = parts.stride, parts.reach
+        self.stride = parts.stride
         self.encoder = parts.encoder()
         outputs = (4 if elliptical else 3, num_classes)
         self.decoders = nn.ModuleList(map(parts.decoder, outputs))

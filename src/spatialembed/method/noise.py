@@ -82,7 +82,11 @@ def stretch_is_noise(image: np.ndarray, low: float, high: float) -> bool:
     """
     noise = quiet_noise(image)
     few = image[::4, ::4].reshape(-1, len(noise))
-    stretch = np.subtract(*np.percentile(few, (high, low), axis=0))
+    return is_noise(np.subtract(*np.percentile(few, (high, low), axis=0)), noise)
+
+
+def is_noise(stretch: np.ndarray, noise: np.ndarray) -> bool:
+    """Whether a stretch (C,), above 0, is so short for the noise (C,) that it shows that alone."""
     return bool((stretch > 0).any() and (stretch < NOISE_STRETCH * noise).all())
 
 
@@ -92,10 +96,12 @@ def warn_of_noise(image: np.ndarray, how: Normalization, source: object) -> None
         return
     if stretch_is_noise(image, how.low, how.high):
         named = isinstance(source, (str, os.PathLike))  # an array would be printed whole
-        logger.warning(
-            "%s: its percentiles lie in the noise, which this model takes for objects",
-            source if named else f"an image of {image.shape[0]} x {image.shape[1]} px",
-        )
+        say_noise(source if named else f"an image of {image.shape[0]} x {image.shape[1]} px")
+
+
+def say_noise(name: object) -> None:
+    """Log that warning of the image of that name."""
+    logger.warning("%s: its percentiles lie in the noise, which this model takes for objects", name)
 
 
 def out_of_noise(

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import NamedTuple
 
-from spatialembed.inference.predictor import Seen
+from spatialembed.inference.diameter import Seen
 from spatialembed.serve.decoder import Picture
 
 MOST, MOST_OF_ONE, MOST_BYTES, SECONDS = 16, 4, 1 << 29, 600.0

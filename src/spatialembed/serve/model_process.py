@@ -26,9 +26,8 @@ from spatialembed.images.read import MAX_PIXELS
 from spatialembed.images.write import png_bytes
 from spatialembed.inference.bundled import summaries
 from spatialembed.inference.predictor import load_for
-from spatialembed.inference.tiled_engine import TiledEngine
+from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
-from spatialembed.method.model import NETWORKS
 from spatialembed.options import DeviceOptions
 from spatialembed.pictures.drawing import display
 from spatialembed.serve import pipe
@@ -52,8 +51,8 @@ class Worker:
         self.name, self.path, self.folder, self.most = name, path, folder, most
         self.decoder = Decoder(folder)  # starts while the model loads
         self.predictor = load_for(path, how, pixels=ENDLESS)
-        stride = NETWORKS[self.predictor.info.network].stride
-        self.predictor.engine = TiledEngine(self.predictor.engine, stride=stride)
+        network = self.predictor.info.network
+        self.predictor.engine = TiledEngine(self.predictor.engine, network)
         self.shelf = Shelf()
 
     def facts(self) -> pipe.Meta:

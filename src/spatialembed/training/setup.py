@@ -23,10 +23,11 @@ from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, SpatialEmbedError, check
 from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
+from spatialembed.inference.device import Precision
 from spatialembed.inference.diameter import DIAMETERS
-from spatialembed.inference.engine import Precision, TorchEngine, resolve_device, resolve_precision
+from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.model_file import ModelInfo
-from spatialembed.inference.tiled_engine import TiledEngine
+from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
@@ -79,8 +80,8 @@ class Setup:
     def engine(self, net: SpatialEmbeddingNet) -> TiledEngine:
         """The network as validation runs it, on the device and in the precision of the run."""
         scale = self.options.scale
-        engine = TorchEngine(net, device=self.device, precision=self.precision, scale=scale)
-        return TiledEngine(engine, stride=net.stride)
+        engine = torch_engine(net, device=self.device, precision=self.precision, scale=scale)
+        return TiledEngine(engine, net.network)
 
     def info(self, thresholds: ClusterOptions, facts: dict[str, Any]) -> ModelInfo:
         """All of the model file but the weights."""

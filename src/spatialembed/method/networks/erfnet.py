@@ -13,7 +13,16 @@ BATCH_NORM_EPS = 1e-3
 STRIDE = 8
 """Down-sampling of the encoder: image sides are multiples of it inside the network."""
 REACH_PX = 622
-"""Farthest pixel, along an axis, that an output pixel depends on: see ``tiling``."""
+"""Farthest pixel, along an axis, that an output pixel depends on, read off the gradient by a test.
+
+At most, since it depends on where strides and cells fall::
+
+    down 1, 2, 3          1 + 2 + 4                              at strides 1, 2, 4
+    5 residuals           5 * 4 * (1 + 1)                        at stride 4
+    8 residuals           2 * 8 * ((1 + 2) + (1 + 4) + (1 + 8) + (1 + 16))   at stride 8
+    up, 2 residuals       8 + 2 * 4 * (1 + 1)                    at strides 8 and 4
+    up, 2 residuals       4 + 2 * 2 * (1 + 1)                    at strides 4 and 2, 627 in all
+"""
 
 
 class Down(nn.Module):
