@@ -318,7 +318,7 @@ class Predictor:
     def _at_best_scale(
         self, image: Tensor, native: Seen, options: ClusterOptions, augment: bool
     ) -> Seen:
-        """What was found in ``image`` (3, H, W) at its own scale, or at one that suits it better."""
+        """What was found in ``image`` (3, H, W), or is found at a scale that suits it better."""
         if self.diameter != "auto":
             return native
         return best_scale(self.engine, self.info, image, native, options, augment)
