@@ -23,7 +23,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
 from spatialembed.evaluation.label_report import WORST, Report
-from spatialembed.inference.tiling import TiledEngine
+from spatialembed.inference.tiling import TiledEngine, TileOptions
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target
@@ -124,7 +124,7 @@ def test_an_image_in_tiles_is_tried_at_no_other_scale() -> None:
         def __init__(self, memory: float) -> None:
             super().__init__([found_of(disks(5))])
             inner: Any = SimpleNamespace(name="", device="cpu", precision="float32", scale=1.0)
-            self.tiled: Any = TiledEngine(inner, memory=memory)
+            self.tiled: Any = TiledEngine(inner, "erfnet", TileOptions(memory=memory))
             self.asked: list[str] = []
 
         @property

@@ -23,7 +23,7 @@ from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, SpatialEmbedError, check
 from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
-from spatialembed.inference.device import Precision
+from spatialembed.inference.device import Precision, resolve_device, resolve_precision
 from spatialembed.inference.diameter import DIAMETERS
 from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.model_file import ModelInfo
