@@ -23,7 +23,7 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.evaluation.evaluate import evaluate
 from spatialembed.evaluation.label_metrics import AP_THRESHOLDS, label_ap
 from spatialembed.evaluation.label_report import WORST, Report
-from spatialembed.inference.tiling import TiledEngine, TileOptions
+from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.geometry import coordinates
 from spatialembed.types import Embeddings, Instances, Sample, Target
@@ -121,10 +121,10 @@ def test_an_image_in_tiles_is_tried_at_no_other_scale() -> None:
     """As in prediction, which tiles it; a smaller one is tried at other scales in both."""
 
     class Predictor(FakePredictor):
-        def __init__(self, memory: float) -> None:
+        def __init__(self, scale: float) -> None:
             super().__init__([found_of(disks(5))])
-            inner: Any = SimpleNamespace(name="", device="cpu", precision="float32", scale=1.0)
-            self.tiled: Any = TiledEngine(inner, "erfnet", TileOptions(memory=memory))
+            inner: Any = SimpleNamespace(name="", device="cpu", precision="float32", scale=scale)
+            self.tiled: Any = TiledEngine(inner, "erfnet")
             self.asked: list[str] = []
 
         @property
@@ -142,8 +142,8 @@ def test_an_image_in_tiles_is_tried_at_no_other_scale() -> None:
             self.asked.append(f"of {maps}")
             return self.answers[0]
 
-    for memory, asked in ((3.0, "at any scale"), (1e-6, "of maps")):
-        predictor: Any = Predictor(memory)
+    for scale, asked in ((1.0, "at any scale"), (1e4, "of maps")):
+        predictor: Any = Predictor(scale)
         assert evaluate(predictor, Scenes([disks(5)]), progress=False).mean_ap == 1
         assert predictor.asked == [asked]
 
