@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 import multiprocess_gradients
+from spatialembed.command import main
 from spatialembed.data.folder import open_folder
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.files import locked
@@ -376,7 +377,11 @@ def test_processes_wait_longer_than_any_validation(
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["LBL-13"])
 def test_validation_without_objects_keeps_the_last_model(
-    fault: str, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str,
+    scenes: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = in_parts(scenes, tmp_path / "data")
     for mask in (data / "val" / "masks").iterdir():
@@ -385,8 +390,23 @@ def test_validation_without_objects_keeps_the_last_model(
     assert "no object in the validation images" in caplog.text
     _, info = model_file.load(run / "model")
     assert info.training["epochs"] == 2
-    assert not info.training["validation_ap"]  # 0 with false finds, else none
+    assert info.training["validation_ap"] is None
     assert (info.thresholds.start, info.thresholds.foreground) == (0.9, 0.5)  # not tuned
+    main.train(TrainOptions(resume=str(run), workers=0))
+    assert f"the last model is {run}/model" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_back_changes_nothing(
+    scenes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the end nor the learning rate of a limited run goes by the time of day."""
+    now = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    run = train.train(options(scenes, tmp_path, max_time=1e6))
+    rates = [row["lr"] for row in run_folder.History(run).rows]
+    assert rates == pytest.approx([row["lr"] for row in run_folder.History(trained).rows])
+    assert 0 <= model_file.load(run / "model")[1].training["hours"] < 1
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,25 @@ def test_what_is_refused_before_the_work(
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "model"
     refused("not_writable", ("--model", model, "--data", folder, "--out", out), capsys)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "tune"])
+@pytest.mark.parametrize("fault", ["LBL-13"])
+def test_a_set_without_any_object_is_an_error_by_code(
+    fault: str, verb: str, folder: Path, model: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """False detections are counted and reported, but nothing is chosen by them."""
+    data, facts = tmp_path / "data", (model / "model.json").read_bytes()
+    shutil.copytree(folder, data)
+    for mask in (data / "masks").iterdir():
+        Image.fromarray(np.zeros((24, 24), np.uint8)).save(mask)
+    where = ["--out", str(tmp_path / "out")] if verb == "evaluate" else ["--report", str(tmp_path)]
+    words = [verb, "--model", str(model), "--data", str(data), "--device", "cpu", *where]
+    assert main.main([*words, "--engine", "torch"]) == 3
+    assert "error no_objects: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.json").exists() == (verb == "evaluate")
+    assert (model / "model.json").read_bytes() == facts
 
 
 def test_classes_of_others_are_refused(folder: Path, tmp_path: Path) -> None:

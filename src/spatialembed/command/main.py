@@ -87,6 +87,7 @@ def doctor(options: DoctorOptions) -> int:
 def train(options: TrainOptions) -> int:
     """Train a model on images with label masks or COCO annotations."""
     from spatialembed.data.open import data_name
+    from spatialembed.inference.model_file import load
     from spatialembed.training.run_folder import rank
 
     if not options.resume and options.name is None:  # named here, to be told to who interrupts
@@ -97,7 +98,9 @@ def train(options: TrainOptions) -> int:
 
         run(options)
     if rank() == 0:  # of several processes that train together, one reports
-        print(f"{folder}: curves.png, samples/, metrics.csv; the best model is {folder}/model")
+        validated = load(folder / "model")[1].training.get("validation_ap") is not None
+        which = "best" if validated else "last"
+        print(f"{folder}: curves.png, samples/, metrics.csv; the {which} model is {folder}/model")
     return 0
 
 
@@ -137,6 +140,9 @@ def evaluate(options: EvaluateOptions) -> int:
     report.write(out)
     console(stderr=False).print(report.table())
     print(f"{out}: {', '.join(FILES[options.metric])}")
+    if not report.objects:
+        what = f"{options.data}: no object in {len(dataset)} images that a detection could match"
+        raise SpatialEmbedError("no_objects", what, "check the masks with spatialembed doctor")
     return 0
 
 

@@ -172,11 +172,14 @@ def _by_record(dataset: FileDataset, split: str | None, record: SplitRecord) -> 
     return held_out
 
 
+def has_object(dataset: FileDataset) -> bool:
+    """Whether the truth of any image has an object; as a rule that of the first one has."""
+    return any(len(dataset.truth(i).classes) for i in range(len(dataset)))
+
+
 def _refuse_hidden_truth(path: str | Path, dataset: FileDataset) -> None:
     """In the test part of the Cityscapes download the files of ids hold void only."""
-    of_benchmark = isinstance(dataset, CityscapesDataset)
-    # The first image has an instance, as a rule.
-    if of_benchmark and not any(len(dataset.truth(i).classes) for i in range(len(dataset))):
+    if isinstance(dataset, CityscapesDataset) and not has_object(dataset):
         what = f"{path}: its test part holds no instance; the benchmark withholds that truth"
         remedy = "add --split val; or predict with --format cityscapes, and submit upload.zip"
         raise SpatialEmbedError("no_truth", what, remedy)

@@ -53,6 +53,11 @@ class BenchmarkReport:
         return float(mean(self.figures[name], axis=0))
 
     @property
+    def objects(self) -> int:
+        """True objects that count; without any, no figure says how good the model is."""
+        return int(self.counts["true"].sum())
+
+    @property
     def median_seconds(self) -> float:
         """Median time of a prediction; a mean would count the first one's warming up."""
         return float(np.median(self.seconds))

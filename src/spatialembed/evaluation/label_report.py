@@ -144,6 +144,11 @@ class Report:
         return spread, float(np.ma.filled(np.ma.masked_invalid(ap.mean(axis=1)).std(), np.nan))
 
     @property
+    def objects(self) -> int:
+        """True objects; without any, no figure says how good the model is."""
+        return int(sum(counts.tp[0] + counts.fn[0] for counts in self.pooled))
+
+    @property
     def undefined(self) -> int:
         """Images with no instance, neither true nor found: they have no AP."""
         return sum(math.isnan(row.mean_ap) for row in self.rows)
@@ -291,11 +296,11 @@ def _row(row: ImageScore) -> dict[str, Any]:
 
 
 def _caption(report: Report) -> str:
-    total = sum(report.pooled[1:], start=report.pooled[0])
+    found = sum(counts.tp[0] + counts.fp[0] for counts in report.pooled)
     words = [
         f"PQ {number(report.pooled_mean('pq')[0])}, "
         f"mean matched IoU {number(report.pooled_mean('matched_iou')[0])} at IoU 0.5, pooled.",
-        f"{total.tp[0] + total.fn[0]} true objects, {total.tp[0] + total.fp[0]} found.",
+        f"{report.objects} true objects, {found} found.",
     ]
     if report.undefined:
         words.append(f"Without any object, so without AP and left out: {report.undefined} images.")

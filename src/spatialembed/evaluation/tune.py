@@ -23,8 +23,8 @@ import numpy as np
 from rich.table import Table
 
 from spatialembed.console import track
-from spatialembed.data.dataset import Dataset
-from spatialembed.data.open import check_classes
+from spatialembed.data.dataset import FileDataset
+from spatialembed.data.open import check_classes, has_object
 from spatialembed.data.split_record import sentence, trained_on
 from spatialembed.errors import USAGE, SpatialEmbedError, require
 from spatialembed.evaluation.label_metrics import mean_over_images, resampled
@@ -169,7 +169,7 @@ def _rounded(value: float) -> float | None:
 
 def tune(
     predictor: Predictor,
-    dataset: Dataset,
+    dataset: FileDataset,
     *,
     groups: Sequence[str] | None = None,
     progress: bool = True,
@@ -188,10 +188,16 @@ def tune(
         calibration; ``save`` writes the chosen ones into a model.
 
     Raises:
-        SpatialEmbedError: ``empty_dataset``, ``class_mismatch``, and the errors of reading or
-            predicting an image.
+        SpatialEmbedError: ``empty_dataset``, ``class_mismatch``, ``no_objects``, and the errors of
+            reading or predicting an image.
     """
     check_classes(predictor.info.class_names, dataset)
+    if not has_object(dataset):
+        what, remedy = (
+            "no object in the images to tune on",
+            "check the masks with spatialembed doctor",
+        )
+        raise SpatialEmbedError("no_objects", what, remedy)
     seen = trained_on(predictor.info.split, dataset)
     names = [str(i) for i in range(len(dataset))] if groups is None else list(groups)
     number = np.unique(names, return_inverse=True)[1]

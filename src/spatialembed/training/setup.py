@@ -17,7 +17,14 @@ import torch
 from spatialembed.console import Stages, track
 from spatialembed.data.cityscapes_ids import IDS
 from spatialembed.data.dataset import FileDataset, Split
-from spatialembed.data.open import data_name, for_scoring, open_data, splits, with_classes_of
+from spatialembed.data.open import (
+    data_name,
+    for_scoring,
+    has_object,
+    open_data,
+    splits,
+    with_classes_of,
+)
 from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
 from spatialembed.data.splitting import duplicates, split_dataset
 from spatialembed.errors import INPUT, MODEL, SpatialEmbedError, check
@@ -142,7 +149,7 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
         train_set, val_set = split_dataset(
             opened(), fraction=options.val_fraction, group_by=options.group_by, seed=options.seed
         )
-    if not any(len(train_set.truth(i).classes) for i in range(len(train_set))):
+    if not has_object(train_set):
         raise SpatialEmbedError(
             "no_objects",
             f"{options.data}: no object in the training images",

@@ -33,7 +33,7 @@ VOID_ID, ROAD_ID = 0, 7
 def validate(
     setup: Setup, net: SpatialEmbeddingNet, done: int, note: Callable[[str], None]
 ) -> dict[str, float]:
-    """Figures of the validation images: ``val_ap`` chooses the best model; none if not defined.
+    """Figures of the validation images: ``val_ap`` chooses the best model; none without objects.
 
     One image is in memory at a time; what stays of it is a number or a small table. Pictures of the
     first few are written. done: epochs that were trained. note: called with
@@ -42,7 +42,7 @@ def validate(
     names = tuple(setup.val.class_names)
     scores: list[float] = []
     tables: list[dict[str, ClassOverlaps]] = []
-    engine = setup.engine(net)
+    engine, objects = setup.engine(net), 0
     for i, sample in enumerate(each(setup.val)):
         maps = engine(network_input(sample.image, setup.normalization)[None])
         found = cluster(maps, setup.base, names)[0].numpy()
@@ -50,14 +50,16 @@ def validate(
             tables.append(overlaps(_ids(setup.val, i, sample), found, names))
         else:
             scores.append(mean_ap(found, sample, len(names)))
+        objects += len(sample.target.classes)
         note(f"validating {i + 1}/{len(setup.val)}")
         if i < SAMPLES_SHOWN:
             _draw_sample(setup.run, sample, maps, found, done)
     net.train()
+    if not objects:
+        return {}
     if setup.options.val_metric == "cityscapes":
         return _cityscapes_figures(tables, names)
-    defined = [s for s in scores if not np.isnan(s)]
-    return {"val_ap": float(np.mean(defined))} if defined else {}
+    return {"val_ap": float(np.nanmean(scores))}
 
 
 def _cityscapes_figures(
@@ -108,7 +110,8 @@ def tune_best(setup: Setup) -> None:
     lower ``start``, whatever a user sees then: under it the thresholds stay those of validation.
     """
     net, info = model_file.load(setup.run / "model")
-    tuned = setup.options.val_metric == "label"
+    validated = info.training.get("validation_ap") is not None
+    tuned = setup.options.val_metric == "label" and validated
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
     name = "tuning thresholds" if tuned else "calibrating"
     surface = sweep(
