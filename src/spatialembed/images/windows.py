@@ -4,7 +4,7 @@
     Zarr, OME-Zarr            by their chunks (extra ``zarr``), at full resolution
     PNG                       row by row, once, into a file that is then mapped
     all others                decoded whole, once, into such a file: JPEG, WebP, BMP, GIF, PNG with
-                              a palette or interlaced
+                              a palette or interlaced, and what an EXIF orientation turns
 
 Pixels are by the rules of ``images.read``: alpha dropped, upright, uint8, uint16 or float32. What
 is wrong with the pixels themselves is found when they are read.
@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,9 +33,8 @@ from spatialembed.images.checks import (
     refuse_damaged,
     refuse_size,
     warn,
-    warn_of_turning,
 )
-from spatialembed.images.decode import header_of, opened, upright
+from spatialembed.images.decode import header_of, opened
 from spatialembed.images.listing import is_zarr
 from spatialembed.images.png import stream_png
 from spatialembed.images.read import plain_type, read_image
@@ -116,48 +115,29 @@ def open_large(path: str | os.PathLike[str], scratch: Path) -> LargeImage:
 
 
 def _by_segments(path: Path, file: BinaryIO) -> LargeImage | None:
-    """A TIFF by its tiles or strips; None where they are too large."""
+    """A TIFF by its tiles or strips; None of one that is turned, or whose tiles are too large."""
     with ExitStack() as stack:
         try:
             tiff = stack.enter_context(tifffile.TiffFile(path))
             pages = list(whole_pages(tiff)) or [0]
             page = tiff.pages[pages[0]].aspage()
             check_page(path, file, page, ANY_SIZE)
-            if (count := max(len(pages), page.imagedepth)) > 1:
-                warn(f"{path}: the first of {count} pages was read")
-            if (read := page_windows(path, page)) is None:
+            turned = valid_orientation(page.tags.valueof(ORIENTATION_TAG)) != 1
+            if turned or (read := page_windows(path, page)) is None:
                 return None
-            orientation = valid_orientation(page.tags.valueof(ORIENTATION_TAG))
         except DAMAGED as error:
             refuse_damaged(path, "TIFF", error)
+        if len(pages) > 1:
+            warn(f"{path}: the first of {len(pages)} pages was read")
         shape_hw, channels = (page.imagelength, page.imagewidth), channels_of(page)
         close, dtype = stack.pop_all().close, _plain_dtype(page.dtype)
-        return _upright(LargeImage(str(path), shape_hw, channels, dtype, read, close), orientation)
+        return LargeImage(str(path), shape_hw, channels, dtype, read, close)
 
 
 def _plain_dtype(dtype: Any) -> np.dtype:
     """The type that ``plain_type`` makes of pixels of this type; 1 bit has become a byte before."""
     name = np.dtype(dtype).newbyteorder("=").name
     return np.dtype({"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}.get(name, "float32"))
-
-
-def _upright(image: LargeImage, orientation: int) -> LargeImage:
-    """The same image turned by its EXIF orientation."""
-    if orientation == 1:
-        return image
-    warn_of_turning(image.name, orientation)
-    height, width = image.shape_hw[::-1] if orientation >= 5 else image.shape_hw
-
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        if orientation in (3, 4, 7, 8):
-            y0, y1 = height - y1, height - y0
-        if orientation in (2, 3, 6, 7):
-            x0, x1 = width - x1, width - x0
-        if orientation >= 5:
-            y0, y1, x0, x1 = x0, x1, y0, y1
-        return upright(image.window(y0, y1, x0, x1), orientation)
-
-    return replace(image, shape_hw=(height, width), window=read)
 
 
 # ---------------------------------------------------------------- Zarr
