@@ -15,8 +15,7 @@ from PIL import Image
 from spatialembed.command import main
 from spatialembed.data.folder import FolderDataset, open_folder
 from spatialembed.data.open import select
-from spatialembed.data.split_record import SplitRecord, split_record
-from spatialembed.data.splitting import split_dataset
+from spatialembed.data.splitting import SplitRecord, split_dataset, split_record
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import model_file
 from spatialembed.inference.model_file import ModelInfo

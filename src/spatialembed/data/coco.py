@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -303,10 +304,10 @@ def _read(path: Path) -> _File:
 
 
 def _refuse_twice(path: Path, part: str, ids: Sequence[int]) -> None:
-    if len(set(ids)) < len(ids):
-        again = next(number for number in ids if ids.count(number) > 1)
-        what = f"{path}: {part}: the id {again} occurs twice"
-        raise SpatialEmbedError("bad_json", what, "keep one")
+    for number, times in Counter(ids).most_common(1):
+        if times > 1:
+            what = f"{path}: {part}: the id {number} occurs twice"
+            raise SpatialEmbedError("bad_json", what, "keep one")
 
 
 def _class_names(path: Path, file: _File) -> dict[int, str]:
@@ -317,9 +318,9 @@ def _class_names(path: Path, file: _File) -> dict[int, str]:
     _refuse_twice(path, "categories", [category.id for category in file.categories])
     loose = (e.get("category_id") for e in file.annotations if isinstance(e, dict))
     used = {number for number in loose if isinstance(number, int)}
+    parents = {str(c.supercategory) for c in file.categories if c.supercategory != c.name}
     names = {}
     for category in sorted(file.categories, key=lambda category: category.id):
-        parents = [c.supercategory for c in file.categories if c is not category]
         if category.name in parents and category.id not in used:
             what = "%s: %s has no object, only categories below it"
             logger.warning(what, path, category.name)

@@ -14,8 +14,7 @@ from spatialembed.data.cityscapes import CityscapesDataset, Groups, open_citysca
 from spatialembed.data.coco import CocoDataset, open_coco
 from spatialembed.data.dataset import Dataset, FileDataset, Split
 from spatialembed.data.folder import FolderDataset, open_folder
-from spatialembed.data.split_record import SplitRecord
-from spatialembed.data.splitting import split_dataset
+from spatialembed.data.splitting import SplitRecord, split_dataset
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.options import DataOptions, PartOptions
 

@@ -14,7 +14,7 @@ from spatialembed.console import Stages
 from spatialembed.data.cityscapes import CityscapesDataset
 from spatialembed.data.dataset import Dataset
 from spatialembed.data.open import check_classes
-from spatialembed.data.split_record import trained_on
+from spatialembed.data.splitting import trained_on
 from spatialembed.errors import USAGE, SpatialEmbedError, check
 from spatialembed.evaluation.benchmark_report import BenchmarkReport
 from spatialembed.evaluation.cityscapes_score import CityscapesScore

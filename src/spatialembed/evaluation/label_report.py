@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.padding import PaddingDimensions
 from rich.table import Table
 
-from spatialembed.data.split_record import sentence
+from spatialembed.data.splitting import sentence
 from spatialembed.evaluation.label_metrics import (
     AP_THRESHOLDS,
     Counts,

@@ -25,7 +25,7 @@ from rich.table import Table
 from spatialembed.console import track
 from spatialembed.data.dataset import FileDataset
 from spatialembed.data.open import check_classes, has_object
-from spatialembed.data.split_record import sentence, trained_on
+from spatialembed.data.splitting import sentence, trained_on
 from spatialembed.errors import USAGE, SpatialEmbedError, require
 from spatialembed.evaluation.label_metrics import mean_over_images, resampled
 from spatialembed.evaluation.label_report import report_table, write_json

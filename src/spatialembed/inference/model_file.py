@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from spatialembed.data.split_record import SplitRecord
+from spatialembed.data.splitting import SplitRecord
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.inference.bundled import bundled_folder, bundled_models

@@ -25,8 +25,13 @@ from spatialembed.data.open import (
     splits,
     with_classes_of,
 )
-from spatialembed.data.split_record import MOST_IMAGES, SplitRecord, split_record
-from spatialembed.data.splitting import duplicates, split_dataset
+from spatialembed.data.splitting import (
+    MOST_IMAGES,
+    SplitRecord,
+    duplicates,
+    split_dataset,
+    split_record,
+)
 from spatialembed.errors import INPUT, MODEL, SpatialEmbedError, check
 from spatialembed.evaluation.threshold_sweep import areas_of, diameters_of, min_pixels_of
 from spatialembed.inference import model_file
