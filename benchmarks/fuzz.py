@@ -28,6 +28,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable
@@ -373,6 +374,14 @@ def with_checksums(content: bytes) -> bytes:
     return bytes(data)
 
 
+def kept(target: str, content: bytes) -> None:
+    """Write the input of a fault."""
+    path = Path("runs/fuzz", f"{target}-{hashlib.sha256(content).hexdigest()[:12]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    print(f"fault of {target}: {path}", file=sys.stderr, flush=True)
+
+
 def at_random(target: str, runs: int, seconds: float, seed: int) -> tuple[int, int]:
     """How many inputs were tried, and taken. A fault leaves its input in runs/fuzz/."""
     draw = random.Random(f"{target} {seed}")
@@ -383,10 +392,7 @@ def at_random(target: str, runs: int, seconds: float, seed: int) -> tuple[int, i
         try:
             taken += tried(target, content)
         except BaseException:
-            kept = Path("runs/fuzz", f"{target}-{hashlib.sha256(content).hexdigest()[:12]}")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(content)
-            print(f"fault of {target}: {kept}", file=sys.stderr)
+            kept(target, content)
             raise
         done += 1
     return done, taken
@@ -400,15 +406,23 @@ def by_coverage(targets: list[str], runs: int, seconds: float) -> None:
         for n, content in enumerate(corpus(target)):
             if len(content) < LONGEST:
                 (folder / f"{target}{n}").write_bytes(bytes([i]) + content)
-    counts = dict.fromkeys(targets, 0)
+    counts, met = dict.fromkeys(targets, 0), set()
 
     def one(content: bytes) -> None:
-        if content:
-            target = targets[content[0] % len(targets)]
+        if not content:
+            return
+        target = targets[content[0] % len(targets)]
+        try:
             tried(target, content[1:])
-            counts[target] += 1
-            if sum(counts.values()) % 200 == 0:  # the process ends without a word to Python
-                Path("runs/fuzz/counts.json").write_text(json.dumps(counts))
+        except Exception as error:  # noted, and on: a start takes minutes
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            if (fault := (target, type(error), where.filename, where.lineno)) not in met:
+                met.add(fault)
+                traceback.print_exc()
+                kept(target, content[1:])
+        counts[target] += 1
+        if sum(counts.values()) % 200 == 0:  # the process ends without a word to Python
+            Path("runs/fuzz/counts.json").write_text(json.dumps(counts))
 
     def mutate(content: bytes, most: int, seed: int) -> bytes:
         changed = atheris.Mutate(content[1:], most - 1)

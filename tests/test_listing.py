@@ -194,3 +194,11 @@ def test_results_of_an_earlier_run_are_no_images(
     assert "4 of 7 images are results of earlier runs, left out" in caplog.text
     with pytest.raises(SpatialEmbedError, match=r"no_images.*1 of 1 images are results"):
         list_images([out / "a_labels.png"])
+
+
+def test_a_name_too_long_is_refused(tmp_path: Path) -> None:
+    """Found by the fuzzer: the system's own error came out."""
+    with pytest.raises(SpatialEmbedError, match="unreadable"):
+        list_images([tmp_path / ("a" * 300)])
+    with pytest.raises(SpatialEmbedError, match="not_found"):
+        list_images([tmp_path / "a\0b"])

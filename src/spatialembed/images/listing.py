@@ -66,6 +66,13 @@ def list_images(
 
 def _of_source(source: Path, out: Path | None, quiet: bool) -> list[tuple[Path, str]]:
     """Paths and output names of one file, folder or glob."""
+    try:
+        os.lstat(source)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass  # a glob, or not there
+    except OSError as error:  # too long a name, or no right to look
+        what = f"{source}: {error.strerror}"
+        raise SpatialEmbedError("unreadable", what, "check the path") from error
     if source.is_dir():
         if out == source.resolve():
             raise SpatialEmbedError(
