@@ -502,6 +502,34 @@ def test_maps_that_are_gone_are_made_again(server: Server, visit: Any, cells: by
     seen.await_count(count)
     assert len(seen.posts()) == 2
     assert seen.page.is_hidden("#failure")
+    assert seen.page.get_attribute("#result", "aria-busy") is None
+
+
+def test_image_that_is_not_kept(server: Server, visit: Any, cells: bytes) -> None:
+    """As one that is too large: shown if the browser can, sent again for each new question."""
+    seen = visit(server.url)
+
+    def unkept(route: Any) -> None:
+        answer = route.fetch()
+        if "json" in answer.headers["content-type"]:
+            route.fulfill(response=answer, json=answer.json() | {"maps": None})
+        else:
+            route.fulfill(response=answer)
+
+    seen.page.route("**/v1/models/nuclei/instances?*", unkept)
+    choose(seen.page, "cells.png", cells)
+    seen.await_result("cells.png")
+    seen.page.fill("#threshold-min_pixels", "0")
+    seen.await_count(len(asked(server, cells, "min_pixels=0")["instances"]))
+    with seen.page.expect_download() as download:
+        seen.page.locator("#downloads button", has_text="Table").click()
+    assert download.value.suggested_filename == "cells_objects.csv"
+    assert len(seen.posts()) == 3
+    tiff = io.BytesIO()
+    tifffile.imwrite(tiff, np.asarray(Image.open(io.BytesIO(cells))))
+    choose(seen.page, "cells.tif", tiff.getvalue(), "image/tiff")
+    assert seen.await_result("cells.tif") > 3
+    assert "the browser cannot show" in seen.page.inner_text("#time")
 
 
 # ---------------------------------------------------------------- errors

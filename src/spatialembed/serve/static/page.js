@@ -37,7 +37,7 @@ const layers = ['image', 'fill', 'mark'].map((id) => $(id));
 
 let models = [], limits = {}, token = '';
 let picked = null; // {file, name, stem}: what was opened last
-let shown = null; // what is on the stage, see `painted`
+let shown = null; // what is on the stage, see `run` and `paint`
 let work = null; // AbortController of the request whose answer is awaited
 let view = null; // {scale, x, y}: image px * scale + (x, y) = canvas px
 
@@ -114,7 +114,6 @@ function query(more) {
   return given;
 }
 
-const here = () => `v1/models/${encodeURIComponent(model.value)}`;
 const kept = () => `${shown.path}/maps/${shown.maps}`;
 
 // ---------------------------------------------------------------- start: models, examples
@@ -141,20 +140,32 @@ async function begin(then) {
   then?.();
 }
 
+let watch = 0;
+
 async function states() {
-  [...model.options].forEach((option, i) => {
-    const { name, state } = models[i];
-    option.textContent = state === 'ready' ? name : `${name} (${state})`;
-  });
-  if (models.every(({ state }) => state === 'ready')) return;
-  await new Promise((resolve) => { setTimeout(resolve, 2000); });
-  const unknown = !chosen().thresholds;
-  try { models = (await json(await ask('v1/models'))).models; } catch { /* the next time, perhaps */ }
-  if (unknown) describe();
-  states();
+  const mine = ++watch; // ends the one before
+  for (;;) {
+    for (const option of model.options) {
+      const { state = 'down' } = models.find(({ name }) => name === option.value) ?? {};
+      option.textContent = state === 'ready' ? option.value : `${option.value} (${state})`;
+    }
+    if (models.every(({ state }) => state === 'ready')) return;
+    await new Promise((resolve) => { setTimeout(resolve, 3000); });
+    if (mine !== watch) return;
+    const unknown = !chosen()?.thresholds;
+    try { models = (await json(await ask('v1/models'))).models; } catch { /* the next time, perhaps */ }
+    if (unknown) describe();
+  }
 }
 
 const chosen = () => models.find(({ name }) => name === model.value);
+
+// Chooses a model, with its own thresholds if it is another one.
+function select(name) {
+  if (model.value === name || !models.some((known) => known.name === name)) return;
+  model.value = name;
+  describe();
+}
 
 function describe() {
   $('about').textContent = chosen()?.description ?? '';
@@ -202,7 +213,7 @@ function open([file, ...others]) {
 }
 
 async function example(number, suits) {
-  if (models.some(({ name }) => name === suits) && model.value !== suits) { model.value = suits; describe(); }
+  select(suits);
   const mine = start(`Opening example ${number}`);
   try {
     const blob = await (await ask(`examples/${number}.png`, mine.signal)).blob();
@@ -218,6 +229,7 @@ function start(phase) {
   work?.abort();
   clearTimeout(timer);
   work = new AbortController();
+  result.removeAttribute('aria-busy');
   settle();
   screen('busy');
   say(phase, null);
@@ -228,7 +240,7 @@ async function run() {
   const { file, name } = picked;
   const mine = start(`Sending ${name}`);
   if (!models.length) return begin(run);
-  const path = here();
+  const wanted = model.value, path = `v1/models/${encodeURIComponent(wanted)}`;
   try {
     if (file.size === 0) throw new Failure(`${name}: the file is empty.`, 'Choose an image.', 422);
     if (file.size > limits.max_bytes) {
@@ -253,7 +265,7 @@ async function run() {
     if (mine !== work) return;
     work = null;
     forget();
-    shown = { path, maps: found.maps, name, picture, width, height, model: model.value };
+    shown = { path, maps: found.maps, name, picture, width, height, model: wanted };
     screen('done');
     resize();
     const unseen = picture ? [] : ['without the image, which the browser cannot show'];
@@ -262,7 +274,7 @@ async function run() {
     stage.focus({ preventScroll: true });
     announce(`${$('count').textContent} ${$('noun').textContent} found in ${name}. ${found.warnings.join('. ')}`);
   } catch (error) {
-    if (mine === work) fail(error, run);
+    if (mine === work) fail(error, () => { select(wanted); run(); });
   }
 }
 
@@ -305,7 +317,7 @@ function later() {
   $('reset').disabled = !moved().length;
   if (!shown) return;
   clearTimeout(timer);
-  timer = setTimeout(again, WAIT);
+  timer = setTimeout(again, shown.maps ? WAIT : 8 * WAIT); // 8: the network is run
 }
 
 async function again() {
@@ -357,7 +369,7 @@ function settle() {
 
 // To what was there before the image that did not come.
 function back() {
-  if (shown && model.value !== shown.model) { model.value = shown.model; describe(); }
+  if (shown) select(shown.model);
   screen(shown ? 'done' : 'empty');
 }
 
