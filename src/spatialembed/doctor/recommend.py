@@ -13,7 +13,7 @@ import yaml
 
 from spatialembed.doctor.objects import ODD
 from spatialembed.doctor.survey import Survey
-from spatialembed.method.model import NETWORKS
+from spatialembed.method.model import parts_of
 from spatialembed.options import DataOptions
 from spatialembed.training.options import TrainOptions
 from spatialembed.types import UNIT, Network
@@ -60,7 +60,7 @@ class Advice:
     @property
     def stride(self) -> int:
         """Side of a cell of the network, px of its input."""
-        return NETWORKS[self.network].stride
+        return parts_of(self.network).stride
 
     @property
     def cell_px(self) -> float:

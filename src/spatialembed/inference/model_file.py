@@ -33,7 +33,7 @@ from spatialembed.inference.model_json import bad_model, check_keys, parse_field
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
-from spatialembed.types import Network, Normalization
+from spatialembed.types import Network, Normalization, is_network
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # elsewhere in later Pythons
@@ -294,7 +294,9 @@ def _parse(facts: dict[str, Any], where: str) -> ModelInfo:
     check_keys(facts, _KEYS, where, optional=_OPTIONAL_KEYS)
     network = facts["network"]
     check_keys(network, {"num_classes", "elliptical"}, f"{where}: network", optional={"name"})
-    name = typed(network.get("name", "erfnet"), Network, f"{where}: network: name")
+    name = typed(network.get("name", "erfnet"), str, f"{where}: network: name")
+    if not is_network(name):
+        raise bad_model(where, f"network: name is {name!r}")
     names, training, elliptical = facts["class_names"], facts["training"], network["elliptical"]
     _check_names(names, network["num_classes"], where)
     if type(elliptical) is not bool:

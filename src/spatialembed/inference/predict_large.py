@@ -38,7 +38,7 @@ from spatialembed.inference.tile_candidates import WorkFolder, label_bands, mean
 from spatialembed.inference.tiling import BYTES_WHOLE, Tile, TileOptions, cut_off, plan
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.kernels.candidates import Candidates, candidates
-from spatialembed.method.model import NETWORKS
+from spatialembed.method.model import parts_of
 from spatialembed.method.normalization import network_input
 from spatialembed.pictures.drawing import overlay
 from spatialembed.pictures.thumbnail import thumbnail
@@ -247,7 +247,7 @@ class _Run:
 
     def warn_of_size(self, boxes: np.ndarray, tiles: Sequence[Tile], image: LargeImage) -> None:
         """Warn where the context was too small for the detections; boxes in px of the tiles."""
-        exact = NETWORKS[self.info.network].exact_context
+        exact = parts_of(self.info.network).exact_context
         cut = cut_off(boxes, tiles, image.shape_hw)
         if self.tiles.context < exact and len(cut):
             logger.warning(

@@ -8,7 +8,7 @@
     |                              |     are moved inwards, and a core has more context on one side
     +------------------------------+
 
-What an output pixel reads, and where cells begin, depends on the network: ``model.NETWORKS`` says
+What an output pixel reads, and where cells begin, depends on the network: ``model.parts_of`` says
 both. With a context of ``Parts.exact_context`` px, and windows that begin at multiples of the
 stride, tiles change nothing. Sides and places are in px of the image that is cut.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.inference.engine import Engine
-from spatialembed.method.model import NETWORKS
+from spatialembed.method.model import parts_of
 from spatialembed.types import Embeddings, Network
 
 BYTES_WHOLE = 200
@@ -221,7 +221,7 @@ def plan(
     shape_hw: tuple[int, int], tiles: TileOptions, scale: float, network: Network
 ) -> list[Tile]:
     """Tiles of an image by these settings, for a network that sees it resized by ``scale``."""
-    stride = NETWORKS[network].stride
+    stride = parts_of(network).stride
     context = image_context(tiles.context, scale, stride)
     tile = tiles.tile or tile_for(tiles.memory * 1e9 - BASE_BYTES, context, scale, stride)
     return plan_tiles(*shape_hw, tile=tile, context=context, scale=scale, stride=stride)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spatialembed.method.networks import erfnet, lite
+from spatialembed.errors import check
+from spatialembed.method.networks import erfnet, lite, timm_encoder
 from spatialembed.method.networks.erfnet import pad_to_stride
-from spatialembed.types import Embeddings, Network
+from spatialembed.types import Embeddings, Network, is_network
 
 
 class Parts(NamedTuple):
@@ -19,18 +22,34 @@ class Parts(NamedTuple):
     encoder: Callable[[], nn.Module]
     decoder: Callable[[int], nn.Module]  # by its outputs; its last layer is ``output_conv``
     stride: int  # px of a cell of its coarsest maps; sides are padded to multiples of it
-    reach: int  # px, farthest pixel along an axis that an output pixel depends on
+    reach: float  # px, farthest pixel along an axis that an output pixel depends on
 
     @property
-    def exact_context(self) -> int:
+    def exact_context(self) -> float:
         """px around a tile from which on it changes nothing: 224 of a reach of 211, cells of 16."""
         return self.stride * (self.reach // self.stride + 1)
 
 
-NETWORKS: dict[Network, Parts] = {
+NETWORKS = {
     "erfnet": Parts(erfnet.Encoder, erfnet.Decoder, erfnet.STRIDE, erfnet.REACH_PX),
     "lite": Parts(lite.LiteEncoder, lite.LiteDecoder, lite.STRIDE, lite.REACH_PX),
 }
+
+
+def parts_of(network: Network) -> Parts:
+    """What a network is made of, by its name.
+
+    The reach of an encoder of timm is infinite: attention and means over the image see all of it.
+
+    Raises SpatialEmbedError (exit 2): ``bad_setting`` for another name, or one that timm does not
+    know; ``missing_extra``.
+    """
+    if network in NETWORKS:
+        return NETWORKS[network]
+    check(is_network(network), f"network is {network!r}", "give erfnet, lite or timm:NAME")
+    encoder = timm_encoder.TimmEncoder(network)
+    decoder = partial(lite.LiteDecoder, channels=encoder.channels)
+    return Parts(lambda: encoder, decoder, encoder.stride, math.inf)
 
 
 class SpatialEmbeddingNet(nn.Module):
@@ -42,12 +61,14 @@ class SpatialEmbeddingNet(nn.Module):
     Args:
         num_classes: C, one seed map each, 1 or more.
         elliptical: One bandwidth per axis (S = 2) instead of one (S = 1).
-        network: "erfnet", the branched ERFNet of the paper, or "lite", a lighter one.
+        network: "erfnet", the branched ERFNet of the paper; "lite", a lighter one; or "timm:NAME",
+            an encoder of timm (extra ``timm``).
 
     Attribute ``stride``, in px of the network's input, is that of ``Parts``.
 
     Raises:
         ValueError: For fewer than one class.
+        SpatialEmbedError: Those of ``parts_of``.
     """
 
     def __init__(
@@ -59,7 +80,7 @@ class SpatialEmbeddingNet(nn.Module):
         self.num_classes = num_classes
         self.elliptical = elliptical
         self.network = network
-        parts = NETWORKS[network]
+        parts = parts_of(network)
         self.stride = parts.stride
         self.encoder = parts.encoder()
         outputs = (4 if elliptical else 3, num_classes)

@@ -10,7 +10,7 @@ from spatialembed.errors import check
 from spatialembed.method.loss import Center
 from spatialembed.options import DataOptions
 from spatialembed.training.augment import AugmentOptions
-from spatialembed.types import Network, Normalization
+from spatialembed.types import Network, Normalization, is_network
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class TrainOptions(DataOptions):
     """Model whose weights to start from: bundled name or model folder. If its classes differ,
     the layer of the classes starts at random."""
     network: Network | None = None
-    """erfnet, the network of the paper, or lite, which learns and predicts faster; null: that of
-    init, else erfnet."""
+    """erfnet, the network of the paper; lite, which learns and predicts faster; or timm:NAME, an
+    encoder of timm under the decoders of lite (extra timm); null: that of init, else erfnet."""
     pretrained: Literal["imagenet"] | None = None
-    """Weights that the encoder of lite starts from (needs the extra pretrained); null: random
-    ones."""
+    """Weights that the encoder starts from: of lite they come with the extra pretrained, of timm
+    they are downloaded; null: random ones."""
     average: float = 0.0
     """Decay of a running mean of the weights, which is validated and kept; 0: the last weights."""
     elliptical: bool = True
@@ -135,7 +135,9 @@ class TrainOptions(DataOptions):
         for one in ("resume", "pretrained"):
             both = getattr(self, one) and self.init
             check(not both, f"{one} and init together", "give one of them")
-        fits = self.pretrained is None or self.network == "lite"
+        named = self.network is None or is_network(self.network)
+        check(named, f"network is {self.network!r}", "give erfnet, lite or timm:NAME")
+        fits = self.pretrained is None or self.network not in {None, "erfnet"}
         check(fits, f"pretrained with network {self.network}", "set network lite")
         check(0 <= self.average < 1, f"average is {self.average}", "give 0 to below 1")
         for name in ("scale", "validate_every", "devices"):

@@ -43,6 +43,7 @@ from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
+from spatialembed.method.networks.timm_encoder import TimmEncoder, weights_name
 from spatialembed.training.instance_index import InstanceIndex, instance_index
 from spatialembed.training.loader import CropPlan, Crops
 from spatialembed.training.options import TrainOptions
@@ -51,6 +52,7 @@ from spatialembed.types import Normalization, Sample
 
 logger = logging.getLogger("spatialembed")
 
+IMAGENET_WEIGHTS = "EfficientNet-Lite0, ImageNet, Apache-2.0"
 ENCODER_WEIGHTS = "encoder_weights"
 """Name of the fact that says where the encoder's weights come from."""
 SEED_OUTPUT = "decoders.1.output_conv."
@@ -111,7 +113,9 @@ class Setup:
     def _start(self) -> dict[str, Any]:
         """What the weights started from: the encoder's on ImageNet, maybe by way of a model."""
         if self.options.pretrained is not None:
-            return {ENCODER_WEIGHTS: "EfficientNet-Lite0, ImageNet, Apache-2.0"}
+            network = self.options.network or "lite"
+            name = IMAGENET_WEIGHTS if network == "lite" else weights_name(network)
+            return {ENCODER_WEIGHTS: name}
         if self.options.init is None:
             return {}
         facts = model_file.load(self.options.init)[1].training
@@ -306,8 +310,10 @@ def initial_network(setup: Setup) -> SpatialEmbeddingNet:
     network = options.network or "erfnet"  # of runs from before there was a choice
     net = SpatialEmbeddingNet(len(setup.train.class_names), options.elliptical, network)
     if setup.start is None and options.pretrained:
-        assert isinstance(net.encoder, LiteEncoder)
-        load_imagenet(net.encoder)
+        if isinstance(net.encoder, LiteEncoder):
+            load_imagenet(net.encoder)
+        elif isinstance(net.encoder, TimmEncoder):
+            net.encoder.load_pretrained()
     if setup.start is None and options.init:
         start_from(net, options.init, options.normalization, options.scale)
     return net

@@ -17,6 +17,7 @@ padded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,10 +58,10 @@ STAGES = (
 STEM = 32
 DETAIL = 8
 """Channels at full resolution."""
-WIDTHS = (64, 40, 24)
-"""Channels of a decoder at strides 8, 4 and 2."""
-SKIPS = (40, 24, 16)
-"""Channels of the encoder there."""
+WIDTHS = (96, 64, 40, 24)
+"""Channels of a decoder at strides 16 (above an encoder of stride 32), 8, 4 and 2."""
+CHANNELS = (16, 24, 40, 112)
+"""Channels of the encoder at strides 2, 4, 8 and 16."""
 
 
 class ConvNorm(nn.Module):
@@ -143,18 +144,23 @@ class LiteEncoder(nn.Module):
 
 
 class LiteDecoder(nn.Module):
-    """The maps of ``LiteEncoder`` -> (B, outputs, H, W), without activation, float32."""
+    """The maps of an encoder -> (B, outputs, H, W), without activation, float32.
 
-    def __init__(self, outputs: int) -> None:
+    channels: of its maps at strides 2, 4, 8 ...; at stride 1 there are ``DETAIL``.
+    """
+
+    def __init__(self, outputs: int, channels: Sequence[int] = CHANNELS) -> None:
         super().__init__()
-        below = (STAGES[-1].channels, *WIDTHS[:-1])
-        self.narrow = nn.ModuleList(map(ConvNorm, below, WIDTHS))
+        *skips, deepest = channels
+        widths = WIDTHS[-len(skips) :]
+        self.narrow = nn.ModuleList(map(ConvNorm, (deepest, *widths[:-1]), widths))
         self.joined = nn.ModuleList(
-            ConvNorm(width + skip, width, 3) for width, skip in zip(WIDTHS, SKIPS, strict=True)
+            ConvNorm(width + skip, width, 3)
+            for width, skip in zip(widths, reversed(skips), strict=True)
         )
         # Not at stride 2, where a convolution costs most and adds least.
-        self.more = nn.ModuleList(ConvNorm(width, width, 3) for width in WIDTHS[:-1])
-        self.last = ConvNorm(WIDTHS[-1], DETAIL)
+        self.more = nn.ModuleList(ConvNorm(width, width, 3) for width in widths[:-1])
+        self.last = ConvNorm(widths[-1], DETAIL)
         self.output_conv = nn.Conv2d(2 * DETAIL, outputs, 3, padding=1)
 
     def at_half(self, maps: tuple[Tensor, ...]) -> Tensor:
