@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ pytest.importorskip("starlette")
 from starlette.responses import Response
 
 from spatialembed.command.main import main
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference.predictor import Seen
 from spatialembed.serve import kept as keeping
 from spatialembed.serve.decoder import Decoder, Picture
@@ -188,9 +192,12 @@ def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
     Image.new("L", (2, 1), 7).save(stream, "PNG")
     image = stream.getvalue()
     assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
+    os.kill(decoder.child.pid, signal.SIGSTOP)  # it dies of the next file
+    threading.Timer(0.3, decoder.child.kill).start()
+    with pytest.raises(SpatialEmbedError, match="not_decodable"):
+        decoder(image, 1000)
+    assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
     decoder.child.kill()
     decoder.child.wait()
-    with pytest.raises(Exception, match="not_decodable"):
-        decoder(image, 1000)
     assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
     decoder.child.kill()

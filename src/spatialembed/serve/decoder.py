@@ -56,6 +56,8 @@ class Decoder:
         Raises SpatialEmbedError: those of ``read_image``; ``not_decodable`` (exit 3) of a file that
         killed its process.
         """
+        if self.child.poll() is not None:  # killed while it had nothing to do
+            self._start()
         try:
             pipe.write(cast(RawIOBase, self.child.stdin), {"most": max_pixels}, data)
             meta, pixels = pipe.read(cast(RawIOBase, self.child.stdout))

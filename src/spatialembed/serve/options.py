@@ -24,7 +24,7 @@ class ServeOptions(DeviceOptions):
     machine."""
     queue: int = 8
     """Images that may wait for a model; more are refused at once, with Retry-After."""
-    deadline: float = 30.0
+    deadline: float = 60.0
     """Seconds that an image may wait for a model, and seconds that a model may take for it; a
     model's process that takes longer is replaced."""
     receive: float = 20.0

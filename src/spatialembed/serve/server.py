@@ -84,7 +84,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=10,
-                timeout_graceful_shutdown=2,
+                timeout_graceful_shutdown=max(1, round(options.receive)),  # answers not yet taken
             )
         )
         self.gate, self.grace = gate, options.grace
