@@ -71,7 +71,6 @@ def posted(pool: ThreadPoolExecutor, server: Served, number: int) -> list[Future
     for i in range(number):
         futures.append(pool.submit(server.post, PNG))
         until(lambda i=i: server.measure("waiting") == i)  # type: ignore[misc]
-    time.sleep(0.1)
     return futures
 
 
@@ -133,6 +132,7 @@ def test_a_killed_decoder_is_replaced(server: Served) -> None:
     model = server.model_process()
     (decoder,) = children(model)
     os.kill(decoder, signal.SIGKILL)
+    until(lambda: not alive(decoder))
     assert server.post(PNG).status == 200
     assert server.model_process() == model
 
@@ -196,9 +196,8 @@ def test_a_second_signal_ends_at_once() -> None:
     try:
         server.wait_until_ready()
         model = server.model_process()
-        with ThreadPoolExecutor(1) as pool, Stopped(server):
-            pool.submit(server.post, PNG)  # whose answer never comes
-            time.sleep(0.5)
+        with ThreadPoolExecutor(2) as pool, Stopped(server):
+            posted(pool, server, 2)  # whose answers never come
             server.process.send_signal(signal.SIGTERM)
             until(lambda: server.get("/readyz").status == 503)
             server.process.send_signal(signal.SIGTERM)
