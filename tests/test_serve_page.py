@@ -445,6 +445,8 @@ def test_thresholds_without_the_network(server: Server, visit: Any, cells: bytes
     before = seen.await_result("cells.png")
     areas = sorted(found["area"] for found in asked(server, cells)["instances"])
     limit = areas[len(areas) // 2]
+    seen.page.keyboard.press("Home")
+    assert drawn(seen.page, "mark").any()
     seen.page.eval_on_selector(
         "#threshold-min_pixels",
         "(input, limit) => { for (input.value = 0; input.value < limit; input.stepUp())"
@@ -453,6 +455,8 @@ def test_thresholds_without_the_network(server: Server, visit: Any, cells: bytes
     )
     seen.await_count(before, same=False)
     fewer = int(seen.page.inner_text("#count"))
+    assert seen.page.is_hidden("#tip")  # the object is another one now
+    assert not drawn(seen.page, "mark").any()
     assert fewer == len(asked(server, cells, f"min_pixels={limit}")["instances"]) < before
     questions = [path for method, path in seen.requests if method == "GET" and "/maps/" in path]
     assert len(questions) == 1  # of some hundred moves
@@ -769,6 +773,21 @@ def test_accessible_in_light_and_dark(
     seen.await_result("cells.png")
     seen.page.keyboard.press("ArrowRight")
     clean()
+
+
+def test_below_the_prefix_of_a_proxy(server: Server, visit: Any, cells: bytes) -> None:
+    below = server.url + "some/where/"
+    seen = visit(below, opened=False)  # asks nothing outside of it
+
+    def forward(route: Any) -> None:
+        route.continue_(url=route.request.url.replace(below, server.url))
+
+    seen.page.route(below + "**", forward)
+    seen.open(below)
+    choose(seen.page, "cells.png", cells)
+    seen.await_result("cells.png")
+    with seen.page.expect_download():
+        seen.page.locator("#downloads button", has_text="Table").click()
 
 
 def test_policy_lets_nothing_else_in(server: Server, visit: Any) -> None:

@@ -491,6 +491,7 @@ function paint(found, took) {
   stage.setAttribute('aria-label', `${shown.name}: ${objects.length} ${$('noun').textContent}`);
   sample();
   draw_fill();
+  draw_mark();
   point(0);
   histogram();
 }
