@@ -260,9 +260,9 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def number(value: float | np.ndarray) -> str:
-    """For a table: three decimals, "-" for NaN."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def number(value: float | np.ndarray | None) -> str:
+    """For a table: three decimals, "-" for NaN and None."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def json_ready(report: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from spatialembed.data.open import check_classes, has_object
 from spatialembed.data.splitting import sentence, trained_on
 from spatialembed.errors import USAGE, SpatialEmbedError, require
 from spatialembed.evaluation.label_metrics import mean_over_images, resampled
-from spatialembed.evaluation.label_report import report_table, write_json
+from spatialembed.evaluation.label_report import number, report_table, write_json
 from spatialembed.evaluation.threshold_sweep import Surface, sweep
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.inference.bundled import bundled_models
@@ -264,8 +264,8 @@ def table(tuning: Tuning) -> Table:
     before, best = facts["before"], facts["best"]
     verdict = "taken" if facts["taken"] else "within noise, so the thresholds before stay"
     caption = (
-        f"On images that the choice has not seen: {_figure(best['ap_cross_validated'])}, "
-        f"gain {_figure(facts['gain'])}, standard error {_figure(facts['gain_standard_error'])}: "
+        f"On images that the choice has not seen: {number(best['ap_cross_validated'])}, "
+        f"gain {number(facts['gain'])}, standard error {number(facts['gain_standard_error'])}: "
         f"{verdict}. As good: lower by less than the standard error of the difference. "
         f"{sentence(facts['trained_on_images'], facts['images'])}"
     )
@@ -279,12 +279,8 @@ def table(tuning: Tuning) -> Table:
         span = f"{good[0]:g} to {good[-1]:g}" if len(good) > 1 else f"{good[0]:g}"
         values = (f"{facts[when]['thresholds'][name]:g}" for when in ("before", "best"))
         table.add_row(name, *values, span)
-    table.add_row("mean AP", _figure(before["ap"]), _figure(best["ap"]), style="bold")
+    table.add_row("mean AP", number(before["ap"]), number(best["ap"]), style="bold")
     return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def write_report(tuning: Tuning, folder: str | Path) -> None:
