@@ -131,7 +131,7 @@ class Setup:
             "epochs": done,
             "hours": round(seconds / 3600, 2),
             "hardware": f"{self.device.type}, {platform.machine()}, {os.cpu_count()} cores",
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             **self._start(),
             DIAMETERS: self.diameters,
             "foreground_weight": self.foreground_weight,
