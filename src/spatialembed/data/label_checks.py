@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -36,6 +37,12 @@ CLASSES = 40
 """More ids than this are no class map."""
 FEW_CLASSES = 5
 """Up to so many ids in all masks, each in several places, are classes for certain."""
+SHADES, SHADE = 3, 2
+"""Ids of at most so many shades of grey, 128 and 255 say, are classes; how exact they must be."""
+SEVERAL = 4
+"""Masks at least, of which the same ids in each say something."""
+NUMBERED = "export instances; where no two touch, number the parts and give classes.csv"
+Certainty = Literal["certain", "likely", "doubtful"]
 LOOKED_AT = 32
 """Masks that are looked at, evenly over the data set: most faults are of half of them or none."""
 SIDE = 1024
@@ -48,6 +55,7 @@ class LabelFacts:
 
     ids: np.ndarray  # (K,) int64 as stored, ascending
     parts: np.ndarray  # (K,) int64, connected parts of at least MAJOR of the largest one
+    covered: float  # share of the pixels that have an id
     soft: float  # share of edge pixels whose value lies between those of two opposite neighbours
     ground: int | None  # id that reaches all four borders and lies around the others
     outlier: int | None  # highest id, far above the others: in pieces, or beside most of them
@@ -61,7 +69,7 @@ class LabelFault:
     message: str  # one sentence, with the count of masks
     remedy: str
     masks: tuple[int, ...]  # places in the sequence that was looked at
-    certain: bool  # no instances, or one of the background, in most masks
+    certainty: Certainty  # certain: most masks hold no instances, or one of the background
 
 
 def label_facts(ids: np.ndarray) -> LabelFacts:
@@ -75,8 +83,9 @@ def label_facts(ids: np.ndarray) -> LabelFacts:
     dense, present = relabel(ids)
     parts = _major_parts(dense, len(present))
     ground, outlier = _ground(dense, present), _outlier(dense, present, parts)
-    soft = _soft(ids.astype(np.int64))
-    return LabelFacts(present, parts, soft, ground, None if outlier == ground else outlier)
+    soft, covered = _soft(ids.astype(np.int64)), float((dense > 0).mean()) if dense.size else 0.0
+    outlier = None if outlier == ground else outlier
+    return LabelFacts(present, parts, covered, soft, ground, outlier)
 
 
 # ---------------------------------------------------------------- one mask
@@ -166,16 +175,30 @@ def label_faults(facts: Iterable[LabelFacts]) -> list[LabelFault]:
     if soft:  # their ids mean nothing
         words = "with soft edges: values between those of both sides, all taken for ids"
         remedy = "resize masks by nearest neighbour; cut soft edges at half, then number the parts"
-        return [_fault("soft_labels", soft, words, remedy, certain=2 * len(soft) >= len(masks))]
-    return [*_odd_ids(masks), *_wrapped(masks), *_class_maps(masks)]
+        certainty: Certainty = "certain" if 2 * len(soft) >= len(masks) else "likely"
+        return [_fault("soft_labels", soft, words, remedy, certainty)]
+    return [*_shades(masks)] or [*_odd_ids(masks), *_wrapped(masks), *_class_maps(masks)]
 
 
 def _fault(
-    code: str, masks: Iterable[int], words: str, remedy: str, certain: bool = False
+    code: str, masks: Iterable[int], words: str, remedy: str, certainty: Certainty = "likely"
 ) -> LabelFault:
     those = tuple(masks)
-    count = "1 mask" if len(those) == 1 else f"{len(those)} masks"
-    return LabelFault(code, f"{count} {words}", remedy, those, certain and len(those) > 1)
+    if len(those) == 1:
+        return LabelFault(code, f"1 mask {words}", remedy, those, "likely")
+    return LabelFault(code, f"{len(those)} masks {words}", remedy, those, certainty)
+
+
+def _shades(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
+    """Two or three ids at even distances up to 255, each in most masks."""
+    found = Counter(number for mask in masks.values() for number in mask.ids.tolist())
+    levels = sorted(found)
+    if not 2 <= len(levels) <= SHADES or len(masks) < 2:
+        return
+    even = 255 * np.arange(1, len(levels) + 1) / len(levels)
+    if np.abs(levels - even).max() <= SHADE and 2 * min(found.values()) >= len(masks):
+        words = f"with the ids {', '.join(map(str, levels))}, shades of grey: class maps, "
+        yield _fault("class_maps", masks, words + "not instances", NUMBERED, "certain")
 
 
 def _odd_ids(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
@@ -183,7 +206,7 @@ def _odd_ids(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
     number, those = _most({i: mask.ground for i, mask in masks.items()})
     if those:
         words = f"whose background has the id {number}: it counts as an object"
-        yield _fault("background_id", those, words, "set the background to 0", certain=True)
+        yield _fault("background_id", those, words, "set the background to 0", "certain")
     number, those = _most({i: mask.outlier for i, mask in masks.items() if len(mask.ids) > 1})
     if those:
         words = f"in which the id {number} lies around or between objects: void, no object"
@@ -207,19 +230,26 @@ def _wrapped(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
 
 
 def _class_maps(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
-    """The same few ids again and again, most of them in several places."""
-    several = [i for i, mask in masks.items() if (mask.parts > 1).mean() >= 0.5]
-    if 2 * len(several) < max(2, len(masks)):
+    """The same few ids again and again: most of them in several places, or over most pixels."""
+    if not masks:
         return
+    several = [i for i, mask in masks.items() if (mask.parts > 1).mean() >= 0.5]
     ids = np.concatenate([mask.ids for mask in masks.values()])
     parts = np.concatenate([mask.parts for mask in masks.values()])
-    unique = len(np.unique(ids))
-    again = len(masks) == 1 or 2 * unique <= len(ids)
-    if unique <= CLASSES and again and (parts > 1).mean() >= 0.5 and parts.sum() >= 6:
-        words = f"with the same few ids ({unique}), {parts.mean():.0f} parts each: class maps, "
-        remedy = "export instances; where no two touch, number the parts and give classes.csv"
-        certain = unique <= FEW_CLASSES
-        yield _fault("class_maps", masks, words + "not instances", remedy, certain)
+    unique, counts = np.unique(ids, return_counts=True)
+    again = len(masks) == 1 or 2 * len(unique) <= len(ids)
+    apart = (parts > 1).mean() >= 0.5 and parts.sum() >= 6
+    if 2 * len(several) >= max(2, len(masks)) and len(unique) <= CLASSES and again and apart:
+        words = f"with the same few ids ({len(unique)}), {parts.mean():.0f} parts each: class maps"
+        certainty: Certainty = "certain" if len(unique) <= FEW_CLASSES else "likely"
+        yield _fault("class_maps", masks, f"{words}, not instances", NUMBERED, certainty)
+    elif 2 <= len(unique) <= FEW_CLASSES and len(masks) >= SEVERAL:
+        covered = np.mean([mask.covered for mask in masks.values()])
+        if counts.min() >= 0.9 * len(masks) and covered >= 0.5:
+            words = (
+                f"with the same {len(unique)} ids, over {covered:.0%} of the pixels: class maps?"
+            )
+            yield _fault("class_maps", masks, words, NUMBERED, "doubtful")
 
 
 def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
@@ -253,7 +283,7 @@ def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
     for fault in label_faults(map(label_facts, ids)):
         first = seen[fault.masks[0]].name
         what = f"{fault.message} (of {len(seen)} looked at, the first: {first})"
-        if refuse and fault.certain and not reading.plain_ids:
+        if refuse and fault.certainty == "certain" and not reading.plain_ids:
             remedy = f"{fault.remedy}; or take ids as they are with --plain-ids"
             raise SpatialEmbedError(fault.code, what, remedy)
         logger.warning("%s: %s; %s", fault.code, what, fault.remedy)

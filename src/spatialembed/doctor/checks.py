@@ -129,7 +129,8 @@ def _refused(survey: Survey) -> Iterator[Finding]:
         yield Finding("error", code, n, title.format(n), faults[0].remedy, cases)
     for kind in survey.label_faults:
         names = tuple(survey.labelled[i].name for i in kind.masks)
-        grade: Grade = "warning" if survey.reading.plain_ids else "error"
+        mild = survey.reading.plain_ids or kind.certainty == "doubtful"
+        grade: Grade = "warning" if mild else "error"
         yield Finding(grade, kind.code, len(names), kind.message, kind.remedy, names)
 
 
