@@ -196,9 +196,8 @@ def test_results_of_an_earlier_run_are_no_images(
         list_images([out / "a_labels.png"])
 
 
-def test_a_name_too_long_is_refused(tmp_path: Path) -> None:
-    """Found by the fuzzer: the system's own error came out."""
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a\0/*.png"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    """Found by the fuzzer: errors of Python came out."""
     with pytest.raises(SpatialEmbedError, match="unreadable"):
-        list_images([tmp_path / ("a" * 300)])
-    with pytest.raises(SpatialEmbedError, match="not_found"):
-        list_images([tmp_path / "a\0b"])
+        list_images([tmp_path / name])

@@ -68,10 +68,10 @@ def _of_source(source: Path, out: Path | None, quiet: bool) -> list[tuple[Path, 
     """Paths and output names of one file, folder or glob."""
     try:
         os.lstat(source)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         pass  # a glob, or not there
-    except OSError as error:  # too long a name, or no right to look
-        what = f"{source}: {error.strerror}"
+    except (OSError, ValueError) as error:  # too long a name, no right to look; a zero byte
+        what = f"{source}: {getattr(error, 'strerror', error)}"
         raise SpatialEmbedError("unreadable", what, "check the path") from error
     if source.is_dir():
         if out == source.resolve():

@@ -146,10 +146,8 @@ class _Sample:
         self._ends = [np.full(image.channels, v, np.float32) for v in (np.inf, -np.inf)]
 
     def add(self, band: np.ndarray, top: int) -> None:
-        channels = self._pixels[0].shape[1]
-        every = self._every
-        few = band[-top % every :: every, ::every].reshape(-1, channels)
-        self._pixels.append(few if every == 1 else few.copy())
+        every, channels = self._every, self._pixels[0].shape[1]
+        self._pixels.append(band[-top % every :: every, ::every].reshape(-1, channels))
         pixels = band.reshape(-1, channels)
         self._ends[0] = np.minimum(self._ends[0], pixels.min(0))
         self._ends[1] = np.maximum(self._ends[1], pixels.max(0))
@@ -159,6 +157,5 @@ class _Sample:
         values = np.unique(columns)
         counts = [np.bincount(np.searchsorted(values, c), minlength=len(values)) for c in columns]
         least, most = self._ends
-        return levels_of_counts(np.stack(counts), values, how, noise)._replace(
-            least=least, most=most
-        )
+        levels = levels_of_counts(np.stack(counts), values, how, noise)
+        return levels._replace(least=least, most=most)
