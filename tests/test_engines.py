@@ -258,7 +258,10 @@ def test_load_tells_the_length_as_the_network_sees_it(monkeypatch: pytest.Monkey
     """The nuclei model sees images at twice their size."""
     lengths = []
 
-    def choose(kind: str, precision: str, there: set[str], length: float, threads: int) -> str:
+    def choose(
+        kind: str, precision: str, there: set[str], length: float, threads: int, network: str
+    ) -> str:
+        assert network == "lite"
         lengths.append(length)
         return "torch"
 
@@ -345,6 +348,15 @@ def test_more_threads_make_a_start_dearer() -> None:
         (4, 2.1 * even, "compiled"),
     ):
         assert choose("cpu", "bfloat16", there, megapixels, threads) == chosen
+
+
+def test_a_lighter_network_pays_for_a_start_later() -> None:
+    costs = COSTS["cpu", "float32"]
+    even = costs["openvino"].start / (costs["torch"].megapixel - costs["openvino"].megapixel)
+    there = ("torch", "openvino")
+    assert choose("cpu", "float32", there, 1.1 * even) == "openvino"
+    assert choose("cpu", "float32", there, 1.1 * even, network="lite") == "torch"
+    assert choose("cpu", "float32", there, 10 * even, network="lite") == "openvino"
 
 
 @given(

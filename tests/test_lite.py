@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference import model_file
 from spatialembed.inference.engine import build, torch_engine
+from spatialembed.inference.engines import folded
 from spatialembed.inference.engines.folded import FoldedNet
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.model import NETWORKS, SpatialEmbeddingNet
@@ -269,6 +270,24 @@ def test_folding_changes_nothing(elliptical: bool) -> None:
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     norms = [m for m in FoldedNet(net).modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == []
+
+
+def test_folding_is_exact() -> None:
+    """In float64 the two networks agree but for the last bits."""
+    net, images = trained().double(), torch.rand(2, 3, 37, 50).double()
+    with torch.inference_mode():
+        assert_near(FoldedNet(net, torch.float64)(images), net(images), 1e-12)
+
+
+@pytest.mark.parametrize("size", [(96, 80), (272, 16)])
+def test_bands_of_rows_are_the_whole(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folded, "BAND_BYTES", 1)  # 8 rows each
+    core, images = FoldedNet(trained().double(), torch.float64).core, torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        whole = core(images)
+        assert_near(folded.for_torch_on_cpu(core)(images), whole, 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -28,35 +28,22 @@ def resolve_device(name: str) -> torch.device:
     Raises SpatialEmbedError (exit 2): ``unknown_device``; ``no_device`` where a named one fails.
     """
     if name != "auto":
-        device = _parse_device(name)
-        fault = _fault(device)
-        if fault:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            what, remedy = f"{name!r} is not a device", "use auto, cpu, cuda, cuda:N or mps"
+            raise SpatialEmbedError("unknown_device", what, remedy, USAGE) from error
+        if fault := _fault(device):
             remedy = "use device auto or cpu"
             raise SpatialEmbedError("no_device", f"{name}: {fault}", remedy, USAGE)
         return device
-    for present, kind in (
-        (torch.cuda.is_available(), "cuda"),
-        (torch.backends.mps.is_available(), "mps"),
-    ):
-        fault = _fault(torch.device(kind)) if present else ""
-        if present and not fault:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for kind in (kind for kind, present in there.items() if present):
+        if not (fault := _fault(torch.device(kind))):
             return torch.device(kind)
-        if fault:
-            logger.warning("device %s exists but fails: %s; falling back", kind, fault)
+        logger.warning("device %s exists but fails: %s; falling back", kind, fault)
     logger.info("no GPU that torch can use: running on the CPU")
     return torch.device("cpu")
-
-
-def _parse_device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise SpatialEmbedError(
-            "unknown_device",
-            f"{name!r} is not a device",
-            "use auto, cpu, cuda, cuda:N or mps",
-            USAGE,
-        ) from error
 
 
 def _fault(device: torch.device) -> str:
@@ -74,12 +61,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     Raises SpatialEmbedError ``unknown_precision`` (exit 2).
     """
     if name not in PRECISIONS:
-        raise SpatialEmbedError(
-            "unknown_precision",
-            f"{name!r} is not a precision",
-            f"use {', '.join(PRECISIONS)}",
-            USAGE,
-        )
+        what, remedy = f"{name!r} is not a precision", f"use {', '.join(PRECISIONS)}"
+        raise SpatialEmbedError("unknown_precision", what, remedy, USAGE)
     if name == "auto":
         return "bfloat16" if _computes_bfloat16(device) else "float32"
     return "bfloat16" if name == "bfloat16" else "float32"

@@ -36,7 +36,7 @@ from spatialembed.inference.device import (
 )
 from spatialembed.inference.engines.choice import ENGINES, choose
 from spatialembed.inference.engines.compiled import compiled_run, missing_compiler
-from spatialembed.inference.engines.folded import FoldedNet, Run
+from spatialembed.inference.engines.folded import FoldedNet, Run, for_torch_on_cpu
 from spatialembed.inference.engines.onnx import onnxruntime_run
 from spatialembed.inference.engines.openvino_engine import openvino_run
 from spatialembed.method.geometry import LOG_SCALE
@@ -194,7 +194,8 @@ def build(
     _check_device(engine, where)
     name = engine
     if engine == "auto":
-        name = choose(where.type, how, _there(where), megapixels, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        name = choose(where.type, how, _there(where), megapixels, threads, net.network)
     if name != "torch":
         logger.info("starting engine %s", name)  # some take a while
     began = time.perf_counter()
@@ -241,7 +242,9 @@ def _start(name: str, net: SpatialEmbeddingNet, device: torch.device, precision:
         return onnxruntime_run(folded, torch.get_num_threads())
     if name == "openvino":
         return openvino_run(folded.core, torch.get_num_threads(), bfloat16=precision == "bfloat16")
-    return compiled_run(folded.core, device) if name == "compiled" else folded.core
+    if name == "compiled":
+        return compiled_run(folded.core, device)
+    return for_torch_on_cpu(folded.core) if device.type == "cpu" else folded.core
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
