@@ -37,14 +37,10 @@ COSTS: dict[tuple[str, str], dict[str, Cost]] = {
 """By kind of device and precision. Of the CPU: as ``benchmarks/engines.py`` prints them on two
 cores with AVX-512 and its bfloat16. Of CUDA: assumed, not measured. On another machine both columns
 grow or shrink, and what the choice depends on is their ratio alone."""
-LITE = {
-    ("cpu", "float32"): {"torch": 0.42, "openvino": 0.42, "onnxruntime": 0.42},
-    ("cpu", "bfloat16"): {"torch": 0.43, "openvino": 0.42},
-}
-"""Share of ERFNet's seconds a megapixel that ``lite`` takes; where it was not measured, 0.42.
-
-On one thread of such a machine, processor time at 512 x 512 px, both networks in one process.
-"""
+LITE_SHARE = 0.42
+"""Of those seconds a megapixel that ``lite`` takes. By processor time on one thread of such a
+machine, both networks in one process: torch 0.39 to 0.44 at 512 and 1024 px, OpenVINO 0.40 and 0.41
+at 512 px, each in float32 and bfloat16. Assumed for the others."""
 THREADS = 2
 """Of those measurements; the pace on the CPU grows with them, the start does not."""
 
@@ -67,9 +63,9 @@ def choose(
     length = UNKNOWN_MEGAPIXELS if megapixels is None else megapixels
     if kind == "cpu":
         length *= THREADS / threads
-    shares = LITE.get((kind, precision), {}) if network == "lite" else dict.fromkeys(costs, 1.0)
+    length *= LITE_SHARE if network == "lite" else 1.0
 
     def seconds(name: str) -> float:
-        return costs[name].start + costs[name].megapixel * shares.get(name, 0.42) * length
+        return costs[name].start + costs[name].megapixel * length
 
     return min((name for name in costs if name in there), key=seconds, default="torch")
