@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ class FoldedLiteDecoders(nn.Module):
     def __init__(self, decoders: nn.ModuleList, dtype: torch.dtype) -> None:
         super().__init__()
         self.halves = nn.ModuleList(FoldedLiteHalf(d, dtype) for d in decoders)  # type: ignore[arg-type]
-        lasts = [d.get_submodule("output_conv") for d in decoders]
-        self.outputs = [last.weight.shape[0] for last in lasts]
+        lasts: list[Any] = [decoder.output_conv for decoder in decoders]
+        self.outputs = [last.out_channels for last in lasts]
         self.grow, self.detail = _parted(_side_by_side(lasts), 2 * DETAIL)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -129,10 +129,8 @@ class FoldedLiteHalf(nn.Module):
         super().__init__()
         folded = _all_folded(decoder)
         self.narrow, self.more, self.last = folded.narrow, folded.more, folded.last
-        parts = [
-            _parted(j.conv, n.conv.out_channels)
-            for j, n in zip(folded.joined, folded.narrow, strict=True)
-        ]
+        pairs: Any = zip(folded.joined, folded.narrow, strict=True)
+        parts = [_parted(joined.conv, narrow.conv.out_channels) for joined, narrow in pairs]
         self.grow = nn.ModuleList(grow for grow, _ in parts)
         self.skip = nn.ModuleList(skip for _, skip in parts)
         self.to(dtype)
@@ -148,7 +146,7 @@ class FoldedLiteHalf(nn.Module):
         return self.last(x)
 
 
-def _side_by_side(convs: Sequence[nn.Module]) -> nn.Conv2d:
+def _side_by_side(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
     """Last layers (., 8 + 8, 3, 3), each of maps of its own and of the detail, as one of all."""
     weights, biases = ([getattr(c, name).detach() for c in convs] for name in ("weight", "bias"))
     joint = nn.Conv2d(3 * DETAIL, sum(map(len, biases)), 3, padding=1)
