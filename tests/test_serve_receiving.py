@@ -35,6 +35,9 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     request = Request(scope, receive)
     if scope["path"] == "/large":
         answer = Response(bytes(LARGE))
+    elif scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
+        answer = Response(b"done")
     elif scope["path"] == "/refused":
         answer = Response(b"no", 413)
     else:
@@ -143,6 +146,16 @@ def test_one_request_gets_one_answer(port: int) -> None:
     assert b"HTTP/1.1 2" not in parts
 
 
+def test_no_error_is_taken_for_the_answer_to_the_request_before(port: int) -> None:
+    slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(slow + b"GET / HTTP/1.1\nHost: a\n\n")
+        parts = b""
+        while part := connection.recv(1 << 16):
+            parts += part
+    assert b"HTTP/1.1 4" not in parts
+
+
 @pytest.mark.parametrize(
     "begun",
     [
@@ -210,7 +223,9 @@ def test_kept_connections_and_pipelines(port: int) -> None:
             assert part
             parts += part
         connection.sendall(GET + b"\r\n")
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(GET + b"Host: b\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 400 ")
 
 
 def test_broken_requests_leave_the_server_well(port: int) -> None:

@@ -54,9 +54,13 @@ class _Models(Collector):
         """The families."""
         ready = GaugeMetricFamily("spatialembed_ready", "Model is ready", labels=["model"])
         queue = GaugeMetricFamily("spatialembed_waiting", "Images that wait", labels=["model"])
+        accepted = GaugeMetricFamily(
+            "spatialembed_accepted", "Images that wait, and the one at work", labels=["model"]
+        )
         restarts = CounterMetricFamily("spatialembed_restarts", "Processes", labels=["model"])
         for name, model in self.models.items():
             ready.add_metric([name], float(model.state == "ready"))
             queue.add_metric([name], len(model.waiting))
+            accepted.add_metric([name], len(model.waiting) + model.working)
             restarts.add_metric([name], model.restarts)
-        return ready, queue, restarts
+        return ready, queue, accepted, restarts

@@ -55,6 +55,7 @@ class Model:
         self.facts: dict[str, Any] = {}
         self.failures = 0  # in a row
         self.restarts = 0
+        self.working = False
         self.waiting: deque[Job] = deque()
         self.first_fault: SpatialEmbedError | None = None  # the model does not load at all
         self._wake = asyncio.Event()
@@ -160,6 +161,7 @@ class Model:
         """Answer a question; returns whether the process can be asked again."""
         begun = time.monotonic()
         job.waited = begun - job.since
+        self.working = True
         try:
             async with asyncio.timeout(self.deadline):
                 assert process.stdin is not None
@@ -175,7 +177,7 @@ class Model:
             job.refuse(Refused("model_died", "the model's process died at this image"))
             return False
         finally:
-            job.body = b""
+            job.body, self.working = b"", False
         self.failures = 0
         self._service += 0.1 * (time.monotonic() - begun - self._service)
         if not job.answer.done():

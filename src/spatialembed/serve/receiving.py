@@ -99,9 +99,7 @@ class Receiving(HttpToolsProtocol):
         self._disarm()
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        begun = cycle is not None and cycle.response_started and not cycle.response_complete
-        if not begun and not (cycle is not None and cycle.response_complete and not self._in_head):
+        if self._may_answer():
             told = body(code, message, remedy)
             lines = [
                 STATUS_LINE[STATUS[code]],
@@ -114,6 +112,14 @@ class Receiving(HttpToolsProtocol):
             self.transport.write(b"".join(lines))
         self.transport.close()
         self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _may_answer(self) -> bool:
+        """Whether an error would be read as the answer to the request that it is about."""
+        if self.cycle is None:
+            return True
+        if self._in_head:  # of a request after the one that ``cycle`` is of
+            return self.cycle.response_complete
+        return not self.cycle.response_started
 
     def send_400_response(self, msg: str) -> None:
         """Whatever the parser refuses."""
@@ -162,7 +168,6 @@ class Receiving(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Refuse what two readers could read differently, else begin to answer."""
-        self._in_head, self._unparsed = False, 0
         if self.transport.is_closing():
             return
         values: dict[bytes, list[bytes]] = {}
@@ -176,6 +181,7 @@ class Receiving(HttpToolsProtocol):
         elif self.parser.should_upgrade():
             self._refuse("bad_request", "there is HTTP/1.1 alone here, and no upgrade")
         else:
+            self._in_head, self._unparsed = False, 0
             self._arm(self.receive_s)
             super().on_headers_complete()
 
