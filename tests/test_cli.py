@@ -625,3 +625,23 @@ def test_text_that_the_output_cannot_encode_is_escaped(
     for stream in (out, err):
         stream.flush()
         assert rb"\u6838" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["demo", "data scenes", "data streets"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
+    verb: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("the work began")
+
+    for function in (
+        "command.demo.demo", "generated.nuclei_and_shapes.write_folder",
+        "generated.streets.write_streets",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"spatialembed.{function}", work)
+    (tmp_path / "file").touch()
+    assert main.main([*verb.split(), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error not_writable: ")

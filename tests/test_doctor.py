@@ -787,6 +787,11 @@ def test_nearest_model_is_the_one_that_sees_the_objects(tmp_path: Path) -> None:
     assert settings["init"] in bundled_models()
     assert settings["init"] == settings_of(found)["init"] == "nuclei"
     assert settings["network"] == load(settings["init"])[1].network
+    words = ["--config", str(tmp_path / "out/recommended.yaml"), "--data", str(tmp_path)]
+    options = parse(TrainOptions, words, verb="train", help="")
+    assert options.normalization == load(settings["init"])[1].normalization
+    assert found.advice is not None
+    assert (found.advice.network, found.advice.stride) == ("lite", 16)
 
 
 @pytest.mark.slow
