@@ -40,6 +40,13 @@ TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} |
     f"method.kernels.{name}"
     for name in ("jit", "cpu", "hinge", "pixels", "candidates", "groups", "rounds")
 }
+TORCH_FREE |= {  # the process that listens
+    f"serve.{name}"
+    for name in (
+        "app", "faults", "gate", "metrics", "model", "multipart", "options", "pipe", "receiving",
+        "server",
+    )
+}  # fmt: skip
 METHODS = {"types": {"results.overlay", "results.folder"}}
 """Imported late by ``Instances.plot`` and ``save``: a notebook calls them on what it holds, and the
 vocabulary stands above every wing that can do it."""
