@@ -19,7 +19,7 @@ def test_every_bundled_model_has_a_line() -> None:
 def test_predict_without_a_model_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "a.png", "--out", "b"]) == 2
     said = capsys.readouterr().err
-    assert "required: model" in said
+    assert "required: --model" in said
     for name, line in summaries().items():
         assert f"--model {name}" in said
         assert line in said
