@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import scored_memory
 from spatialembed.inference.diameter import at_factor
 from spatialembed.inference.tiling import BASE_BYTES, BYTES_WHOLE, TiledEngine, TileOptions
 from spatialembed.types import Embeddings
@@ -61,3 +65,14 @@ def test_another_scale_reaches_the_network() -> None:
     half = at_factor(whole, 0.5)
     assert (half.scale, half.engine.scale) == (0.5, 0.5)
     assert (whole.scale, local.scale) == (1.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes of a process as Linux does")
+@pytest.mark.parametrize("verb", ["evaluate", "tune", "validate"])
+def test_scoring_takes_memory_by_the_pixels_of_the_image(verb: str) -> None:
+    """Beside the network, whose windows are bounded. At 4096 px 58 to 82 bytes."""
+    words = [sys.executable, str(Path(scored_memory.__file__)), verb, "2048"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[2]) < 150

@@ -119,7 +119,7 @@ class TrainOptions(DataOptions):
     """Smallest instance, before tuning; null: from the sizes of the training objects."""
     max_time: float | None = None
     """Minutes of training, after which a last validation and the tuning of thresholds follow;
-    the learning rate falls to its end within that time."""
+    the learning rate falls to its end within that time, in a resumed run from where it stood."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int = 1
