@@ -91,6 +91,7 @@ class Model:
                 try:
                     self._process = await self._start()
                     self.state = "ready"
+                    logger.info("%s is ready", self.name)
                     await self._serve(self._process)
                 except (EOFError, ConnectionError, TimeoutError, OSError) as error:
                     logger.error("%s: the process did not start: %r", self.name, error)

@@ -36,8 +36,9 @@ from spatialembed.serve.decoder import Decoder, fault
 from spatialembed.serve.kept import Kept, Shelf
 from spatialembed.types import Instances
 
-ENDLESS = 1e15
-"""Pixels of the job: a server takes the engine that is the quickest in the long run."""
+JOB_PIXELS = 5e7
+"""By which ``--engine auto`` chooses: enough for an engine that starts in seconds, too little for
+one that compiles, which lets a visitor wait when an image has a size of its own."""
 IDLE_S = 30.0
 """Kept maps are looked through for old ones at least so often."""
 FORMATS = ("json", "labels", "tiff", "overlay", "geojson", "csv", "coco", "imagej")
@@ -50,7 +51,7 @@ class Worker:
         """most: px of an image. Raises SpatialEmbedError of ``load``."""
         self.name, self.path, self.folder, self.most = name, path, folder, most
         self.decoder = Decoder(folder)  # starts while the model loads
-        self.predictor = load_for(path, how, pixels=ENDLESS)
+        self.predictor = load_for(path, how, pixels=JOB_PIXELS)
         network = self.predictor.info.network
         self.predictor.engine = TiledEngine(self.predictor.engine, network)
         self.shelf = Shelf()
