@@ -14,11 +14,13 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from epochs import Training
 from scenes import scene
 
 from spatialembed.command.bench import machine
@@ -29,6 +31,8 @@ STREET = (1024, 2048)
 SIDES = (256, 512, 1024, 2048, 4096)
 COUNTS = (10, 100, 1000, 10_000)
 SIDE_OF_COUNTS = 2048
+IN_TRAINING = 512
+"""Side of the image whose maps come from moments of a training: see ``epochs``."""
 DENSITY = 100 / (1024 * 2048)
 """Objects a pixel where the size of the image grows."""
 
@@ -142,10 +146,31 @@ def main() -> None:
     street = measure(*STREET, 100, options.repeats)
     print(line(street), flush=True)
     report: dict[str, Any] = {"machine": machine(), "street": street}
+    report["epochs"] = in_training(options.repeats)
     if not options.street_only:
         report |= growth(options.repeats)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def in_training(repeats: int) -> list[dict[str, Any]]:
+    """Share of the clustering in a prediction by the network lite, by epochs of its training."""
+    training = Training(IN_TRAINING)
+    options = training.predictor.settings
+    by_epoch = training.maps()
+    found = {epoch: len(cluster(maps, options)[0]) for epoch, maps in by_epoch.items()}
+    ways: dict[str, Callable[[], Any]] = {
+        "network": partial(training.predictor.engine, training.images),
+        **{epoch: partial(cluster, maps, options) for epoch, maps in by_epoch.items()},
+    }
+    seconds = side_by_side(ways, repeats)
+    rows = []
+    for epoch, count in found.items():
+        shares = [c / (c + n) for c, n in zip(seconds[epoch], seconds["network"], strict=False)]
+        share = float(np.median(shares))
+        rows.append({"epoch": epoch, "share": share, "instances": count, "all_s": seconds[epoch]})
+        print(f"epoch {epoch:>4}: {100 * share:.1f} % of network and clustering, {count} found")
+    return rows
 
 
 def growth(repeats: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from epochs import Training
 from report import Line, Table, finish
 from torch import Tensor
 
@@ -32,6 +33,8 @@ from spatialembed.types import UNIT, Embeddings, Target
 COUNTS = (10, 30, 100, 300, 1000)
 """Instances at a fixed size of the image, and at a fixed share of it that they cover."""
 COVERED = 0.25
+IN_TRAINING = 512
+"""Side of the image whose maps come from moments of a training: see ``epochs``."""
 
 
 def main() -> None:
@@ -50,6 +53,7 @@ def main() -> None:
     )
     memory = {way: memory_of(way, options) for way in ("plain", "ours")}
     count = len(target.classes)
+    in_training = rows_in_training(options)
     by_count = growth_in_instances(options)
     by_area = growth_in_area(options)
     finish(
@@ -62,6 +66,11 @@ def main() -> None:
                     ["time", str(ratio(seconds["plain"], seconds["ours"]))],
                     ["peak memory", f"{memory['plain'] / max(memory['ours'], 1):.1f}"],
                 ],
+            ),
+            Table(
+                f"Maps of the network lite in training, {IN_TRAINING} x {IN_TRAINING} px",
+                ["epoch", "plain / ours", "instance term", "seed term"],
+                in_training,
             ),
             Table(
                 "Growth of the time, slope on logarithmic axes",
@@ -189,6 +198,28 @@ def training_maps(target: Target) -> Embeddings:
     return Embeddings(
         *(torch.from_numpy(m[None].astype(np.float32)).requires_grad_() for m in maps)
     )
+
+
+# ---------------------------------------------------------------- maps of a training
+
+
+def rows_in_training(options: argparse.Namespace) -> list[list[str]]:
+    """Epoch, how much faster than the plain way, and the terms."""
+    training = Training(IN_TRAINING)
+    (target,) = training.targets
+    rows = []
+    for epoch, maps in training.maps().items():
+        leaves = Embeddings(*(m.clone().requires_grad_() for m in maps))
+        jobs = {
+            way: partial(step, loss, leaves, target)
+            for way, loss in (("plain", plain_loss), ("ours", ours))
+        }
+        seconds = in_turns(jobs, options.rounds)
+        with torch.no_grad():
+            terms = spatial_embedding_loss(maps, [target], center="learnable")
+        said = [f"{term:.3f}" for term in (terms.instance.item(), terms.seed.item())]
+        rows.append([epoch, str(ratio(seconds["plain"], seconds["ours"])), *said])
+    return rows
 
 
 # ---------------------------------------------------------------- growth and memory

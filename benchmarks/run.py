@@ -125,6 +125,14 @@ def of_clustering(one: dict[str, Any]) -> dict[str, Any]:
         "columns": ["px", "objects", "than all candidates", "than all pixels"],
         "rows": [row(r) for r in rows],
     }
+    epochs = {
+        "title": "Clustering on maps of the network lite in training, 512 x 512 px",
+        "columns": ["epoch", "share of network and clustering", "objects"],
+        "rows": [
+            [r["epoch"], f"{100 * r['share']:.1f} %", str(r["instances"])]
+            for r in one.get("epochs", ())
+        ],
+    }
     slopes = {
         "title": "Growth of the time, slope on logarithmic axes",
         "columns": ["against", "clustering"],
@@ -146,7 +154,7 @@ def of_clustering(one: dict[str, Any]) -> dict[str, Any]:
         "name": "clustering",
         "command": "python benchmarks/clustering.py --json benchmarks/results/clustering.json",
         "machine": one["machine"],
-        "tables": [table, slopes],
+        "tables": [table, epochs, slopes] if epochs["rows"] else [table, slopes],
         "lines": lines,
     }
 

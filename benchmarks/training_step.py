@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from epochs import Training
 from report import Table, finish, percent
 from torch import Tensor
 
@@ -29,10 +30,14 @@ from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.training.augment import AugmentOptions
 from spatialembed.training.loader import Batch, CropPlan, Crops, collate
-from spatialembed.types import Embeddings, Normalization
+from spatialembed.types import Embeddings, Normalization, Target
 
 CASES = ((512, 4), (1024, 2))
 """Side of the crops and crops a step, as the two published stages have them, fitted to a CPU."""
+
+
+LITE = (256, 4)
+"""The same for the network lite; its maps come from moments of a training: see ``epochs``."""
 
 
 class Step:
@@ -84,7 +89,8 @@ def main() -> None:
     options = parsed()
     device = resolve_device(options.device)
     half = resolve_precision(options.precision, device) == "bfloat16"
-    rows, facts = [], {}
+    rows: list[list[str]] = []
+    facts: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size, batch in CASES:
             where = Path(folder) / str(size)
@@ -102,6 +108,7 @@ def main() -> None:
             seconds = in_turns(jobs, options.rounds)
             rows.append(row(size, batch, seconds))
             facts[f"{size}x{batch}"] = seconds
+    shares, facts["lite"] = in_training(options, device, half)
     precision = "bfloat16" if half else "float32"
     finish(
         f"training_step_{device.type}",
@@ -110,10 +117,42 @@ def main() -> None:
                 f"A training step, {device.type}, {precision}",
                 ["crops", "network", "loss", "loading", "rest", "all but the network"],
                 rows,
-            )
+            ),
+            Table(
+                f"The loss on maps of lite in training, {LITE[1]} crops of {LITE[0]} px",
+                ["epoch", "share of network and loss"],
+                shares,
+            ),
         ],
         facts={"seconds": facts},
     )
+
+
+def in_training(
+    options: argparse.Namespace, device: torch.device, half: bool
+) -> tuple[list[list[str]], dict[str, list[float]]]:
+    """Epoch and share of the loss in network and loss, forward and backward; and the seconds."""
+    training = Training(*LITE)
+    images = training.images.to(device, memory_format=torch.channels_last)
+    targets = [Target(*(t.to(device) for t in vars(one).values())) for one in training.targets]
+    net = SpatialEmbeddingNet(1, network="lite").to(device, memory_format=torch.channels_last)
+
+    def network() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            maps = net(images)
+        torch.autograd.backward(list(maps), [torch.ones_like(m) for m in maps])
+
+    def loss(maps: Embeddings) -> None:
+        leaves = Embeddings(*(m.detach().requires_grad_() for m in maps))
+        spatial_embedding_loss(leaves, targets, center="learnable").total().backward()
+
+    by_epoch = {e: Embeddings(*(m.to(device) for m in maps)) for e, maps in training.maps().items()}
+    jobs: dict[str, Callable[[], object]] = {"network": network}
+    jobs |= {epoch: partial(loss, maps) for epoch, maps in by_epoch.items()}
+    seconds = in_turns(jobs, options.rounds)
+    whole = {name: statistics.median(times) for name, times in seconds.items()}
+    rows = [[e, percent(whole[e] / (whole[e] + whole["network"]))] for e in by_epoch]
+    return rows, seconds
 
 
 def parsed() -> argparse.Namespace:
