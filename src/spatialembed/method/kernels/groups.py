@@ -74,9 +74,9 @@ def precision(raw: float) -> np.float32:
 
 
 @compiled
-def half_width(raw: float, reach: float) -> float:
+def half_width(p: np.float32, reach: float) -> float:
     """Distance in units beyond which an exponent is not below ``reach``, on one axis."""
-    return SLACK * np.sqrt(np.float64(reach) / np.float64(precision(raw)))
+    return SLACK * np.sqrt(np.float64(reach) / np.float64(p))
 
 
 @compiled
@@ -106,7 +106,7 @@ def lay_grid(found: Candidates, start: np.float32, reach: np.float32) -> Grid:
     step = max(1, len(found.pixel) // 4096)  # a sample: the grid decides on time, not on results
     raw = found.log_precision[:, ::step][:, found.seed[::step] >= start]  # (S, n)
     usual = float(np.median(raw)) if raw.size else 1.0
-    side = half_width(usual, reach)
+    side = half_width(precision(usual), reach)
     most = min(MOST_CELLS, len(found.pixel) // 4) + 1
     width, height = right - left, bottom - top
     side = max(side, np.sqrt(width * height / most), width / most, height / most)
@@ -188,7 +188,8 @@ def _join(cells: Cells, grid: Grid, reach: np.float32) -> np.ndarray:
         if cells.starts[cell] == 0:
             continue
         extent = cells.extent[cell]
-        wide, high = half_width(cells.raw[cell, 0], reach), half_width(cells.raw[cell, 1], reach)
+        wide = half_width(precision(cells.raw[cell, 0]), reach)
+        high = half_width(precision(cells.raw[cell, 1]), reach)
         c1, c2, r1, r2 = rectangle(
             grid, extent[0] - wide, extent[1] - high, extent[2] + wide, extent[3] + high
         )
@@ -227,50 +228,53 @@ class _Places(NamedTuple):
     first: np.ndarray  # (N,) int64, first candidate of a part
     last: np.ndarray  # (N,) int64, its last one
     next: np.ndarray  # (M,) int64, where the next candidate of a cell goes
-    next_start: np.ndarray  # (N,) int64, where the next one that may start goes
+    next_start: np.ndarray  # (N + 1,) int64, where the next one that may start goes
 
 
+@compiled
 def _pack(cells: Cells, root: np.ndarray, size: int) -> _Places:
     """Groups packed into parts of about ``size`` candidates. root (M,): the group of each cell."""
-    points, starts = (
-        np.bincount(root, counts, len(root)).astype(np.int64)
-        for counts in (cells.points, cells.starts)
-    )  # of each group
-    occupied = cells.points > 0
+    points, starts = np.zeros((2, len(root)), np.int64)  # of each group
     first = np.full(len(root), np.iinfo(np.int64).max)
-    np.minimum.at(first, root[occupied], cells.first[occupied])
+    for cell in range(len(root)):
+        if cells.points[cell]:
+            points[root[cell]] += cells.points[cell]
+            starts[root[cell]] += cells.starts[cell]
+            first[root[cell]] = min(first[root[cell]], cells.first[cell])
     groups = np.flatnonzero(starts)  # nothing can start in the others
     groups = groups[np.argsort(first[groups])]
-    part = (points[groups].cumsum() - points[groups]) // size
-    part = np.cumsum(np.diff(part, prepend=part[:1]) > 0)  # without gaps
-    part_of = np.full(len(root), -1)
-    part_of[groups] = part
-    of_cell = np.where(occupied, part_of[root], -1)
-    by_part = np.argsort(of_cell, kind="stable")
-    by_part = by_part[np.count_nonzero(of_cell < 0) :]
-    parts = np.arange(part[-1] + 1 if len(part) else 0)
-    cell_ends = np.searchsorted(of_cell[by_part], np.append(parts, len(parts)))
-    cell_points, next_place = _ends(cells.points[by_part]), np.zeros(len(root), np.int64)
-    next_place[by_part] = cell_points[:-1]
-    start_ends = _ends(cells.starts[by_part])[cell_ends]
-    last = np.zeros(len(parts), np.int64)
-    np.maximum.at(last, of_cell[by_part], cells.last[by_part])
+    part_of, part, before = np.full(len(root), -1), -1, 0
+    for n in range(len(groups)):
+        if n == 0 or before // size > (before - points[groups[n - 1]]) // size:
+            part += 1
+        part_of[groups[n]] = part
+        before += points[groups[n]]
+    of_cell = np.full(len(root), -1)
+    cell_ends, ends, start_ends = np.zeros((3, part + 2), np.int64)
+    first_of, last_of = np.full(part + 1, np.iinfo(np.int64).max), np.zeros(part + 1, np.int64)
+    for cell in range(len(root)):
+        n = part_of[root[cell]]
+        if cells.points[cell] and n >= 0:
+            of_cell[cell] = n
+            cell_ends[n + 1] += 1
+            ends[n + 1] += cells.points[cell]
+            start_ends[n + 1] += cells.starts[cell]
+            first_of[n] = min(first_of[n], cells.first[cell])
+            last_of[n] = max(last_of[n], cells.last[cell])
+    cell_ends, ends, start_ends = cell_ends.cumsum(), ends.cumsum(), start_ends.cumsum()
+    by_part, next_place = np.empty(cell_ends[-1], np.int64), np.zeros(len(root), np.int64)
+    next_cell, filled = cell_ends.copy(), ends.copy()
+    for cell in range(len(root)):
+        n = of_cell[cell]
+        if n >= 0:
+            by_part[next_cell[n]] = cell
+            next_cell[n] += 1
+            next_place[cell] = filled[n]
+            filled[n] += cells.points[cell]
     return _Places(
-        of_cell,
-        by_part,
-        cell_ends,
-        cell_points[cell_ends],
-        start_ends,
-        first[groups][np.searchsorted(part, parts)],
-        last,
-        next_place,
-        start_ends[:-1].copy(),
-    )
-
-
-def _ends(sizes: np.ndarray) -> np.ndarray:
-    """0 and the running sums."""
-    return np.append(0, sizes.cumsum())
+        of_cell, by_part, cell_ends, ends, start_ends, first_of, last_of, next_place,
+        start_ends.copy(),
+    )  # fmt: skip
 
 
 def batches(

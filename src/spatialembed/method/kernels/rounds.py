@@ -65,6 +65,7 @@ class Trees(NamedTuple):
     done: np.ndarray  # (N, 2) bool: all points taken; all points owned
     root: np.ndarray  # (BANDS,) int64: node of the tree of a band, -1: none yet
     tally: np.ndarray  # (2,) int64: nodes made, nodes and points looked at
+    stack: np.ndarray  # (STACK,) int64, nodes that wait in a round
 
 
 class Rounds(NamedTuple):
@@ -108,6 +109,7 @@ def _cell_trees(part: Part, points: np.ndarray, node_of_cell: np.ndarray) -> Tre
         np.empty((most, 2), np.bool_),
         np.zeros(BANDS, np.int64) - 1,
         np.zeros(2, np.int64),
+        np.empty(STACK, np.int64),
     )
     begin = 0
     for cell in part.cells:
@@ -119,6 +121,8 @@ def _cell_trees(part: Part, points: np.ndarray, node_of_cell: np.ndarray) -> Tre
 @compiled
 def _band(px: np.float32, py: np.float32) -> int:
     """Which trees serve margins of these precisions."""
+    if 0.1 * py < px < 10 * py:
+        return SQUARE  # as nearly all are, and two logarithms cost as much as a small round
     doublings = np.log2(np.float64(px)) - np.log2(np.float64(py))
     return int(min(max(np.rint(doublings / BAND) + SQUARE, 0), BANDS - 1))
 
@@ -134,7 +138,7 @@ def _plant(trees: Trees, band: int, points: int) -> Trees:
     x = np.concatenate((trees.x, trees.x[:points]))
     y = np.concatenate((trees.y, trees.y[:points]))
     point = np.concatenate((trees.point, trees.point[:points]))
-    trees = Trees(x, y, point, box, span, done, trees.root, trees.tally)
+    trees = Trees(x, y, point, box, span, done, trees.root, trees.tally, trees.stack)
     trees.root[band] = _make_node(trees, begin, end, False, False)
     return trees
 
@@ -199,7 +203,7 @@ def _mark_below(
     cx, cy, px, py, reach = margin
     kind = 0 if old == FREE else 1
     members, fresh, seen = 0, 0, 0
-    stack = np.empty(STACK, np.int64)
+    stack = trees.stack
     stack[0], waiting = root, 1
     while waiting:
         waiting -= 1
@@ -242,7 +246,7 @@ def _mark_below(
 @compiled
 def _mark(
     trees: Trees,
-    where: tuple[Grid, np.ndarray, tuple[float, float]],
+    where: tuple[Grid, np.ndarray],
     margin: tuple[np.float32, np.float32, np.float32, np.float32, np.float32],
     state: np.ndarray,
     old: int,
@@ -250,13 +254,13 @@ def _mark(
 ) -> tuple[int, int]:
     """``_mark_below`` all roots that serve a margin.
 
-    where: the grid, the node of each cell, and the log-precision of the margin (x, y).
+    where: the grid, and the node of each cell.
     """
-    grid, node_of_cell, raw = where
+    grid, node_of_cell = where
     band = _band(margin[2], margin[3])
     c1, c2, r1, r2 = 0, 0, 0, 0  # one tree over everything
     if band == SQUARE:
-        wide, high = half_width(raw[0], margin[4]), half_width(raw[1], margin[4])
+        wide, high = half_width(margin[2], margin[4]), half_width(margin[3], margin[4])
         x, y = margin[0], margin[1]
         c1, c2, r1, r2 = rectangle(grid, x - wide, y - high, x + wide, y + high)
     members, fresh = 0, 0
@@ -304,7 +308,7 @@ def rounds(
     state = np.zeros(size, np.int32)
     scores, seeds = np.empty(len(part.start), np.float32), np.empty(len(part.start), np.int64)
     found, last_score, last_seed = 0, 0.0, -1
-    bits = part.seed.view(np.float32)
+    bits, where = part.seed.view(np.float32), (grid, node_of_cell)
     for q in _best_first(part.seed):
         k = part.start[q]
         if state[k] != FREE:
@@ -313,12 +317,12 @@ def rounds(
         last_score, last_seed = bits[q], i
         if found == max_instances:
             break
-        raw_x, raw_y = raw[0, i], raw[-1, i]
-        margin = (everyone.x[i], everyone.y[i], precision(raw_x), precision(raw_y), reach)
+        px = precision(raw[0, i])
+        py = precision(raw[1, i]) if len(raw) > 1 else px
+        margin = (everyone.x[i], everyone.y[i], px, py, reach)
         band = _band(margin[2], margin[3])
         if band != SQUARE and trees.root[band] < 0:
             trees = _plant(trees, band, size)
-        where = (grid, node_of_cell, (raw_x, raw_y))
         members, free = _mark(trees, where, margin, state, FREE, TAKEN)
         if members > min_pixels and free > min_free * members:
             scores[found], seeds[found] = bits[q], i
