@@ -3,7 +3,7 @@
     python benchmarks/clustering.py [--repeats 7] [--threads 2] [--json PATH]
 
 Maps in memory -> Instances, as ``cluster.cluster`` is called. All ways run in turn in one process,
-on the same maps, and must give equal results. "plain" is ``cluster.cluster_plain``, which looks at
+on the same maps, and must give equal results. "plain" is ``tests/plain_cluster.py``, which looks at
 all candidates in every round; "literal" evaluates phi = exp(-d) of every pixel in every round.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +25,11 @@ from epochs import Training
 from scenes import scene
 
 from spatialembed.command.bench import machine
-from spatialembed.method.cluster import ClusterOptions, cluster, cluster_plain
+from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.types import Embeddings, Instances
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from plain_cluster import cluster_plain
 
 STREET = (1024, 2048)
 SIDES = (256, 512, 1024, 2048, 4096)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,11 +31,14 @@ from spatialembed.command.bench import in_turns, ratio
 from spatialembed.evaluation.label_metrics import label_ap
 from spatialembed.inference import model_file
 from spatialembed.inference.predictor import Predictor, load
-from spatialembed.method.cluster import cluster, cluster_plain
+from spatialembed.method.cluster import cluster
 from spatialembed.method.labels import relabel
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.normalization import network_input, normalize, to_tensor
 from spatialembed.types import Embeddings, Instances
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from plain_cluster import cluster_plain
 
 SAME_PIXELS = 1e-4
 """Share of pixels that may differ in float32, where sums are taken in another order."""

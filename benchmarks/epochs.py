@@ -5,7 +5,8 @@ last   the bundled model nuclei
 1, 10  between them: the maps of the last, with normal noise on the offsets and uniform noise mixed
        into the seeds, as much of each as gives the instance and the seed term that the training of
        nuclei had in that epoch (its metrics.csv). Noise from pixel to pixel is harder on loss and
-       clustering than the errors of a network, which are smooth.
+       clustering than the errors of a network, which are smooth. Where the noise on the offsets
+       alone makes the seed term higher, it stays so.
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle_cluster
+from plain_cluster import cluster_plain
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.method import geometry
-from spatialembed.method.cluster import cluster, cluster_plain
+from spatialembed.method.cluster import cluster
 from spatialembed.method.ground_truth import cluster_with_truth
 from spatialembed.method.kernels import candidates, cpu, groups
 from spatialembed.options import ClusterOptions

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import gpu_scenes
-from spatialembed.method.cluster import ClusterOptions, _cluster_on_gpu, cluster, cluster_plain
+from plain_cluster import cluster_plain
+from spatialembed.method.cluster import ClusterOptions, _cluster_on_gpu, cluster
 
 pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch alone")
 

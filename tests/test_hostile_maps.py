@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from hostile_maps import KINDS, hostile_maps
-from spatialembed.method.cluster import ClusterOptions, cluster, cluster_plain
+from plain_cluster import cluster_plain
+from spatialembed.method.cluster import ClusterOptions, cluster
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""From the network's maps to instances: greedy clustering (Neven et al. 2019), two equal ways.
+"""From the network's maps to instances: greedy clustering (Neven et al. 2019).
 
     candidates   pixels with seed > foreground
     seed         the free candidate of the highest seed (ties: lowest linear index), if >= start
@@ -8,11 +8,11 @@
     taken        all members, whether they make an instance or not
     owner        of a pixel: its instance of the highest score (ties: lower class, then order found)
 
-Both ways are equal to the last bit, at any number of threads. Embeddings are one float32 addition;
-a precision is rounded once from float64, so that libraries agree on it; both ways compare d, in one
-order of operations, with float32(-log(membership)), and never phi, whose exp differs between
-libraries; seeds are compared with float32 thresholds. On a GPU ``kernels.gpu`` plays the same
-rounds, many at once.
+``kernels.cpu`` plays these rounds in linear time, and on a GPU ``kernels.gpu`` many at once; both
+are equal to the plain loop, tests/plain_cluster.py, to the last bit, at any number of threads. So
+embeddings are one float32 addition; a precision is rounded once from float64, on which libraries
+agree; d is compared, in one order of operations, with float32(-log(membership)), and never phi,
+whose exp differs between libraries; seeds are compared with float32 thresholds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method import geometry
@@ -63,7 +61,7 @@ def cluster(
     for b, maps in enumerate(float32_maps(prediction)):
         offset, log_precision, seed = (m.numpy() for m in maps)
         found = cpu.cluster(
-            offset, log_precision, seed, options, threads=torch.get_num_threads(), name=_name(b)
+            offset, log_precision, seed, options, threads=torch.get_num_threads(), name=name_of(b)
         )
         labels, scores, classes = map(torch.from_numpy, (found.labels, found.scores, found.classes))
         instances = Instances(labels, scores, classes, names, found.truncated)
@@ -95,90 +93,14 @@ def _cluster_on_gpu(
     return [Instances(*part, names) for part in parts]
 
 
-def cluster_plain(
-    prediction: Embeddings,
-    options: ClusterOptions = ClusterOptions(),
-    class_names: tuple[str, ...] | None = None,
-) -> list[Instances]:
-    """``cluster`` as the paper reads: a round looks at all candidates. For tests, benchmarks."""
-    names = names_of_classes(prediction, class_names)
-    results = []
-    for b, maps in enumerate(float32_maps(prediction)):
-        check_finite(b, maps)
-        embedding = geometry.embed(maps.offset)
-        proposals: list[tuple[float, int, Tensor]] = []
-        truncated = False
-        for c, seed in enumerate(maps.seed):
-            found, stopped = _greedy(embedding, maps.log_precision, seed, options)
-            proposals += [(score, c, members) for score, members in found]
-            truncated |= stopped
-        found_by_all = _one_owner(proposals, maps.seed.shape[1:], options.max_instances)
-        truncated |= found_by_all.truncated
-        instances = replace(found_by_all, class_names=names, truncated=truncated)
-        results.append(on_device_of(prediction, instances))
-    return results
-
-
-def _greedy(
-    embedding: Tensor, log_precision: Tensor, seed: Tensor, options: ClusterOptions
-) -> tuple[list[tuple[float, Tensor]], bool]:
-    """The rounds of one class: score and members (linear indices) of each; whether it stopped."""
-    foreground, start = float(np.float32(options.foreground)), float(np.float32(options.start))
-    pixel = (seed > foreground).flatten().nonzero()[:, 0]  # (P,)
-    e = embedding.flatten(1)[:, pixel]  # (2, P)
-    r = log_precision.flatten(1)[:, pixel]  # (S, P)
-    s = seed.flatten()[pixel]  # (P,)
-    free = torch.ones_like(s, dtype=torch.bool)
-    found: list[tuple[float, Tensor]] = []
-    while free.any():
-        k = int(torch.where(free, s, -1).argmax())  # the first of equal ones
-        if s[k] < start:
-            break
-        if len(found) == options.max_instances:
-            return found, True
-        precision = geometry.precision(r[:, k].double()).float()  # (S,)
-        dx, dy = e - e[:, k, None]
-        member = precision[0] * dx * dx + precision[-1] * dy * dy < options.reach
-        n, n_free = int(member.sum()), int((member & free).sum())
-        if n > options.min_pixels and n_free > options.min_free * n:
-            found.append((float(s[k]), pixel[member]))
-        free &= ~member
-    return found, False
-
-
-def _one_owner(
-    proposals: list[tuple[float, int, Tensor]], size_hw: torch.Size, most: int | None
-) -> Instances:
-    """Settle overlaps of proposals (score, class, members) in the order found; drop the empty."""
-    proposals = sorted(proposals, key=lambda proposal: -proposal[0])  # stable
-    labels = torch.zeros(size_hw.numel(), dtype=torch.int32)
-    for i in reversed(range(len(proposals))):  # the best comes last, over all others
-        labels[proposals[i][2]] = i + 1
-    owning = labels[labels > 0].unique().tolist()  # best first
-    kept = owning[:most]
-    new_label = torch.zeros(len(proposals) + 1, dtype=torch.int32)
-    new_label[kept] = torch.arange(1, len(kept) + 1, dtype=torch.int32)
-    labels = new_label[labels.long()].view(size_hw)  # (H, W)
-    scores = torch.tensor([proposals[i - 1][0] for i in kept], dtype=torch.float32)
-    classes = torch.tensor([proposals[i - 1][1] for i in kept], dtype=torch.int64)
-    return Instances(labels, scores, classes, truncated=len(kept) < len(owning))
-
-
 def float32_maps(prediction: Embeddings) -> Iterator[Embeddings]:
     """The maps of each image without the batch: float32, contiguous, on the CPU."""
     for b in range(len(prediction.seed)):
         yield Embeddings(*(m[b].detach().to("cpu", torch.float32).contiguous() for m in prediction))
 
 
-def check_finite(image: int, maps: Embeddings) -> None:
-    """Raise ``non_finite_output`` for NaN or infinity in the maps of an image of the batch."""
-    from spatialembed.method.kernels import candidates
-
-    offset, log_precision, seed = (m.numpy() for m in maps)
-    candidates.check_finite(offset, log_precision, seed, _name(image))
-
-
-def _name(image: int) -> str:
+def name_of(image: int) -> str:
+    """An image in messages."""
     return f"image {image} of the batch"
 
 

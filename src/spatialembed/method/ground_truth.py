@@ -9,12 +9,7 @@ import torch
 
 from spatialembed.method import geometry
 from spatialembed.method.ambiguity import strips
-from spatialembed.method.cluster import (
-    check_finite,
-    float32_maps,
-    names_of_classes,
-    on_device_of,
-)
+from spatialembed.method.cluster import float32_maps, name_of, names_of_classes, on_device_of
 from spatialembed.options import ClusterOptions
 from spatialembed.types import Embeddings, Instances, Target
 
@@ -45,14 +40,18 @@ def cluster_with_truth(
         SpatialEmbedError: ``non_finite_output`` (exit 4); ``bad_setting`` (exit 2) for a
             membership outside (0, 1).
     """
+    from spatialembed.method.kernels.candidates import check_finite  # numba: see ``cluster``
+
     reach = ClusterOptions(membership=membership).reach
     names = names_of_classes(prediction, class_names)
     results = []
     for b, (maps, target) in enumerate(zip(float32_maps(prediction), targets, strict=True)):
-        check_finite(b, maps)
+        offset, log_precision, seed = (m.numpy() for m in maps)
+        check_finite(offset, log_precision, seed, name_of(b))
         true = torch.where(target.ignore, -1, target.labels).cpu().flatten().numpy()
-        embedding, raw = geometry.embed(maps.offset), maps.log_precision
-        nearest = _nearest_truth(embedding.flatten(1).numpy(), raw.flatten(1).numpy(), true, reach)
+        embedding = geometry.embed(maps.offset).flatten(1).numpy()
+        raw = log_precision.reshape(len(log_precision), -1)
+        nearest = _nearest_truth(embedding, raw, true, reach)
         kept, number = np.unique(np.append(0, nearest), return_inverse=True)  # 0 comes first
         labels = torch.from_numpy(number[1:].astype(np.int32)).view(target.labels.shape)
         classes = target.classes.cpu()[torch.from_numpy(kept[1:]).long() - 1]
