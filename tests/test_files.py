@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from spatialembed import files
+from spatialembed.console import Stages
 from spatialembed.errors import SpatialEmbedError, missing_extra
-from spatialembed.files import atomic_write, check_writable, locked
+from spatialembed.files import atomic_write, check_writable, locked, new_folder
 
 
 def test_writes_a_new_file_into_new_folders(tmp_path: Path) -> None:
@@ -162,3 +164,20 @@ def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
         (tmp_path / "result").touch()
     assert os.listdir(tmp_path) == ["result"]
     assert f"{tmp_path}: the file system has no locks ({os.strerror(number)})" in caplog.text
+
+
+def test_new_folders_of_runs_at_once_are_different(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_folder(tmp_path / "runs", "cells"), range(16)))
+    assert {folder.name for folder in made} == {"cells", *(f"cells-{n}" for n in range(2, 17))}
+    assert all(folder.is_dir() for folder in made)
+
+
+def test_a_stage_without_a_known_end_forgets_that_of_the_one_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Stages(True, "work", stderr=False) as stages:
+        stages.begin("first", 123)
+        stages.begin("second", None)
+    assert "second" in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "123" not in last
