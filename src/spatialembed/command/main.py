@@ -177,7 +177,8 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
     try:
         record = load(options.model)[1].split
     except SpatialEmbedError:  # reported when all else is fine, and nothing of its record
-        part = replace(options, split=options.split or "all")
+        if options.group_by is None:  # which alone means --split val
+            part = replace(options, split=options.split or "all")
     dataset = select(part, record)
     check_labels(dataset)
     print(described(options.data, dataset))
