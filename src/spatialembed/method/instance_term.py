@@ -50,6 +50,7 @@ class Truth:
 
     @classmethod
     def of(cls, target: Target) -> Truth:
+        """Those of a target; an ignored pixel belongs to none."""
         valid = ~target.ignore.flatten()
         labels = torch.where(valid, target.labels.flatten(), 0)
         pixels = labels.nonzero()[:, 0]
