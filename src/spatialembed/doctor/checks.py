@@ -128,7 +128,7 @@ def _refused(survey: Survey) -> Iterator[Finding]:
         n = Count(len(faults))
         yield Finding("error", code, n, title.format(n), faults[0].remedy, cases)
     for kind in survey.label_faults:
-        names = tuple(survey.labelled[i].name for i in kind.masks)
+        names = tuple(survey.labelled[i][0].name for i in kind.masks)
         mild = survey.reading.plain_ids or kind.certainty == "doubtful"
         grade: Grade = "warning" if mild else "error"
         yield Finding(grade, kind.code, len(names), kind.message, kind.remedy, names)
@@ -284,7 +284,7 @@ def _unlabelled_margin(survey: Survey) -> Seen:
 
 def _background(survey: Survey) -> Seen:
     """Objects over half of an image, to all its borders, in masks that are not refused for it."""
-    refused = {survey.labelled[i].name for fault in survey.label_faults
+    refused = {survey.labelled[i][0].name for fault in survey.label_faults
                if fault.code == "background_id" for i in fault.masks}  # fmt: skip
     cases = []
     for name, mask in survey.masks().items():
@@ -324,9 +324,9 @@ def _ids_and_table(wrong: Callable[[set[int], set[int]], set[int]]) -> Measure:
 
     def measure(survey: Survey) -> Seen:
         cases = []
-        for pair in survey.measured:
-            if pair.mask is not None and pair.classes is not None:
-                ids = wrong(set(pair.mask.objects.ids.tolist()), set(pair.classes))
+        for pair, mask in survey.measured:
+            if pair.classes is not None:
+                ids = wrong(set(mask.objects.ids.tolist()), set(pair.classes))
                 cases += [f"{pair.name}: id {number}" for number in sorted(ids)]
         return Seen(cases)
 

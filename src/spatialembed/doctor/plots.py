@@ -80,12 +80,7 @@ def _of_objects(survey: Survey, advice: Advice) -> Iterator[Chart]:
 
 def pictures(survey: Survey) -> Iterator[Picture]:
     """Samples: typical, most crowded, smallest, largest, odd, and two images that are alike."""
-    masks = survey.masks()
-    usable = [
-        (pair, masks[pair.name].objects)
-        for pair in survey.measured
-        if pair.image and not pair.faults and len(masks[pair.name].objects)
-    ]
+    usable = [(pair, mask.objects) for pair, mask in survey.labelled if len(mask.objects)]
     if not usable:
         return
     # Typical: its number of objects and median size are nearest to the medians of all.

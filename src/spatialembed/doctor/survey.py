@@ -57,24 +57,23 @@ class Survey:
         return where if self.splits == ("",) else f"{where} under {', '.join(self.splits)}"
 
     @cached_property
-    def measured(self) -> tuple[Pair, ...]:
+    def measured(self) -> list[tuple[Pair, MaskFacts]]:
         """Pairs whose masks could be read."""
-        return tuple(pair for pair in self.pairs if pair.mask is not None)
-
-    def masks(self, split: str | None = None) -> dict[str, MaskFacts]:
-        """Masks that could be read by the name of their image, of one part or of all."""
-        pairs = [pair for pair in self.measured if split in (None, pair.split)]
-        return {pair.name: pair.mask for pair in pairs if pair.mask is not None}
+        return [(pair, pair.mask) for pair in self.pairs if pair.mask is not None]
 
     @cached_property
-    def labelled(self) -> tuple[Pair, ...]:
-        """Pairs whose masks the readers take for instances."""
-        return tuple(pair for pair in self.measured if not pair.faults)
+    def labelled(self) -> list[tuple[Pair, MaskFacts]]:
+        """Those that training takes: no reader finds a fault in image or mask."""
+        return [(pair, mask) for pair, mask in self.measured if not pair.faults]
+
+    def masks(self, part: str | None = None) -> dict[str, MaskFacts]:
+        """Masks that could be read by the name of their image, of one part or of all."""
+        return {p.name: mask for p, mask in self.measured if part in (None, p.split)}
 
     @cached_property
     def label_faults(self) -> list[LabelFault]:
         """Why masks hold no instances; their ``masks`` are places in ``labelled``."""
-        return label_faults(pair.mask.labels for pair in self.labelled if pair.mask is not None)
+        return label_faults(mask.labels for _, mask in self.labelled)
 
     def short(self, text: object) -> str:
         """A message, the paths in it within the data set."""
@@ -126,20 +125,18 @@ class Survey:
 
     def _measured(self, column: str) -> bool:
         """Whether a column holds height, width or number of objects of most of the images."""
-        masks = self.masks()
         hits = np.zeros(3)
-        for pair in self.measured:
-            facts = (*masks[pair.name].size_hw, len(masks[pair.name].objects))
+        for pair, mask in self.measured:
+            facts = (*mask.size_hw, len(mask.objects))
             hits += [pair.row.get(column) == str(fact) for fact in facts]
-        return bool(hits.max() > len(masks) / 2)
+        return bool(hits.max() > len(self.measured) / 2)
 
     def classes_area(self) -> dict[str, tuple[int, int]]:
         """Objects and pixels of each class, names sorted; empty without classes.csv."""
         total = {name: (0, 0) for names in self.class_names.values() for name in names}
-        masks = self.masks()
-        for pair in self.measured:
-            objects = masks[pair.name].objects
-            for number, area in zip(objects.ids.tolist(), objects.area.tolist(), strict=True):
+        for pair, mask in self.measured:
+            ids, areas = mask.objects.ids.tolist(), mask.objects.area.tolist()
+            for number, area in zip(ids, areas, strict=True):
                 if (name := (pair.classes or {}).get(number)) is not None:
                     count, pixels = total[name]
                     total[name] = (count + 1, pixels + area)

@@ -12,7 +12,8 @@ import torch
 
 from spatialembed.concurrency import usable
 from spatialembed.data.dataset import Dataset
-from spatialembed.doctor.probe import Pair, read_again
+from spatialembed.doctor.objects import Objects
+from spatialembed.doctor.probe import read_again
 from spatialembed.doctor.recommend import Advice, Setting
 from spatialembed.doctor.survey import Survey
 from spatialembed.errors import SpatialEmbedError
@@ -69,10 +70,9 @@ def nearest_model(survey: Survey, scale: float) -> tuple[Setting, ...]:
     them to within a tenth, the smallest. With its network and normalization; () where there is no
     such model, or no image to try it on.
     """
-    masks = survey.masks()
-    pairs = [pair for pair in survey.labelled if pair.image and len(masks[pair.name].objects)]
-    chosen = pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]
-    parts = [_part(survey, pair, scale) for pair in chosen]
+    usable = [(pair, mask.objects) for pair, mask in survey.labelled if len(mask.objects)]
+    chosen = usable[:: max(1, len(usable) // SAMPLES)][:SAMPLES]
+    parts = [_part(*read_again(pair, survey.reading), objects, scale) for pair, objects in chosen]
     wanted = (max(1, len(survey.classes_area())), TrainOptions(data="-").elliptical)
     fits: dict[str, float] = {}
     models = {name: load(name) for name in bundled_models()} if parts else {}
@@ -109,9 +109,7 @@ class _Part(NamedTuple):
     inside: np.ndarray  # (h, w) bool, where objects are in the window
 
 
-def _part(survey: Survey, pair: Pair, scale: float) -> _Part:
-    image, ids = read_again(pair, survey.reading)
-    objects = survey.masks()[pair.name].objects
+def _part(image: np.ndarray, ids: np.ndarray, objects: Objects, scale: float) -> _Part:
     x, y = objects.centroid_xy[np.argsort(objects.area)[len(objects) // 2]]
     side = math.ceil(SIDE / scale)
     starts = (
