@@ -358,8 +358,8 @@ PARTS: dict[str, Callable[[Server, bool], Awaitable[dict[str, Any]]]] = {
 
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """The parts, one after the other, with one server."""
-    server = Server(given.model)
     report: dict[str, Any] = {"machine": machine(), "model": given.model}
+    server = Server(given.model)
     try:
         await server.ready()
         for name in given.only.split(","):
