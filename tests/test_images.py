@@ -271,6 +271,22 @@ def test_warned(make: Callable[[Path], Path], tmp_path: Path) -> None:
     assert np.array_equal(pixels if pixels.ndim == 2 else pixels[..., 1], GREY)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+@pytest.mark.filterwarnings("ignore:.*several frames")
+def test_an_animation_cut_anywhere_is_refused_or_read(kind: str, tmp_path: Path) -> None:
+    """Found by the fuzzer: a GIF that ends in the header of its second frame."""
+    path = tmp_path / f"a.{kind.lower()}"
+    frames = [Image.fromarray(GREY[:5, :6]), Image.fromarray(255 - GREY[:5, :6])]
+    frames[0].save(path, format=kind, save_all=True, append_images=frames[1:], lossless=True)
+    whole = path.read_bytes()
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            assert read_image(path).shape[:2] == (5, 6)
+        except SpatialEmbedError as error:
+            assert error.code in ("truncated", "not_an_image")  # noqa: PT017  either is right
+
+
 SIZES = [(1, 1), (1, 9), (9, 1), (7, 7), (1, 20000), (3, 5), (5, 3)]
 
 

@@ -144,9 +144,9 @@ def _read_pillow(
     image = _open_pillow(path, file, form, max_pixels)
     raw = str(image.tile[0].args) if form == "PNG" and image.tile else ""
     _check_pillow_size(path, image, max_pixels, deep=raw in _DEEP)
-    if moves or getattr(image, "is_animated", False):
-        warn(f"{path}: the first of several frames was read")
     try:
+        if moves or getattr(image, "is_animated", False):  # of a GIF it looks for a second frame
+            warn(f"{path}: the first of several frames was read")
         image.load()
         orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))
         pixels = _deep_png(file) if raw in _DEEP else _plain_array(image, as_ids)
