@@ -317,7 +317,7 @@ async def leavers(server: Server, full: bool) -> dict[str, Any]:
 
 async def drain(server: Server, full: bool) -> dict[str, Any]:
     """A full queue at SIGTERM; then the server is gone."""
-    tasks = [asyncio.create_task(server.post(picture(0, 200))) for _ in range(QUEUE + 1)]
+    tasks = [asyncio.create_task(server.post(picture(0, 200))) for _ in range(QUEUE)]
     await asyncio.sleep(0.3)
     server.process.send_signal(signal.SIGTERM)
     await asyncio.sleep(0.2)
