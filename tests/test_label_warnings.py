@@ -79,6 +79,13 @@ def test_instances_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
+def test_parts_of_a_foreground_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = data_set(tmp_path, lambda labels: 255 * (labels > 0))
+    check_labels(open_folder(folder, reading=DataOptions(split_components=True)))
+    check_labels(open_folder(folder))  # refused by whoever reads a mask
+    assert not caplog.records
+
+
 def test_a_void_id_is_warned_of_and_can_be_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,9 +22,10 @@ from scipy import ndimage
 from skimage import measure
 
 from spatialembed.data.dataset import FileDataset
-from spatialembed.data.folder import FolderDataset, read_ids
+from spatialembed.data.folder import FolderDataset, Pair, instances_of, read_ids
 from spatialembed.errors import USAGE, SpatialEmbedError
 from spatialembed.method.labels import relabel
+from spatialembed.options import DataOptions
 
 logger = logging.getLogger("spatialembed")
 
@@ -252,6 +253,12 @@ def _class_maps(masks: Mapping[int, LabelFacts]) -> Iterator[LabelFault]:
             yield _fault("class_maps", masks, words, NUMBERED, "doubtful")
 
 
+def _instances(pair: Pair, reading: DataOptions) -> np.ndarray:
+    """Ids (H, W) of a mask as training takes them."""
+    ids, _ = read_ids(pair.mask, reading)
+    return ids if pair.classes is not None else instances_of(pair.mask, ids, reading)
+
+
 def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
     """Hold the masks of a folder, before training or scoring, to be instances.
 
@@ -270,7 +277,7 @@ def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
     reading, pairs = folders[0].reading, [pair for part in folders for pair in part.pairs]
     seen = pairs[:: -(-len(pairs) // LOOKED_AT)]
     try:
-        ids = [read_ids(pair.mask, reading)[0][:SIDE, :SIDE] for pair in seen]
+        facts = [label_facts(_instances(pair, reading)[:SIDE, :SIDE]) for pair in seen]
         known = reading.ignore_id is None or any(
             read_ids(pair.mask, reading)[1].any() for pair in pairs
         )
@@ -280,7 +287,7 @@ def check_labels(*parts: FileDataset, refuse: bool = True) -> None:
         what = f"no mask has the id {reading.ignore_id}, which is to be ignored"
         remedy = "leave out --ignore-id, or give it the id of void pixels"
         raise SpatialEmbedError("no_such_id", what, remedy, USAGE)
-    for fault in label_faults(map(label_facts, ids)):
+    for fault in label_faults(facts):
         first = seen[fault.masks[0]].name
         what = f"{fault.message} (of {len(seen)} looked at, the first: {first})"
         if refuse and fault.certainty == "certain" and not reading.plain_ids:
