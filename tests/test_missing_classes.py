@@ -45,7 +45,7 @@ def table(root: Path, rows: Sequence[str]) -> None:
 class Answers:
     """A model of the classes a, b, c that finds in each image what it is told to."""
 
-    settings = ClusterOptions()
+    settings, engine = ClusterOptions(), None
     info = SimpleNamespace(class_names=("a", "b", "c"), split=None)
 
     def __init__(self, classes: Mapping[int, int]) -> None:
@@ -132,9 +132,6 @@ def test_an_id_can_be_ignored(tmp_path: Path) -> None:
     assert int(part.target.ignore.sum()) == 12 * 12
     assert part.ids is not None
     assert part.ids.tolist() == [1, 3]
-    assert open_folder(root, reading=DataOptions(ignore_id=2)).truth_digest(0) != open_folder(
-        root
-    ).truth_digest(0)
     by_setting, _ = open_split(TrainOptions(data=str(both_parts(tmp_path)), ignore_id=2))
     assert by_setting[0].target.ignore[BOXES[2]].all()
 
