@@ -15,16 +15,15 @@ import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from rich.table import Table
 
-from spatialembed import __version__
+from spatialembed import __version__, errors
 from spatialembed.console import Stages
-from spatialembed.errors import USAGE, SpatialEmbedError, missing_extra
+from spatialembed.errors import USAGE, SpatialEmbedError, require
 from spatialembed.export.check import LIMITS, SIZES, Comparison, OnnxFile, compare
 from spatialembed.export.frame import framed
 from spatialembed.files import atomic_write, check_writable
@@ -104,29 +103,23 @@ def metadata(info: ModelInfo, precision: str) -> dict[str, Any]:
 def _checked(predictor: Predictor, path: str | Path, precision: str) -> Path:
     """``path``, once all that can be refused beforehand is fine: a model takes a while."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise missing_extra(package, "export", "export to ONNX")
+        require(package, "export", "export to ONNX")
     choices, path, remedy = get_args(Precision), Path(path), "choose another file by --out"
-    if precision not in choices:
-        raise _refused(f"precision {precision!r}", f"use {' or '.join(choices)}")
+    errors.check(precision in choices, f"precision {precision!r}", f"use {' or '.join(choices)}")
     _net(predictor)
     if path.is_dir():
         raise SpatialEmbedError("not_writable", f"{path}: is a folder", remedy, USAGE)
-    if path.suffix.lower() != ".onnx":
-        raise _refused(f"--out {path}: the file will be ONNX", "give it a name that ends in .onnx")
+    named = path.suffix.lower() == ".onnx"
+    errors.check(named, f"--out {path}: the file will be ONNX", "give it a name that ends in .onnx")
     check_writable(path.parent, remedy)
     return path
 
 
-def _refused(what: str, remedy: str) -> SpatialEmbedError:
-    return SpatialEmbedError("bad_setting", what, remedy, USAGE)
-
-
 def _net(predictor: Predictor) -> SpatialEmbeddingNet:
     """The network that the engine was made from, wherever it is."""
-    net = getattr(predictor.engine, "net", None)
-    if not isinstance(net, SpatialEmbeddingNet):
-        raise _refused("a predictor without its network", "load the model with engine torch")
+    net: Any = getattr(predictor.engine, "net", None)
+    there = isinstance(net, SpatialEmbeddingNet)
+    errors.check(there, "a predictor without its network", "load the model with engine torch")
     return net
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import USAGE, SpatialEmbedError, check
 from spatialembed.inference.engine import Engine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.test_time_augmentation import average_over_turns
@@ -62,9 +62,8 @@ def parse_diameter(text: str | float) -> Diameter:
         diameter = float(text)
     except ValueError:
         diameter = 0.0
-    if not 0 < diameter < float("inf"):
-        remedy = "give auto, native or the px that objects are wide"
-        raise SpatialEmbedError("bad_setting", f"diameter is {text}", remedy, USAGE)
+    remedy = "give auto, native or the px that objects are wide"
+    check(0 < diameter < math.inf, f"diameter is {text}", remedy)
     return diameter
 
 

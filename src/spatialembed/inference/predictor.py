@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.concurrency import helpers, prefetch
-from spatialembed.errors import RESOURCE, USAGE, SpatialEmbedError
+from spatialembed.errors import RESOURCE, SpatialEmbedError, check
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
 from spatialembed.inference.device import device_input
@@ -248,8 +248,7 @@ class Predictor:
         Raises:
             SpatialEmbedError: ``bad_setting`` (exit 2) for a batch below 1.
         """
-        if batch < 1:
-            raise SpatialEmbedError("bad_setting", f"batch is {batch}", "give 1 or more", USAGE)
+        check(batch >= 1, f"batch is {batch}", "give 1 or more")
         job = _Job(self, batch, augment, options or self.settings, ambiguity, scale)
         return job.outcomes(images)
 
@@ -281,9 +280,8 @@ class Predictor:
             SpatialEmbedError: ``bad_setting`` (exit 2), also for maps of several images;
                 ``non_finite_output`` (exit 4).
         """
-        if len(embeddings.seed) != 1:
-            what = f"maps of {len(embeddings.seed)} images"
-            raise SpatialEmbedError("bad_setting", what, "give those of one image", USAGE)
+        number = len(embeddings.seed)
+        check(number == 1, f"maps of {number} images", "give those of one image")
         return self._clustered(embeddings, self.options(**thresholds))[0]
 
     def options(self, **thresholds: Unpack[Thresholds]) -> ClusterOptions:

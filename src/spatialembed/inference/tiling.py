@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import check
 from spatialembed.inference.engine import Engine
 from spatialembed.method.model import parts_of
 from spatialembed.types import Embeddings, Network
@@ -64,9 +64,7 @@ class TileOptions:
             ("memory", "1.2 or more", self.memory >= 1.2),
             ("scale", "from 1/64 to 1", 1 / 64 <= self.scale <= 1),
         ):
-            if not fine:
-                what = f"{name} is {getattr(self, name)}"
-                raise SpatialEmbedError("bad_setting", what, f"give {wanted}", USAGE)
+            check(fine, f"{name} is {getattr(self, name)}", f"give {wanted}")
 
 
 class Window(NamedTuple):
@@ -119,8 +117,7 @@ def origin_step(scale: float, stride: int) -> int:
     cells: of 8, 8 at scale 1, 4 at 2, 16 at 0.5 or 1.5.
     """
     ratio = Fraction(scale).limit_denominator(64)
-    if not ratio:
-        raise SpatialEmbedError("bad_setting", f"scale is {scale}", "give 1/64 or more", USAGE)
+    check(ratio > 0, f"scale is {scale}", "give 1/64 or more")
     unit = stride * ratio.denominator
     return unit // math.gcd(unit, ratio.numerator)
 
@@ -207,13 +204,11 @@ def tile_for(memory_bytes: float, context: int, scale: float, stride: int) -> in
     seen = min(math.sqrt(max(0.0, memory_bytes) / BYTES_TILE), WIDEST)
     side = int(seen / scale) // step * step
     tile = side - 2 * context
-    if tile < max(step, side // 4):
-        raise SpatialEmbedError(
-            "bad_setting",
-            f"the memory allows windows of {side} px, the context takes {2 * context} of them",
-            "give more memory or less context",
-            USAGE,
-        )
+    check(
+        tile >= max(step, side // 4),
+        f"the memory allows windows of {side} px, the context takes {2 * context} of them",
+        "give more memory or less context",
+    )
     return tile
 
 

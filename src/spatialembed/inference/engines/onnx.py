@@ -8,13 +8,12 @@ from __future__ import annotations
 import operator
 import warnings
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from spatialembed.errors import missing_extra
+from spatialembed.errors import require
 from spatialembed.inference.engines.folded import FoldedNet, Run
 from spatialembed.types import Embeddings
 
@@ -38,11 +37,11 @@ def to_onnx(module: nn.Module) -> ModelProto:
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2) without onnx and onnxscript.
     """
-    try:
-        import onnx
-        import onnxscript
-    except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), "export", "an ONNX graph") from error
+    for package in ("onnx", "onnxscript"):
+        require(package, "export", "an ONNX graph")
+    import onnx
+    import onnxscript
+
     op: Any = onnxscript.opset18
     double, int64 = onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
 
@@ -99,10 +98,9 @@ def session(model: bytes | str, threads: int | None, purpose: str) -> InferenceS
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2), and what onnxruntime raises.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise missing_extra("onnxruntime", "export", purpose) from error
+    require("onnxruntime", "export", purpose)
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors, which are raised too
@@ -120,7 +118,6 @@ def onnxruntime_run(net: FoldedNet, threads: int) -> Run:
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2).
     """
-    if find_spec("onnxruntime") is None:  # before the graph, which takes long
-        raise missing_extra("onnxruntime", "export", "engine onnxruntime")
+    require("onnxruntime", "export", "engine onnxruntime")  # before the graph, which takes long
     graph = to_onnx(net).SerializeToString()
     return partial(maps_of, session(graph, threads, "engine onnxruntime"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatialembed.errors import missing_extra
+from spatialembed.errors import require
 from spatialembed.inference.engines.folded import FoldedCore, Run
 from spatialembed.types import Embeddings
 
@@ -37,10 +37,9 @@ def openvino_run(core: FoldedCore, threads: int, *, bfloat16: bool) -> Run:
 
     Raises SpatialEmbedError ``missing_extra`` (exit 2).
     """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise missing_extra("openvino", "openvino", "engine openvino") from error
+    require("openvino", "openvino", "engine openvino")
+    import openvino
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it traces the module in a way that torch will drop
         graph = openvino.convert_model(
