@@ -10,10 +10,9 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from spatialembed.images.listing import list_images, refuse_collisions
 from spatialembed.images.pixel_size import pixel_size
 from spatialembed.images.read import Page, each_page
 from spatialembed.images.windows import image_size
-from spatialembed.inference.predict_large import LargeResult, goes_by_tiles, predict_large
+from spatialembed.inference.predict_large import goes_by_tiles, predict_large
 from spatialembed.inference.predictor import Outcome, Predictor
 from spatialembed.inference.tiling import TileOptions
 from spatialembed.method.cluster import ClusterOptions
@@ -112,19 +111,10 @@ def predict_folder(
     shown: list[ContactSheet | RunPage] = [ContactSheet(out)] if sheet else []
     shown += [] if report is None else [RunPage(out, class_names, report)]
     results = ResultFolder(out, class_names, formats=formats, simplify=simplify, pages=shown)
-    job = _Job(names, results, FolderResult(out))
-    large: list[Path] = []
-
-    def read_whole() -> Iterator[Path | Page]:
-        for path in names:
-            scale, most = predictor.engine.scale, predictor.max_pixels  # as --diameter has it
-            if isinstance(path, Path) and goes_by_tiles(path, scale, tiles, most):
-                large.append(path)
-            else:
-                yield path
-
+    options = options or predictor.settings
+    job = _Job(predictor, names, results, FolderResult(out), options, tiles, augment, progress)
     outcomes = predictor.outcomes(
-        read_whole(),
+        job.whole(),
         batch=batch,
         augment=augment,
         options=options,
@@ -136,21 +126,11 @@ def predict_folder(
             for outcome in stages.passed(outcomes):
                 job.add(outcome)
         without = [name for name in formats if name in WHOLE_ONLY] + ["ambiguity"] * ambiguity
-        if without and large:
+        if without and job.large:
             left_out = ", ".join(without)
-            logger.warning("no %s for the %d tiled images", left_out, len(large))
-        by_tiles = partial(
-            predict_large,
-            predictor.engine,
-            predictor.info,
-            results=results,
-            options=options or predictor.settings,
-            tiles=tiles,
-            augment=augment,
-            progress=progress,
-        )
-        for path in large:
-            job.add_large(path, by_tiles)
+            logger.warning("no %s for the %d tiled images", left_out, len(job.large))
+        for path in job.large:
+            job.add_large(path)
     return job.done
 
 
@@ -158,9 +138,25 @@ def predict_folder(
 class _Job:
     """A folder on its way: each image goes into the results, or is noted as failed."""
 
+    predictor: Predictor
     names: Mapping[Path | Page, str]  # of the outputs of each input
     results: ResultFolder
     done: FolderResult
+    options: ClusterOptions
+    tiles: TileOptions
+    augment: bool
+    progress: bool
+    large: list[Path] = field(default_factory=list)  # for later, told as ``whole`` comes to them
+
+    def whole(self) -> Iterator[Path | Page]:
+        """The inputs that go through the network whole."""
+        for path in self.names:
+            # Its scale is as --diameter has it.
+            scale, most = self.predictor.engine.scale, self.predictor.max_pixels
+            if isinstance(path, Path) and goes_by_tiles(path, scale, self.tiles, most):
+                self.large.append(path)
+            else:
+                yield path
 
     def add(self, outcome: Outcome) -> None:
         """One image that went through the network whole."""
@@ -180,12 +176,23 @@ class _Job:
         )
         self.counted(path, len(found), found.truncated)
 
-    def add_large(self, path: Path, by_tiles: Callable[..., LargeResult]) -> None:
+    def add_large(self, path: Path) -> None:
         """Predict one image tile by tile."""
         logger.info("%s: predicted tile by tile", path)
         name = self.names[path]
         try:
-            found = by_tiles(path, name=name + path.suffix, stem=_short(name))
+            found = predict_large(
+                self.predictor.engine,
+                self.predictor.info,
+                path,
+                self.results,
+                name=name + path.suffix,
+                stem=_short(name),
+                options=self.options,
+                tiles=self.tiles,
+                augment=self.augment,
+                progress=self.progress,
+            )
             self.counted(path, found.objects, found.truncated)
         except SpatialEmbedError as error:
             self.failed(path, error)
