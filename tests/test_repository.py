@@ -173,8 +173,11 @@ def test_public_functions_say_what_they_do() -> None:
 
 
 def test_public_functions_name_their_arguments() -> None:
+    """One by one, or by a TypedDict, which editors and mypy read."""
     for where, node in public_functions():
-        assert node.args.kwarg is None, f"{where}: takes **{node.args.kwarg}"
+        taken = node.args.kwarg
+        named = taken is None or ast.unparse(taken.annotation or taken).startswith("Unpack[")
+        assert named, f"{where}: takes **{taken and taken.arg}"
 
 
 def parameter_ids(tree: ast.AST) -> Iterator[str]:

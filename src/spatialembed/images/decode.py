@@ -56,8 +56,11 @@ def _sniff(head: bytes) -> str | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+def opened(path: Path, *, quiet: bool = False) -> Iterator[tuple[BinaryIO, str]]:
     """Yield the open file and its format: PNG, JPEG, TIFF, WebP, BMP or GIF, whatever its name.
+
+    Warns where the name suggests another one, unless ``quiet``: for those who only measure a file
+    that somebody else reads.
 
     Raises SpatialEmbedError: not_found, not_a_file, unreadable, empty_file, not_an_image.
     """
@@ -81,7 +84,8 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
                 f"{path}: the content is not PNG, JPEG, TIFF, WebP, BMP or GIF",
                 "convert it to PNG or TIFF",
             )
-        _check_suffix(path, form)
+        if not quiet:
+            _check_suffix(path, form)
         yield file, form
 
 

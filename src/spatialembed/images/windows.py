@@ -85,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         if is_zarr(path):
             return _zarr_plane(path).shape_hw
-        with opened(path) as (file, form):
+        with opened(path, quiet=True) as (file, form):
             if form == "TIFF":
                 with tifffile.TiffFile(file) as tiff:
                     page = tiff.pages[next(whole_pages(tiff), 0)].aspage()
