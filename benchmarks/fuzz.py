@@ -42,6 +42,7 @@ FOLLOWED = ["spatialembed", "tifffile", "PIL"]
 KERNELS = Path(__file__).parents[1] / "src" / "spatialembed" / "method" / "kernels"
 COMPILED = [f"spatialembed.method.kernels.{path.stem}" for path in KERNELS.glob("*.py")]
 """Numba takes no code that was changed."""
+LATE = ("data.cityscapes", "data.coco", "data.tables", "training.run_folder")
 FOLLOWING = atheris.instrument_imports(FOLLOWED, COMPILED) if GUIDED else contextlib.nullcontext()
 with FOLLOWING:
     import numpy as np
@@ -56,7 +57,7 @@ with FOLLOWING:
     from spatialembed.images.windows import image_size, open_large
 
     if GUIDED:  # the others import them where they are used
-        for module in ("data.cityscapes", "data.coco", "data.tables", "training.run_folder"):
+        for module in LATE:
             importlib.import_module(f"spatialembed.{module}")
 
 MOST_SECONDS = 5  # of the processor; on a busy machine a file takes longer to come
@@ -460,9 +461,12 @@ def main() -> None:
     targets = given.target.split(",")
     if given.atheris:
         by_coverage(targets, given.runs, given.seconds)
-    bounded()
     for target in targets:
         corpus(target)
+    for module in (*LATE, "inference.model_file"):  # before memory is bounded
+        importlib.import_module(f"spatialembed.{module}")
+    bounded()
+    for target in targets:
         done, taken = at_random(target, given.runs, given.seconds, given.seed)
         print(f"{target:10} {done:8} inputs, {taken} taken, the others refused", flush=True)
 
