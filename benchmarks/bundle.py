@@ -18,6 +18,8 @@ MODELS = Path(__file__).parents[1] / "src" / "spatialembed" / "models"
 def main(run: Path, name: str) -> None:
     net, info = model_file.load(run / "model")
     facts = {"licence": "Apache-2.0", **info.training}
+    if (MODELS / name).exists():  # the scale by default is no matter of training
+        info = replace(info, diameter=model_file.load(name)[1].diameter)
     folder = model_file.save(MODELS / name, net, replace(info, training=facts), half=True)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".md")
     print(f"{folder.name}: {size:,} bytes, {facts}")
