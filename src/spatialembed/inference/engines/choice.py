@@ -39,7 +39,7 @@ cores with AVX-512 and its bfloat16. Of CUDA: assumed, not measured. On another 
 grow or shrink, and what the choice depends on is their ratio alone."""
 LITE_SHARE = 0.42
 """Of those seconds a megapixel that ``lite`` takes. By processor time on one thread of such a
-machine, both networks in one process: torch 0.39 to 0.44 at 512 and 1024 px, OpenVINO 0.40 and 0.41
+machine, both networks in one process: torch 0.36 to 0.45 at 512 and 1024 px, OpenVINO 0.40 and 0.41
 at 512 px, each in float32 and bfloat16. Assumed for the others."""
 THREADS = 2
 """Of those measurements; the pace on the CPU grows with them, the start does not."""
