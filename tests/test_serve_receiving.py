@@ -6,6 +6,7 @@ The protocol runs in a thread, before an application that answers with the lengt
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import random
 import socket
@@ -199,6 +200,18 @@ def test_who_does_not_take_the_answer_is_cut(port: int) -> None:
         assert len(received(connection)) < LARGE
 
 
+def test_each_answer_has_its_own_time_to_be_taken(port: int) -> None:
+    """The second is not yet taken when the time of the first has passed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/large")
+    assert len(connection.getresponse().read()) == LARGE
+    time.sleep(0.7 * RECEIVE_S)
+    connection.request("GET", "/large")
+    time.sleep(0.5 * RECEIVE_S)
+    assert len(connection.getresponse().read()) == LARGE
+    connection.close()
+
+
 def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None:
     head = b"POST /refused HTTP/1.1\r\n" + HOST
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -206,6 +219,11 @@ def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None
         assert received(connection).startswith(b"HTTP/1.1 413 ")
         connection.sendall(bytes(100_000) + GET + b"\r\n")  # the connection is in step
         assert received(connection).startswith(b"HTTP/1.1 200 ")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head + b"Content-Length: 100000\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(bytes(100_000))
+        assert connection.recv(1) == b""  # idle from now on, and so closed in time
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(head + b"Content-Length: 9000000\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")

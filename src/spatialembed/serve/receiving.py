@@ -57,25 +57,17 @@ class Receiving(HttpToolsProtocol):
     def _late(self) -> None:
         self._refuse("slow_request", "the request did not arrive in time", "send it faster")
 
-    def _arm_taken(self) -> None:
-        if self._taken is None:
-            self._taken = self.loop.call_later(self.receive_s, self._not_taken)
-
     def _not_taken(self) -> None:
-        self._taken = None
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
-    def pause_writing(self) -> None:
-        """The reader is slower than we are."""
-        super().pause_writing()
-        self._arm_taken()
-
     def on_response_complete(self) -> None:
-        """The last byte is with the transport."""
+        """The last byte is with the transport, which does not take those of another answer before
+        most of them are sent. Each answer has its own time."""
         super().on_response_complete()
-        if self.transport.get_write_buffer_size():
-            self._arm_taken()
+        if self._taken is not None:
+            self._taken.cancel()
+        self._taken = self.loop.call_later(self.receive_s, self._not_taken)
 
     # --- connections
 
@@ -144,6 +136,7 @@ class Receiving(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A new request."""
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         self._in_head, self._head, self._body, self._unparsed = True, 0, 0, 0
 
@@ -202,6 +195,11 @@ class Receiving(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._in_head, self._unparsed = True, 0
             super().on_message_complete()
+            if self.cycle.response_complete:  # so the connection is idle from now, not from then
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
 
 def bounded(receive: float, most_body: int) -> type[Receiving]:
