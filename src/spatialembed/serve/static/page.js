@@ -36,7 +36,7 @@ const result = $('result'), stage = $('stage'), tip = $('tip'), model = $('model
 const layers = ['image', 'fill', 'mark'].map((id) => $(id));
 
 let models = [], limits = {}, token = '';
-let picked = null; // {file, name, stem}: what was opened last
+let picked = null; // {file, name, note, stem}: what is opened, or is on the stage
 let shown = null; // what is on the stage, see `run` and `paint`
 let work = null; // AbortController of the request whose answer is awaited
 let view = null; // {scale, x, y}: image px * scale + (x, y) = canvas px
@@ -81,13 +81,14 @@ const json = async (answer) => {
   try { return await answer.json(); } catch (error) { throw error.name === 'AbortError' ? error : gone(); }
 };
 
+const media = ({ type }) => (/^image\/(png|jpeg|tiff|webp|bmp|gif)$/.test(type) ? type : 'application/octet-stream');
+
 // XMLHttpRequest, since fetch does not tell how much has been sent.
 function send(path, file, signal, progress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open('POST', path);
-    const type = /^image\/(png|jpeg|tiff|webp|bmp|gif)$/.test(file.type) ? file.type : 'application/octet-stream';
-    request.setRequestHeader('Content-Type', type);
+    request.setRequestHeader('Content-Type', media(file));
     for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
     request.upload.onprogress = (e) => progress(e.lengthComputable ? e.loaded / e.total : null);
     request.upload.onload = () => progress(1);
@@ -237,7 +238,7 @@ function start(phase) {
 }
 
 async function run() {
-  const { file, name } = picked;
+  const opened = picked, { file, name } = opened;
   const mine = start(`Sending ${name}`);
   if (!models.length) return begin(run);
   const wanted = model.value, path = `v1/models/${encodeURIComponent(wanted)}`;
@@ -265,16 +266,16 @@ async function run() {
     if (mine !== work) return;
     work = null;
     forget();
-    shown = { path, maps: found.maps, name, picture, width, height, model: wanted };
+    shown = { path, maps: found.maps, name, picture, width, height, model: wanted, opened };
     screen('done');
     resize();
     const unseen = picture ? [] : ['without the image, which the browser cannot show'];
-    found.warnings = [...picked.note, ...unseen, ...found.warnings ?? []];
+    found.warnings = [...opened.note, ...unseen, ...found.warnings ?? []];
     paint(found, duration(timing, took));
     stage.focus({ preventScroll: true });
     announce(`${$('count').textContent} ${$('noun').textContent} found in ${name}. ${found.warnings.join('. ')}`);
   } catch (error) {
-    if (mine === work) fail(error, () => { select(wanted); run(); });
+    if (mine === work) fail(error, () => { picked = opened; select(wanted); run(); });
   }
 }
 
@@ -369,7 +370,10 @@ function settle() {
 
 // To what was there before the image that did not come.
 function back() {
-  if (shown) select(shown.model);
+  if (shown) {
+    picked = shown.opened;
+    select(shown.model);
+  }
   screen(shown ? 'done' : 'empty');
 }
 
@@ -742,7 +746,7 @@ async function download(format, suffix) {
     let blob;
     if (maps) blob = await (await ask(where)).blob();
     else {
-      const answer = await fetch(where, { method: 'POST', body: picked.file, headers: authorization() }).catch(() => { throw gone(); });
+      const answer = await fetch(where, { method: 'POST', body: picked.file, headers: { ...authorization(), 'Content-Type': media(picked.file) } }).catch(() => { throw gone(); });
       if (!answer.ok) throw failure(answer.status, await answer.text(), answer.headers.get('Retry-After'));
       blob = await answer.blob();
     }
