@@ -56,7 +56,9 @@ def as_file(
         path = file.path
     else:
         path = write_labels(stem, found.labels, form == "tiff")
-    return MEDIA[path.suffix], path.read_bytes()
+    content = path.read_bytes()
+    path.unlink()
+    return MEDIA[path.suffix], content
 
 
 def as_json(

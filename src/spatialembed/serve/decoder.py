@@ -144,6 +144,8 @@ def main(folder: str) -> None:
             traceback.print_exc()
             what = "the image cannot be decoded"
             answer = {"error": fault(SpatialEmbedError("not_decodable", what, "", INPUT))}, b""
+        finally:
+            path.unlink(missing_ok=True)  # nobody's image stays on the disk
         pipe.write(sink, *answer)
 
 

@@ -147,6 +147,7 @@ class Worker:
 
 def _wait(source: RawIOBase, shelf: Shelf) -> None:
     """Until a question comes; old maps go meanwhile."""
+    shelf.expire()  # also where one question follows the other
     while not select.select([source], [], [], IDLE_S)[0]:
         shelf.expire()
 
