@@ -93,7 +93,7 @@ class Model:
                     self.state = "ready"
                     logger.info("%s is ready", self.name)
                     await self._serve(self._process)
-                except (EOFError, ConnectionError, TimeoutError, OSError) as error:
+                except Exception as error:  # of one model: the server and the others go on
                     logger.error("%s: the process did not start: %r", self.name, error)
                 self.state = "down" if self.facts or self.failures else "starting"
                 self.failures += 1
@@ -173,7 +173,7 @@ class Model:
             logger.error("%s: %s, its process is replaced", self.name, what)
             job.refuse(Refused("deadline", what, "send a smaller image"))
             return False
-        except (EOFError, ConnectionError) as error:
+        except Exception as error:  # it is gone, or writes something that is no answer
             logger.error("%s: its process died at an image: %r", self.name, error)
             job.refuse(Refused("model_died", "the model's process died at this image"))
             return False
