@@ -22,10 +22,13 @@ from starlette.responses import Response
 from spatialembed.command.main import main
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.inference.predictor import Seen
+from spatialembed.serve import gate as gating
 from spatialembed.serve import kept as keeping
 from spatialembed.serve.decoder import Decoder, Picture
+from spatialembed.serve.faults import Refused
 from spatialembed.serve.gate import Gate
 from spatialembed.serve.kept import Kept, Shelf
+from spatialembed.serve.multipart import one_file
 from spatialembed.types import Embeddings, Instances
 
 TOKEN = "0123456789abcdef"
@@ -103,7 +106,8 @@ def test_host(host: str, status: int) -> None:
 @pytest.mark.parametrize(
     ("origin", "status"),
     [("http://localhost:8000", 200), ("https://localhost:8000", 200), ("null", 403),
-     ("http://localhost:9000", 403), ("http://localhost:8000.evil.example", 403)],
+     ("http://localhost:9000", 403), ("http://localhost:8000.evil.example", 403),
+     ("http://[", 403), ("http://localhost:8000/", 403)],
 )  # fmt: skip
 def test_origin(origin: str, status: int) -> None:
     assert ask(gate(), origin=origin)[0] == status
@@ -116,6 +120,34 @@ def test_rate_of_each_address() -> None:
     assert answers[-1][1]["retry-after"] == "1"
     assert ask(limited, address="b")[0] == 200
     assert ask(limited, path="/healthz")[0] == 200
+
+
+def test_who_asks_too_often_still_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited, statuses = gate(rate=2.0), []
+    for tenth in range(100):
+        monkeypatch.setattr(gating.time, "monotonic", lambda now=tenth / 10: now)
+        statuses.append(ask(limited)[0])
+    assert 22 <= statuses.count(200) <= 24  # 4 at once, then 2 a second
+
+
+def test_a_token_of_any_letters() -> None:
+    named = gate("schlüssel-für-zellen")
+    right = "Bearer schlüssel-für-zellen"
+    assert ask(named, authorization=right)[0] == 200
+    assert ask(named, authorization=right + "x")[0] == 401
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("multipart/form-data; boundary*=x; boundary*0=y", id="contradiction"),
+        pytest.param(f"multipart/form-data; boundary*{'9' * 5000}=x", id="long number"),
+        pytest.param(f'multipart/form-data; boundary="{";" * 16_000}"', id="long value"),
+    ],
+)
+def test_odd_boundaries_are_refused(kind: str) -> None:
+    with pytest.raises(Refused, match="bad_multipart"):
+        one_file(kind, b"--x\r\n\r\nabc\r\n--x--")
 
 
 def test_draining_comes_before_the_token() -> None:
@@ -192,6 +224,7 @@ def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
     Image.new("L", (2, 1), 7).save(stream, "PNG")
     image = stream.getvalue()
     assert decoder(image, 1000).pixels.tolist() == [[7, 7]]
+    assert not list(tmp_path.iterdir())  # the image does not stay on the disk
     os.kill(decoder.child.pid, signal.SIGSTOP)  # it dies of the next file
     threading.Timer(0.3, decoder.child.kill).start()
     with pytest.raises(SpatialEmbedError, match="not_decodable"):

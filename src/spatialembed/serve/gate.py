@@ -10,7 +10,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -85,7 +84,7 @@ class Gate:
         free = path in OPEN or path.startswith(OPEN[-1])
         if self.token is not None and not free:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            right = hmac.compare_digest(given.strip().encode(), self.token)
+            right = hmac.compare_digest(given.strip().encode("latin-1"), self.token)
             if kind.lower() != "bearer" or not right:
                 remedy = "send Authorization: Bearer TOKEN"
                 raise Refused("bad_token", "no token, or a wrong one", remedy)
@@ -94,7 +93,8 @@ class Gate:
             remedy = "start the server with --hosts NAME"
             raise Refused("bad_host", "the server does not go by that name", remedy)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        if origin is not None and origin.lower() not in own:
             raise Refused("bad_origin", "the page of another site asks", "open the server's own")
         if self.rate is not None and path.startswith("/v1/"):
             self._count(scope["client"][0] if scope.get("client") else "", self.rate)
@@ -104,10 +104,11 @@ class Gate:
         now, most = time.monotonic(), max(1.0, 2 * rate)
         left, at = self._buckets.pop(address, (most, now))
         left = min(most, left + (now - at) * rate)
-        self._buckets[address] = max(0.0, left - 1), now
+        refused = left < 1  # and free of charge: who asks too often still gets its rate
+        self._buckets[address] = left if refused else left - 1, now
         if len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)
-        if left < 1:
+        if refused:
             retry = math.ceil((1 - left) / rate)
             raise Refused("too_many", f"more than {rate:g} requests a second", "", retry=retry)
 

@@ -6,8 +6,9 @@ from email.message import Message
 
 from spatialembed.serve.faults import Refused
 
-LONGEST_BOUNDARY, LONGEST_HEAD = 70, 4096
-"""Characters by RFC 2046; bytes of the headers of a part."""
+LONGEST_BOUNDARY, LONGEST_HEAD, LONGEST_VALUE = 70, 4096, 2048
+"""Characters by RFC 2046; bytes of the headers of a part; characters of a header: the standard
+library's parser takes time by the square of them."""
 
 
 def one_file(content_type: str, body: bytes | bytearray) -> tuple[memoryview, str | None]:
@@ -35,8 +36,11 @@ def one_file(content_type: str, body: bytes | bytearray) -> tuple[memoryview, st
 
 def _parameter(header: str, value: str, name: str) -> str | None:
     message = Message()
-    message[header] = value.replace("\r", " ").replace("\n", " ")
-    found = message.get_param(name, header=header)
+    message[header] = value[:LONGEST_VALUE].replace("\r", " ").replace("\n", " ")
+    try:
+        found = message.get_param(name, header=header)
+    except (TypeError, ValueError):  # of continuations (RFC 2231) that contradict each other
+        return None
     return found if isinstance(found, str) else None
 
 
