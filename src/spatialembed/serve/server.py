@@ -94,7 +94,13 @@ class _Server(uvicorn.Server):
         """The first signal drains, a second one ends at once."""
         if self.gate.draining:
             self.force_exit = self.should_exit = True
+            asyncio.get_running_loop().call_soon_threadsafe(self._cut)
         self.gate.draining, self._until = True, time.monotonic() + self.grace
+
+    def _cut(self) -> None:
+        """From Python 3.12 on a server is closed only when its last connection is."""
+        for connection in self.server_state.connections:
+            connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
