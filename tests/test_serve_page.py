@@ -523,12 +523,18 @@ def test_image_that_is_not_kept(server: Server, visit: Any, cells: bytes) -> Non
     seen.page.route("**/v1/models/nuclei/instances?*", unkept)
     choose(seen.page, "cells.png", cells)
     seen.await_result("cells.png")
-    seen.page.fill("#threshold-min_pixels", "0")
+    with seen.page.expect_response("**/instances?*min_pixels=0"):
+        seen.page.fill("#threshold-min_pixels", "0")
     seen.await_count(len(asked(server, cells, "min_pixels=0")["instances"]))
     with seen.page.expect_download() as download:
         seen.page.locator("#downloads button", has_text="Table").click()
     assert download.value.suggested_filename == "cells_objects.csv"
     assert len(seen.posts()) == 3
+    choose(seen.page, "text.png", b"no image at all")
+    seen.page.wait_for_selector("#failure:not([hidden])")
+    with seen.page.expect_download() as download:  # still of the image that is shown
+        seen.page.locator("#downloads button", has_text="Table").click()
+    assert download.value.suggested_filename == "cells_objects.csv"
     tiff = io.BytesIO()
     tifffile.imwrite(tiff, np.asarray(Image.open(io.BytesIO(cells))))
     choose(seen.page, "cells.tif", tiff.getvalue(), "image/tiff")
