@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -208,3 +209,15 @@ def test_the_network_is_that_of_the_model_to_start_from(data: Path, tmp_path: Pa
     stage = StageOptions(crop=32, epochs=1, batch=2, crops=2)
     run = train(options(data, tmp_path, init=init, network=None, stage1=stage))
     assert model_file.load(run / "model")[1].network == "lite"
+
+
+def test_weights_of_another_centre_are_refused(tmp_path: Path) -> None:
+    """A learnable centre may lie anywhere: for a medoid its offsets are wrong by that much."""
+    model = saved(tmp_path / "m", classes=1)
+    net, info = model_file.load(model)
+    facts = info.training | {"center": "learnable"}
+    model_file.save(model, net, replace(info, training=facts))
+    start_from(lite(classes=1), model, Normalization(), 1.0, "learnable")
+    with pytest.raises(SpatialEmbedError, match="trained with center learnable") as caught:
+        start_from(lite(classes=1), model, Normalization(), 1.0, "medoid")
+    assert caught.value.code == "model_mismatch"

@@ -24,6 +24,7 @@ from spatialembed.command.main import main
 from spatialembed.data.folder import SPLITS, open_folder
 from spatialembed.doctor.doctor import Diagnosis, doctor, examine
 from spatialembed.doctor.findings import Finding
+from spatialembed.doctor.recommend import Advice, Setting
 from spatialembed.doctor.trial import Timing, quick
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import mark_results
@@ -855,3 +856,12 @@ def test_results_among_the_images_are_none(tmp_path: Path) -> None:
     shutil.copy(root / "images" / "00.png", root / "images" / "found" / "00_overlay.png")
     assert len(open_folder(root)) == 3
     assert "missing_pairs" not in {f.code for f in examine(root, progress=False).findings}
+
+
+def test_the_centre_is_that_of_the_model_to_start_from() -> None:
+    rings = (Setting("scale", 1.0, ""), Setting("center", "medoid", "rings"))
+    advice = Advice(1.0, 64, 10, 100, 10, rings, 50.0)
+    model = (Setting("init", "worms", ""), Setting("center", "learnable", "that of the model"))
+    settings = [(s.key, s.value) for s in advice.starting_from(model).settings]
+    assert settings == [("init", "worms"), ("center", "learnable"), ("scale", 1.0)]
+    assert advice.starting_from(()).settings == rings

@@ -80,7 +80,9 @@ class Advice:
     def starting_from(self, init: Sequence[Setting]) -> Advice:
         """The same with the settings of a model to start from; () for none."""
         network = next((s.value for s in init if s.key == "network"), self.network)
-        return replace(self, settings=(*init, *self.settings), network=network)
+        taken = {s.key for s in init}
+        own = (s for s in self.settings if s.key not in taken)
+        return replace(self, settings=(*init, *own), network=network)
 
     def yaml(self, head: str) -> str:
         """The settings as YAML that ``spatialembed train --config`` takes, reasons as comments."""

@@ -93,6 +93,7 @@ def nearest_model(survey: Survey, scale: float) -> tuple[Setting, ...]:
     return (
         Setting("init", name, told),
         Setting("network", net.network, "that of the model"),
+        Setting("center", info.training.get("center", "learnable"), "that of the model"),
         *(
             Setting(f"normalization.{key}", value, "that of the model")
             for key, value in theirs.items()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spatialembed.concurrency import helpers, prefetch
-from spatialembed.errors import RESOURCE, SpatialEmbedError, check
+from spatialembed.errors import RESOURCE, SpatialEmbedError, check, nearest
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
 from spatialembed.inference.device import device_input
@@ -285,7 +285,14 @@ class Predictor:
         return self._clustered(embeddings, self.options(**thresholds))[0]
 
     def options(self, **thresholds: Unpack[Thresholds]) -> ClusterOptions:
-        """The model's thresholds with those replaced that are given and not None."""
+        """The model's thresholds with those replaced that are given and not None.
+
+        Raises SpatialEmbedError ``bad_setting`` (exit 2).
+        """
+        for name in thresholds:
+            like = nearest(name, tuple(Thresholds.__annotations__))
+            remedy = f"the nearest is {like}" if like else "see ClusterOptions"
+            check(name in Thresholds.__annotations__, f"{name}: no such threshold", remedy)
         given: dict[str, Any] = {k: v for k, v in thresholds.items() if v is not None}
         return replace(self.settings, **given)
 

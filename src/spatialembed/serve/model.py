@@ -94,7 +94,8 @@ class Model:
                     logger.info("%s is ready", self.name)
                     await self._serve(self._process)
                 except Exception as error:  # of one model: the server and the others go on
-                    logger.error("%s: the process did not start: %r", self.name, error)
+                    if self.first_fault is None:  # else it is what the server ends with
+                        logger.error("%s: the process did not start: %r", self.name, error)
                 self.state = "down" if self.facts or self.failures else "starting"
                 self.failures += 1
                 await self._kill()

@@ -47,7 +47,10 @@ def serve(options: ServeOptions) -> int:
         server = _Server(gate, options)
         port = listener.getsockname()[1]
         shown = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"{', '.join(models)}: http://{shown}:{port}/ (Ctrl-C ends)", flush=True)
+        print(
+            f"{', '.join(models)}: http://{shown}:{port}/, once they are ready (Ctrl-C ends)",
+            flush=True,
+        )
         asyncio.run(_run(server, models, listener))
     for model in models.values():
         if model.first_fault is not None:

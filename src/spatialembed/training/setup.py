@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
+from spatialembed.method.loss import Center
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 from spatialembed.method.networks.timm_encoder import TimmEncoder, weights_name
@@ -134,6 +135,7 @@ class Setup:
             "torch": str(torch.__version__),
             **self._start(),
             DIAMETERS: self.diameters,
+            "center": self.options.center,
             "foreground_weight": self.foreground_weight,
             "validation_metric": self.options.val_metric,
             "validation_ap": ap,
@@ -315,20 +317,24 @@ def initial_network(setup: Setup) -> SpatialEmbeddingNet:
         elif isinstance(net.encoder, TimmEncoder):
             net.encoder.load_pretrained()
     if setup.start is None and options.init:
-        start_from(net, options.init, options.normalization, options.scale)
+        start_from(net, options.init, options.normalization, options.scale, options.center)
     return net
 
 
 def start_from(
-    net: SpatialEmbeddingNet, model: str, normalization: Normalization, scale: float
+    net: SpatialEmbeddingNet,
+    model: str,
+    normalization: Normalization,
+    scale: float,
+    center: Center = "learnable",
 ) -> None:
     """Put the weights of ``model``, a bundled name or a folder, into ``net``, in place.
 
     The layer that tells classes stays as it is where their number differs. Warns where the model
     sees images otherwise than ``normalization`` and ``scale`` say.
 
-    Raises SpatialEmbedError (exit 4) ``model_mismatch`` for a model of another network, and those
-    of ``model_file.load``.
+    Raises SpatialEmbedError (exit 4) ``model_mismatch`` for a model of another network or another
+    kind of centre, and those of ``model_file.load``.
     """
     source, info = model_file.load(model)
     if (source.network, source.elliptical) != (net.network, net.elliptical):
@@ -339,16 +345,26 @@ def start_from(
             "start from a model of the same network, or set network and elliptical as it has them",
             MODEL,
         )
-    for name, ours in (("normalization", normalization), ("scale", scale)):
-        theirs = getattr(info, name)
-        if theirs != ours:
+    known = info.training.get("center", center)  # files from before it was written do not say
+    if known != center:  # a learnable centre may lie far outside: the offsets would start afresh
+        raise SpatialEmbedError(
+            "model_mismatch",
+            f"{model}: trained with center {known}, this training with {center}",
+            f"set center {known}, or leave out init",
+            MODEL,
+        )
+    ours = {f"normalization.{k}": v for k, v in asdict(normalization).items()} | {"scale": scale}
+    theirs = {f"normalization.{k}": v for k, v in asdict(info.normalization).items()}
+    for name, value in (theirs | {"scale": info.scale}).items():
+        if value != ours[name]:
             logger.warning(
-                "%s of %s is %s, of this training %s (set %s as it has it, unless meant)",
+                "%s of %s is %s, of this training %s (--%s %s, unless meant)",
                 name,
                 model,
-                theirs,
-                ours,
+                value,
+                ours[name],
                 name,
+                value,
             )
     state = source.state_dict()
     if source.num_classes != net.num_classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ SAMPLES_SHOWN = 3
 """Validation images of which pictures are drawn."""
 VOID_ID, ROAD_ID = 0, 7
 """Cityscapes ids of what is not evaluated, and of plain background."""
+
+logger = logging.getLogger("spatialembed")
 
 
 def validate(
@@ -127,6 +130,11 @@ def tune_best(setup: Setup) -> None:
         best = surface.best()
         thresholds = surface.grid.options(best, setup.base)
         facts["validation_ap_tuned"] = float(surface.mean()[best])
+        if facts["validation_ap_tuned"] == 0:
+            logger.warning(
+                "validation AP is 0: this model detects nothing rightly (train longer, or see the "
+                "advice of spatialembed doctor)"
+            )
     calibration = fit(surface.objects_at(thresholds), thresholds.start)
     model_file.save_as(
         setup.run / "model",
