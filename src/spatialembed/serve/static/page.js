@@ -487,6 +487,7 @@ function paint(found, took) {
   });
   $('name').textContent = $('name').title = shown.name;
   $('size').textContent = `${shown.height} × ${shown.width} px`;
+  $('size').title = 'height × width';
   $('count').textContent = objects.length.toLocaleString('en');
   $('noun').textContent = objects.length === 1 ? 'object' : 'objects';
   $('time').textContent = [took, ...(found.warnings ?? [])].join(' · ');
