@@ -627,7 +627,9 @@ def test_text_that_the_output_cannot_encode_is_escaped(
         assert rb"\u6838" in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("verb", ["demo", "data scenes", "data streets", "predict {file} --model m"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "data scenes", "data streets", "predict {file} --model m"]
+)
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
     verb: str,
     tmp_path: Path,

@@ -267,7 +267,7 @@ def test_check_sees_a_wrong_map(map_: str, change: float, monkeypatch: pytest.Mo
     monkeypatch.setattr(check, "SIZES", ((16, 24, 2),))
 
     def right(x: Tensor) -> Embeddings:
-        return Embeddings(0 * x[:, :2], x[:, :2], x[:, :1])
+        return Embeddings(0 * x[:, :2], x[:, :2], (1.1 + x[:, :1]) / 2.2)  # all take part
 
     def wrong(x: Tensor) -> Embeddings:
         maps = right(x)

@@ -30,8 +30,8 @@ SIZES = ((256, 256, 2), (129, 200, 2), (97, 61, 1), (40, 333, 2), (7, 5, 1))
 class Limits(NamedTuple):
     """What may differ from torch."""
 
-    offset_px: float  # largest difference of an offset
-    log_precision: float  # largest difference; 0.01 is 5 % of a margin
+    offset_px: float  # largest difference of an offset, where a pixel takes part in the clustering
+    log_precision: float  # largest difference there; 0.01 is 5 % of a margin
     seed: float  # largest difference
     pixels: float  # share of pixels with another owner
 
@@ -93,8 +93,8 @@ class Comparison:
     height: int
     width: int
     batch: int
-    offset_px: float  # largest difference
-    log_precision: float  # largest difference
+    offset_px: float  # largest difference where either seed is above the foreground threshold
+    log_precision: float  # the same
     seed: float  # largest difference
     instances_torch: int  # of the whole batch
     instances: int
@@ -136,9 +136,12 @@ def _scene(height: int, width: int, *, seed: tuple[int, int]) -> Tensor:
 
 def _compared(reference: Embeddings, maps: Embeddings, thresholds: ClusterOptions) -> Comparison:
     batch, _, height, width = maps.seed.shape
-    offset, log_precision, seed = (
-        float((a - b).abs().max()) for a, b in zip(reference, maps, strict=True)
+    part = (reference.seed > thresholds.foreground).any(dim=1, keepdim=True)  # (B, 1, H, W)
+    part |= (maps.seed > thresholds.foreground).any(dim=1, keepdim=True)
+    offset, log_precision = (
+        float(((a - b).abs() * part).max()) for a, b in zip(reference[:2], maps[:2], strict=True)
     )
+    seed = float((reference.seed - maps.seed).abs().max())
     wanted, found = cluster(reference, thresholds), cluster(maps, thresholds)
     moved = sum(
         _moved(a.numpy().labels, b.numpy().labels) for a, b in zip(found, wanted, strict=True)
