@@ -641,7 +641,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
 
     for function in (
         "command.demo.demo", "generated.nuclei_and_shapes.write_folder",
-        "generated.streets.write_streets", "inference.predictor.load_for",
+        "generated.streets.write_streets",
     ):  # fmt: skip
         monkeypatch.setattr(f"spatialembed.{function}", work)
     (tmp_path / "file").touch()

@@ -224,7 +224,6 @@ def predict(options: PredictOptions) -> int:
     )
     pixels = job_pixels(options.sources, options.out) * options.scale**2
     pixels *= 8 if options.augment else 1
-    check_writable(Path(options.out))  # before the network is built
     predictor = load_for(options.model, options, pixels, options.diameter)
     thresholds = predictor.options(
         foreground=options.foreground,
