@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ NETWORKS = {
 }
 
 
+@cache
 def parts_of(network: Network) -> Parts:
     """What a network is made of, by its name.
 
@@ -47,9 +48,10 @@ def parts_of(network: Network) -> Parts:
     if network in NETWORKS:
         return NETWORKS[network]
     check(is_network(network), f"network is {network!r}", "give erfnet, lite or timm:NAME")
-    encoder = timm_encoder.TimmEncoder(network)
+    with torch.random.fork_rng(devices=[]):  # asked for its strides, once, whatever the seed
+        encoder = timm_encoder.TimmEncoder(network)
     decoder = partial(lite.LiteDecoder, channels=encoder.channels)
-    return Parts(lambda: encoder, decoder, encoder.stride, math.inf)
+    return Parts(partial(timm_encoder.TimmEncoder, network), decoder, encoder.stride, math.inf)
 
 
 class SpatialEmbeddingNet(nn.Module):
