@@ -53,6 +53,8 @@ def execute(notebook: nbformat.NotebookNode, folder: str) -> None:
 
 def write_notebook(name: str, notebook: nbformat.NotebookNode) -> None:
     """One page, and a file for each picture in it."""
+    for cell in notebook.cells:  # a bar that ipywidgets drew is nothing on a page
+        cell["outputs"] = [each for each in cell.get("outputs", []) if not _drawn_live(each)]
     pictures = f"{name}_files"
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, resources={"output_files_dir": pictures, "unique_key": name}
@@ -62,6 +64,12 @@ def write_notebook(name: str, notebook: nbformat.NotebookNode) -> None:
     write(OUT / "notebooks" / f"{name}.md", f"{title}\n{note}{rest}".encode())
     for file, content in resources["outputs"].items():
         write(OUT / "notebooks" / file, content)
+
+
+def _drawn_live(output: nbformat.NotebookNode) -> bool:
+    data = output.get("data", {})
+    empty = "<pre" in data.get("text/html", "") and not data.get("text/plain")
+    return empty or "application/vnd.jupyter.widget-view+json" in data
 
 
 def write(path: Path, content: bytes) -> None:

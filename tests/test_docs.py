@@ -234,10 +234,14 @@ def test_notebook_is_small_and_holds_no_output(path: Path) -> None:
         compile("".join(cell["source"]), path.name, "exec")
 
 
-def test_bars_in_a_notebook_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("widgets", [False, True])
+def test_bars_in_a_notebook_are_widgets_or_plain_lines(
+    widgets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr("spatialembed.console.find_spec", lambda _: object() if widgets else None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert not console().is_terminal
-    assert not console().is_jupyter
+    assert console().is_jupyter == widgets
     monkeypatch.delitem(sys.modules, "ipykernel")
     assert console().is_terminal

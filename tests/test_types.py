@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,54 @@ def test_plot_is_the_overlay(kind: str, tmp_path: Path) -> None:
     assert picture._repr_png_()  # shown by a notebook
     written = write_overlay(tmp_path / "a", IMAGE, found())
     assert np.array_equal(np.asarray(picture), np.asarray(Image.open(written)))
+
+
+@both
+def test_a_notebook_shows_counts_and_a_picture(kind: str) -> None:
+    html = replace(found(kind), class_names=("round", "<b>"))._repr_html_()
+    assert 'src="data:image/png;base64,' in html
+    text = " ".join(html[html.index("<figcaption>") :].split())
+    shown = "3 objects (2 round, 1 &lt;b&gt;) in 3 x 5 px, median area 3 px; stopped at max_inst"
+    assert shown in text
+    plain = Instances(LABELS, SCORES, CLASSES * 0, ("cell",))._repr_html_()
+    assert "cell" not in plain[plain.index("<figcaption>") :]
+    assert "0 objects" in found(kind)[[]]._repr_html_()
+
+
+@both
+def test_data_frame_has_the_values_of_objects_csv(kind: str, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    found(kind).save(tmp_path, "csv", image=IMAGE)
+    written = pandas.read_csv(tmp_path / "objects.csv", index_col="id").dropna(axis="columns")
+    table = found(kind).to_dataframe(image=IMAGE)
+    assert list(table.index) == [1, 2, 3]
+    assert list(table["class"]) == ["round", "square", "round"]
+    assert "expected_iou" not in table
+    pandas.testing.assert_frame_equal(table, written.drop(columns="image"), check_dtype=False)
+    sized = found(kind).to_dataframe(pixel_um=(0.5, 0.5))
+    assert list(sized["area_um2"]) == [0.75, 0.75, 0.5]
+    assert "mean_grey" not in sized
+    assert list(found(kind)[[]].to_dataframe().columns) == list(found(kind).to_dataframe().columns)
+
+
+@both
+def test_geometries_have_the_areas_and_boxes_of_the_masks(kind: str) -> None:
+    pytest.importorskip("geopandas")
+    table = found(kind).to_geopandas()
+    assert list(table.geometry.area) == [3, 3, 2]
+    assert table.geometry.bounds.to_numpy().tolist() == found(kind).boxes.tolist()
+    assert table.crs is None
+    assert len(found(kind)[[]].to_geopandas()) == 0
+
+
+@pytest.mark.parametrize("package", ["pandas", "geopandas"])
+def test_a_table_without_its_package_names_the_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    make = found().to_dataframe if package == "pandas" else found().to_geopandas
+    with pytest.raises(SpatialEmbedError, match=r"missing_extra.*\[tables\]"):
+        make()
 
 
 def test_another_image_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ DOORS = {
     "openvino": {"inference.engines.openvino_engine"},
     "faster_coco_eval": {"evaluation.coco_score", "data.coco"},
     "zarr": {"images.windows", "results.labels"},
-    "shapely": {"results.polygons"},
+    "shapely": {"results.polygons", "results.data_frames"},
+    "pandas": {"results.data_frames"},
+    "geopandas": {"results.data_frames"},
     "roifile": {"results.outline_files"},
     "supervision": {"results.supervision_detections"},
     "starlette": {"serve.app", "serve.gate"},
@@ -47,9 +49,9 @@ TORCH_FREE |= {  # the process that listens
         "server",
     )
 }  # fmt: skip
-METHODS = {"types": {"results.overlay", "results.folder"}}
-"""Imported late by ``Instances.plot`` and ``save``: a notebook calls them on what it holds, and the
-vocabulary stands above every wing that can do it."""
+METHODS = {"types": {"results.overlay", "results.folder", "results.data_frames"}}
+"""Imported late by ``Instances.plot``, ``save`` and others: a notebook calls them on what it holds,
+and the vocabulary stands above every wing that can do it."""
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
     for path in sorted(SOURCE.rglob("*.py"))
@@ -97,7 +99,7 @@ def test_no_cycles() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_optional_packages_have_doors(module: str) -> None:
-    packages = {name.partition(".")[0] for name in imports(module)}
+    packages = {name.partition(".")[0] for name in imports(module, at_run_time=True)}
     assert {package for package in packages if module not in DOORS.get(package, {module})} == set()
 
 

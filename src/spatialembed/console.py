@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ def printable(text: str) -> str:
 
 
 def console(*, stderr: bool = True) -> Console:
-    """Where bars are drawn: in a notebook as plain lines, though its streams say terminal."""
+    """Where bars are drawn: in a notebook by ipywidgets, as plain lines where that is missing."""
     from rich.console import Console
 
-    plain = False if "ipykernel" in sys.modules else None
-    return Console(stderr=stderr, force_jupyter=False, force_terminal=plain)
+    notebook = "ipykernel" in sys.modules  # its streams say terminal
+    widgets = notebook and find_spec("ipywidgets") is not None
+    plain = False if notebook else None
+    return Console(stderr=stderr, force_jupyter=widgets, force_terminal=plain)
 
 
 @contextmanager

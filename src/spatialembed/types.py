@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from pandas import DataFrame
     from PIL.Image import Image
     from torch import Tensor
 
@@ -213,6 +215,46 @@ class Instances:
         from spatialembed.results.folder import save
 
         save(self, folder, formats, image=image, name=name)
+
+    def to_dataframe(
+        self, image: Any = None, pixel_um: tuple[float, float] | None = None
+    ) -> DataFrame:
+        """A pandas table of the objects, by ``id``, with the known columns of ``objects.csv``.
+
+        Args:
+            image: As ``Predictor`` takes it, for the mean intensities.
+            pixel_um: Width and height of a pixel in µm, for the physical sizes.
+
+        Raises:
+            SpatialEmbedError: ``missing_extra`` (exit 2); as ``images.read.read_pixels``.
+        """
+        from spatialembed.results.data_frames import to_dataframe
+
+        return to_dataframe(self, image, pixel_um)
+
+    def to_geopandas(
+        self, image: Any = None, pixel_um: tuple[float, float] | None = None
+    ) -> GeoDataFrame:
+        """``to_dataframe`` with a ``geometry``: the outlines along the pixel edges, in px.
+
+        (0, 0) is the outer corner of the first pixel, y points down; there is no ``crs``.
+
+        Args:
+            image: As ``Predictor`` takes it, for the mean intensities.
+            pixel_um: Width and height of a pixel in µm, for the physical sizes.
+
+        Raises:
+            SpatialEmbedError: ``missing_extra`` (exit 2); as ``images.read.read_pixels``.
+        """
+        from spatialembed.results.data_frames import to_geopandas
+
+        return to_geopandas(self, image, pixel_um)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a small picture of the objects, and how many there are."""
+        from spatialembed.results.overlay import html_of
+
+        return html_of(self)
 
     def _each(self, change: Callable[[Any, Any], Any], other: Instances) -> Instances:
         """The same with ``change(own, other's)`` in place of each array."""

@@ -49,12 +49,29 @@ def rows(
 
     found: numpy; its labels are not looked at.
     """
-    columns: dict[str, Any] = dict.fromkeys(COLUMNS, [None] * len(found))
-    columns |= {
+    table: dict[str, Any] = dict.fromkeys(COLUMNS, [None] * len(found))
+    table |= columns(found, facts, pixel_um)
+    table |= {
         "image": [_plain(image)] * len(found),
-        "id": range(1, len(found) + 1),
-        "class": [_plain(found.class_names[c]) if found.class_names else str(c)
-                  for c in found.classes],
+        "class": list(map(_plain, table["class"])),
+    }
+    lines = io.StringIO(newline="")
+    # Quoted text keeps names with commas, line ends or digits only as they are.
+    writer = csv.writer(lines, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerows(zip(*table.values(), strict=True))
+    return lines.getvalue()
+
+
+def columns(
+    found: Instances, facts: Facts, pixel_um: tuple[float, float] | None = None
+) -> dict[str, list[Any]]:
+    """The columns with known values of the N objects of one image, each of N, without ``image``.
+
+    found: numpy; its labels are not looked at. pixel_um: width and height of a pixel, in µm.
+    """
+    columns: dict[str, Any] = {
+        "id": list(range(1, len(found) + 1)),
+        "class": [found.class_names[c] if found.class_names else str(c) for c in found.classes],
         "score": _rounded(found.scores, 4),
         **dict(zip(("x1", "y1", "x2", "y2"), facts.boxes.T.tolist(), strict=True)),
         "area": facts.areas.tolist(),
@@ -62,7 +79,7 @@ def rows(
         "centroid_y": _rounded(facts.centroids[:, 1], 2),
         "perimeter": _rounded(facts.perimeters, 2),
         "eccentricity": _rounded(eccentricities(facts.covariances, pixel_um or (1, 1)), 4),
-    }  # fmt: skip
+    }
     if found.expected_iou is not None:
         columns["expected_iou"] = _rounded(found.expected_iou, 4)
     if facts.means is not None:
@@ -76,11 +93,7 @@ def rows(
             columns["perimeter_um"] = _significant(facts.perimeters * width)
         columns["pixel_width_um"] = _significant(np.full(len(found), width))
         columns["pixel_height_um"] = _significant(np.full(len(found), height))
-    lines = io.StringIO(newline="")
-    # Quoted text keeps names with commas, line ends or digits only as they are.
-    writer = csv.writer(lines, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerows(zip(*columns.values(), strict=True))
-    return lines.getvalue()
+    return {name: columns[name] for name in COLUMNS if name in columns}
 
 
 def _plain(name: str) -> str:

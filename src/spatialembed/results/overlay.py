@@ -12,6 +12,8 @@ from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.read import read_pixels
 from spatialembed.images.write import write_png
 from spatialembed.pictures.drawing import overlay, zoom_for
+from spatialembed.pictures.html import render
+from spatialembed.pictures.thumbnail import small_overlay
 from spatialembed.types import Instances
 
 
@@ -42,6 +44,19 @@ def write_overlay(stem: Path, image: Any, instances: Instances) -> Path:
 def picture_of(image: Any, instances: Instances) -> Image.Image:
     """The picture of ``write_overlay``; image: as ``read_pixels`` takes it."""
     return Image.fromarray(_drawn(pixels_of(image, instances), instances))
+
+
+def html_of(instances: Instances) -> str:
+    """A part of a page: the instances on black ground, their number by class, and their sizes."""
+    found = instances.numpy()
+    counts = np.bincount(found.classes, minlength=len(found.class_names)).tolist()
+    values = {
+        "picture": small_overlay(np.zeros(found.labels.shape, np.uint8), found.labels),
+        "found": found,
+        "classes": list(zip(found.class_names, counts, strict=False)),
+        "median_area": float(np.median(found.areas)) if len(found) else 0.0,
+    }
+    return render("instances.html", values)
 
 
 def pixels_of(image: Any, instances: Instances) -> np.ndarray:
