@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spatialembed.command.main import main
-from spatialembed.inference.bundled import bundled_models, choices, summaries
+from spatialembed.command.models import choices
+from spatialembed.inference.bundled import bundled_models, summaries
 
 
 def test_every_bundled_model_has_a_line() -> None:

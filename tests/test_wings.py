@@ -28,6 +28,7 @@ DOORS = {
     "onnxruntime": {"inference.engines.onnx"},
     "openvino": {"inference.engines.openvino_engine"},
     "faster_coco_eval": {"evaluation.coco_score", "data.coco"},
+    "huggingface_hub": {"inference.hub"},
     "zarr": {"images.windows", "results.labels"},
     "shapely": {"results.polygons", "results.data_frames"},
     "pandas": {"results.data_frames"},

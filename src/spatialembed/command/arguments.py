@@ -20,8 +20,8 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
+from spatialembed.command.models import choices
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
-from spatialembed.inference.bundled import choices
 
 T = TypeVar("T")
 

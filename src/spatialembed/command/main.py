@@ -25,6 +25,7 @@ from spatialembed.command.options import (
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
+    ModelsOptions,
     PredictOptions,
     ScenesOptions,
     StreetsOptions,
@@ -118,6 +119,14 @@ def _resumable(folder: Path) -> Iterator[None]:
     except Interrupted as stop:
         print(f"interrupted; continue with: spatialembed train --resume {folder}", file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
+
+
+def models(_: ModelsOptions) -> int:
+    """List the models that can be named: bundled ones, and those in the cache of the hub."""
+    from spatialembed.command.models import choices
+
+    print(choices())
+    return 0
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -379,6 +388,7 @@ def _train_options() -> type:
 
 VERBS = {
     "demo": Verb(demo, lambda: DemoOptions),
+    "models": Verb(models, lambda: ModelsOptions),
     "doctor": Verb(doctor, lambda: DoctorOptions, "data"),
     "train": Verb(train, _train_options),
     "evaluate": Verb(evaluate, lambda: EvaluateOptions),

@@ -13,6 +13,11 @@ from spatialembed.options import DataOptions, DeviceOptions, PartOptions
 
 
 @dataclass(frozen=True)
+class ModelsOptions:
+    """Settings of ``spatialembed models``: none."""
+
+
+@dataclass(frozen=True)
 class DemoOptions:
     """Settings of ``spatialembed demo``."""
 
@@ -29,7 +34,7 @@ class EvaluateOptions(PartOptions, DeviceOptions):
     """Settings of ``spatialembed evaluate``."""
 
     model: str
-    """Bundled name, model folder, or a file inside one."""
+    """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     metric: Literal["ap", "cityscapes", "coco"] = "ap"
     """ap: AP of label images, TP / (TP + FP + FN) at IoU .50 to .90; cityscapes: AP of that
     benchmark; coco: mask AP as COCO defines it, for any data."""
@@ -50,7 +55,7 @@ class TuneOptions(PartOptions, DeviceOptions):
     """Settings of ``spatialembed tune``."""
 
     model: str
-    """Bundled name, model folder, or a file inside one."""
+    """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     out: str | None = None
     """Model folder to write; null: the model's own. A bundled model needs one."""
     report: str | None = None
@@ -65,7 +70,7 @@ class PredictOptions(DeviceOptions):
     sources: list[str]
     """Image files, folders, and globs in quotes."""
     model: str
-    """Bundled name, model folder, or a file inside one."""
+    """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     out: str
     """Folder of the results."""
     format: str = "labels,overlay,csv,coco"
@@ -126,7 +131,7 @@ class BenchOptions:
     """Settings of ``spatialembed bench``."""
 
     model: str = "nuclei"
-    """Bundled name, model folder, or a file inside one."""
+    """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     sizes: str = "256,512"
     """Images to time, height x width in px, as 1024x2048, or one side of squares, with commas
     between."""
@@ -160,7 +165,7 @@ class ExportOptions:
     """Settings of ``spatialembed export``."""
 
     model: str
-    """Bundled name, model folder, or a file inside one."""
+    """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     out: str
     """File to write, such as nuclei.onnx."""
     format: Literal["onnx"] = "onnx"

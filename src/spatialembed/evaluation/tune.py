@@ -31,8 +31,9 @@ from spatialembed.evaluation.label_metrics import mean_over_images, resampled
 from spatialembed.evaluation.label_report import number, report_table, write_json
 from spatialembed.evaluation.threshold_sweep import Surface, sweep
 from spatialembed.files import atomic_write, check_writable
-from spatialembed.inference.bundled import bundled_models
-from spatialembed.inference.model_file import FACTS, WEIGHTS, load, save_as
+from spatialembed.inference.bundled import FACTS, WEIGHTS, bundled_models
+from spatialembed.inference.hub import HUB
+from spatialembed.inference.model_file import load, save_as
 from spatialembed.inference.predictor import Predictor
 from spatialembed.method import calibration
 from spatialembed.method.calibration import Calibration
@@ -219,10 +220,10 @@ def prepare(model: str, out: str | None) -> Path:
     Raises SpatialEmbedError ``missing_extra``, ``bundled_model``, ``not_writable`` (all exit 2).
     """
     require("matplotlib", "train", "drawing a tuning")
-    if out is None and model in bundled_models():
+    if out is None and (model in bundled_models() or model.startswith(HUB)):
         raise SpatialEmbedError(
             "bundled_model",
-            f"{model}: a bundled model is never overwritten",
+            f"{model}: a model of the package or the hub is never overwritten",
             "name a new model folder with --out",
             USAGE,
         )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # elsewhere in later Pythons
+
+WEIGHTS, FACTS, CARD = "model.safetensors", "model.json", "README.md"
+"""Files of a model's folder."""
+LARGEST = {
+    WEIGHTS: 1 << 30,
+    FACTS: 1 << 24,  # 8 bytes for each image of the training, see SplitRecord
+    CARD: 1 << 20,
+}
+"""Bytes, beyond which a file is refused."""
 
 
 def bundled_folder(name: str) -> Traversable:
@@ -19,24 +29,23 @@ def bundled_models() -> list[str]:
     root = bundled_folder("")
     if not root.is_dir():
         return []
-    return sorted(entry.name for entry in root.iterdir() if (entry / "model.json").is_file())
+    return sorted(entry.name for entry in root.iterdir() if (entry / FACTS).is_file())
 
 
 def summaries() -> dict[str, str]:
     """Name of each bundled model, sorted, and the first sentence of its card."""
-    cards = {name: bundled_folder(name) / "README.md" for name in bundled_models()}
-    return {name: _first_sentence(card.read_text("utf-8")) for name, card in cards.items()}
+    return {name: summary_of(bundled_folder(name)) for name in bundled_models()}
 
 
-def _first_sentence(card: str) -> str:
-    """Of the first paragraph that is no heading."""
-    paragraphs = (" ".join(p.split()) for p in card.split("\n\n"))
+def summary_of(folder: Traversable) -> str:
+    """First sentence of a model's card, of the first paragraph that is no heading; maybe empty."""
+    card = folder / CARD
+    if not card.is_file():
+        return ""
+    with card.open("rb") as file:
+        text = file.read(LARGEST[CARD]).decode("utf-8", "replace")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # facts for the hub
+    paragraphs = (" ".join(p.split()) for p in text.split("\n\n"))
     text = next((p for p in paragraphs if p and not p.startswith("#")), "")
     sentence, dot, _ = text.partition(". ")
-    return sentence + dot.strip()
-
-
-def choices() -> str:
-    """All of them, a line each."""
-    lines = [f"  --model {name:10} {line}" for name, line in summaries().items()]
-    return "\n".join(["bundled models, or the folder of one of your own:", *lines])
+    return (sentence + dot.strip())[:160]

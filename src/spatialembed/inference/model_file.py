@@ -28,7 +28,14 @@ from torch import Tensor
 from spatialembed.data.splitting import SplitRecord
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
-from spatialembed.inference.bundled import bundled_folder, bundled_models
+from spatialembed.inference.bundled import (
+    FACTS,
+    LARGEST,
+    WEIGHTS,
+    bundled_folder,
+    bundled_models,
+)
+from spatialembed.inference.hub import HUB, hub_folder
 from spatialembed.inference.model_json import bad_model, check_keys, parse_fields, parse_json, typed
 from spatialembed.method.calibration import Calibration
 from spatialembed.method.cluster import ClusterOptions
@@ -38,12 +45,10 @@ from spatialembed.types import Network, Normalization, is_network
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # elsewhere in later Pythons
 
-WEIGHTS, FACTS, PENDING = "model.safetensors", "model.json", "model.pending.json"
+PENDING = "model.pending.json"
 FORMAT_VERSION = 2
 """Version 2 names the network, and of the normalisation its noise floor and ceiling. What a reader
 of version 1 would understand is still written as that."""
-_MAX_WEIGHTS = 1 << 30
-_MAX_FACTS = 1 << 24  # 8 bytes for each image of the training, see SplitRecord
 _KEYS = {
     "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
     "weights_sha256",
@@ -107,7 +112,7 @@ def save_as(model: str | Path, folder: str | Path, info: ModelInfo) -> Path:
     info: what ``load(model)`` gave, with other thresholds, calibration or training facts.
     Raises as ``load`` and ``save`` do.
     """
-    weights = _read(_find(model).joinpath(WEIGHTS), _MAX_WEIGHTS)
+    weights = _read(_find(model).joinpath(WEIGHTS), LARGEST[WEIGHTS])
     return _write(Path(folder), weights, info)
 
 
@@ -129,17 +134,19 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
 
     Args:
         path: A bundled name, a model folder, or one of the two files inside it. A string that is a
-            bundled name means that model; write ``./nuclei`` for a folder of that name.
+            bundled name means that model; write ``./nuclei`` for a folder of that name. One of the
+            form ``hf://OWNER/NAME@REVISION`` is fetched from the hub, see ``inference.hub``.
 
     Returns:
         The network in evaluation mode, float32, on the CPU; and its description.
 
     Raises:
         SpatialEmbedError: (exit 4) ``no_model``, ``bad_model``, ``model_version``,
-            ``model_mismatch`` (weights of another network than model.json describes).
+            ``model_mismatch`` (weights of another network than model.json describes), ``no_hub``;
+            (exit 2) ``bad_setting``, ``missing_extra``.
     """
     folder = _find(path)
-    weights = _read(folder.joinpath(WEIGHTS), _MAX_WEIGHTS)
+    weights = _read(folder.joinpath(WEIGHTS), LARGEST[WEIGHTS])
     sha256 = hashlib.sha256(weights).hexdigest()
     info = replace(_parse(_matching_facts(folder, sha256), str(folder)), weights_sha256=sha256)
     state = _parse_weights(weights, f"{folder}/{WEIGHTS}")
@@ -218,6 +225,8 @@ def _find(path: str | Path) -> Traversable:
     names = bundled_models()
     if isinstance(path, str) and path in names:
         return bundled_folder(path)
+    if isinstance(path, str) and path.startswith(HUB):
+        return hub_folder(path)
     place = Path(path)
     folder = place.parent if place.name in (WEIGHTS, FACTS) and not place.is_dir() else place
     if folder.joinpath(WEIGHTS).is_file():
@@ -232,7 +241,7 @@ def _find(path: str | Path) -> Traversable:
     raise SpatialEmbedError(
         "no_model",
         f"{path}: neither a bundled model nor a folder with {WEIGHTS}",
-        f"bundled models: {', '.join(names) or 'none'}",
+        f"bundled models: {', '.join(names) or 'none'}; of the hub: hf://OWNER/NAME@REVISION",
         MODEL,
     )
 
@@ -262,7 +271,7 @@ def _matching_facts(folder: Traversable, sha256: str) -> dict[str, Any]:
         file = folder.joinpath(name)
         if not file.is_file():
             continue
-        facts = parse_json(_read(file, _MAX_FACTS), str(file))
+        facts = parse_json(_read(file, LARGEST[FACTS]), str(file))
         _check_version(facts, str(file))
         if facts.get("weights_sha256") == sha256:
             return facts

@@ -71,7 +71,8 @@ def load(
     """Load a model, ready to predict.
 
     Args:
-        model: A bundled name ("nuclei"), a model folder, or a file inside one.
+        model: A bundled name ("nuclei"), a model folder, a file inside one, or
+            "hf://OWNER/NAME@REVISION" of the hub (extra ``hub``).
         device: "cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, else Apple MPS, else the CPU.
         engine: "torch", "compiled", "onnxruntime", "openvino", or "auto": the one expected to
             finish a job of ``pixels`` first.
@@ -88,10 +89,10 @@ def load(
         The model with its engine started.
 
     Raises:
-        SpatialEmbedError: ``no_model``, ``bad_model``, ``model_version``, ``model_mismatch``
-            (exit 4); ``unknown_engine``, ``no_engine``, ``unknown_device``, ``no_device``,
-            ``unknown_precision``, ``no_precision``, ``bad_threads``, ``missing_extra``,
-            ``bad_setting``, ``no_diameter`` (exit 2).
+        SpatialEmbedError: ``no_model``, ``bad_model``, ``model_version``, ``model_mismatch``,
+            ``no_hub`` (exit 4); ``unknown_engine``, ``no_engine``, ``unknown_device``,
+            ``no_device``, ``unknown_precision``, ``no_precision``, ``bad_threads``,
+            ``missing_extra``, ``bad_setting``, ``no_diameter`` (exit 2).
     """
     options = DeviceOptions(device=device, engine=engine, precision=precision, threads=threads)
     return load_for(model, options, pixels, diameter)

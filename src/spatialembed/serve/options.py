@@ -12,7 +12,8 @@ class ServeOptions(DeviceOptions):
     """Settings of ``spatialembed serve``."""
 
     model: list[str] = field(default_factory=list)
-    """Bundled name, or NAME=PATH of a model folder; again for each further one. None: nuclei."""
+    """Bundled name, hf://OWNER/NAME@REVISION, or NAME=PATH of a model folder; again for each
+    further one. None: nuclei."""
     host: str = "127.0.0.1"
     """Address to listen at. Any but loopback needs a token."""
     port: int = 8000

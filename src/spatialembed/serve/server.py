@@ -153,7 +153,8 @@ def _models(options: ServeOptions) -> dict[str, Model]:
     for given in options.model or ["nuclei"]:
         name, equals, path = given.partition("=")
         if not equals:
-            name, path = Path(given).name, given
+            name = given.partition("@")[0] if given.startswith("hf://") else given
+            name, path = Path(name).name, given
         if name in models or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             what = f"model {given}: its name is taken, or not of letters, digits, - _ ."
             raise SpatialEmbedError("bad_setting", what, "give NAME=PATH", USAGE)

@@ -69,8 +69,8 @@ class TrainOptions(DataOptions):
     """Folder of a run to continue, with its own settings; data, device, devices, workers and
     max_time may change."""
     init: str | None = None
-    """Model whose weights to start from: bundled name or model folder. If its classes differ,
-    the layer of the classes starts at random."""
+    """Model whose weights to start from: bundled name, model folder, or hf://OWNER/NAME@REVISION of
+    the hub. If its classes differ, the layer of the classes starts at random."""
     network: Network | None = None
     """erfnet, the network of the paper; lite, which learns and predicts faster; or timm:NAME, an
     encoder of timm under the decoders of lite (extra timm); null: that of init, else erfnet."""

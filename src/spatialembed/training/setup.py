@@ -38,6 +38,7 @@ from spatialembed.inference import model_file
 from spatialembed.inference.device import Precision, resolve_device, resolve_precision
 from spatialembed.inference.diameter import DIAMETERS
 from spatialembed.inference.engine import torch_engine
+from spatialembed.inference.hub import HUB
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
@@ -121,7 +122,8 @@ class Setup:
             return {}
         facts = model_file.load(self.options.init)[1].training
         handed_on = {k: v for k, v in facts.items() if k == ENCODER_WEIGHTS}
-        return {"init": Path(self.options.init).name} | handed_on
+        init = self.options.init
+        return {"init": init if init.startswith(HUB) else Path(init).name} | handed_on
 
     def facts(self, ap: float | None, done: int, seconds: float) -> dict[str, Any]:
         """The model file's facts about its training; no path, no name of a person or machine."""
