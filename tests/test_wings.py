@@ -20,6 +20,7 @@ DOORS = {
     "lightning": {"training.train", "training.step", "training.callbacks"},
     "timm": {"method.networks.timm_encoder"},
     "torchvision": {"training.augment"},
+    "sklearn": {"baselines.semi_convolutional"},
     "matplotlib": {"pictures.maps", "evaluation.tune", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},

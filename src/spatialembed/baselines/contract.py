@@ -125,6 +125,19 @@ def semantic_term(logits: Tensor, target: Target) -> Tensor:
     return total / (truth != IGNORED).sum().clamp_min(1)
 
 
+def evenly(counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most ``most`` elements of each of K runs, at even steps: a sample that has no seed.
+
+    counts: (K,) int64 lengths of runs that follow each other. Returns places (S,) among all
+    elements, ascending, and the run (S,) of each.
+    """
+    taken = counts.clamp_max(most)
+    run = torch.arange(len(counts), device=counts.device).repeat_interleave(taken)  # (S,)
+    rank = torch.arange(len(run), device=counts.device) - (taken.cumsum(0) - taken)[run]
+    start = (counts.cumsum(0) - counts)[run]
+    return start + rank * counts[run] // taken[run], run
+
+
 def norm(vectors: Tensor, at_least: float = 0.0) -> Tensor:
     """Euclidean length (N,) of vectors (D, N), or ``at_least``; no slope where it is not longer."""
     floor = max(at_least**2, torch.finfo(vectors.dtype).tiny)
