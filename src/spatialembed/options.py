@@ -49,6 +49,9 @@ class DataOptions:
     as in Cityscapes."""
     ignore_id: int | None = None
     """Of masks: the id of void pixels, neither object nor background (255, say)."""
+    channel: int | str | None = None
+    """Channel of the images that is read: its number from 1, its name (OME, ImageJ), max or sum of
+    all; all: colours as they are. null: as the model was trained, else all."""
     crowd_as_objects: bool = False
     """COCO only: take annotations with iscrowd 1 as objects, instead of ignoring them as crowds."""
     max_pixels: int = 1 << 28

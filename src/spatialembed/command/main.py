@@ -184,10 +184,13 @@ def _dataset(options: EvaluateOptions | TuneOptions) -> FileDataset:
 
     record, part = None, options
     try:
-        record = load(options.model)[1].split
+        info = load(options.model)[1]
+        record = info.split
+        if part.channel is None:
+            part = replace(part, channel=info.channel)
     except SpatialEmbedError:  # reported when all else is fine, and nothing of its record
         if options.group_by is None:  # which alone means --split val
-            part = replace(options, split=options.split or "all")
+            part = replace(part, split=options.split or "all")
     dataset = select(part, record)
     check_labels(dataset)
     print(described(options.data, dataset))
@@ -204,7 +207,7 @@ def _scorer(
     from spatialembed.inference.tiling import TiledEngine
 
     pixels = pixels_of([dataset.image_path(i) for i in range(len(dataset))])
-    predictor = load_for(options.model, options, pixels, diameter)
+    predictor = load_for(options.model, options, pixels, diameter, options.channel)
     predictor.engine = TiledEngine(predictor.engine, predictor.info.network)
     return predictor, with_classes_of(predictor.info.class_names, dataset)
 
@@ -233,7 +236,7 @@ def predict(options: PredictOptions) -> int:
     )
     pixels = job_pixels(options.sources, options.out) * options.scale**2
     pixels *= 8 if options.augment else 1
-    predictor = load_for(options.model, options, pixels, options.diameter)
+    predictor = load_for(options.model, options, pixels, options.diameter, options.channel)
     thresholds = predictor.options(
         foreground=options.foreground,
         start=options.start,
@@ -255,6 +258,7 @@ def predict(options: PredictOptions) -> int:
         "device": predictor.device,
         **asdict(thresholds),
         **{n: getattr(options, n) for n in ("format", "simplify", "augment", "pages", "scale")},
+        **({} if predictor.channel is None else {"channel": predictor.channel}),
         "sources": ", ".join(sources[:SOURCES] + more),
     }
     result = predict_folder(

@@ -98,6 +98,9 @@ class PredictOptions(DeviceOptions):
     """Diameter of the objects in px: images are scaled so that the network sees them as large as
     those it was trained on; auto: each image is tried at smaller scales too, and the best is
     kept; native: the scale of the model; null: as the model says. Tiled images: native."""
+    channel: int | str | None = None
+    """Channel of the images that is read: its number from 1, its name (OME, ImageJ, OME-Zarr), max
+    or sum of all; all: colours as they are; null: as the model was trained."""
     batch: int = 8
     """Images of one size that go through the network together."""
     scale: float = 1.0

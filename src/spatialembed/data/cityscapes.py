@@ -28,7 +28,7 @@ from spatialembed.data.cityscapes_ids import IDS, NUMBERED, VOID
 from spatialembed.data.dataset import SPLITS, Split, read_sample
 from spatialembed.data.pairing import by_name, paired
 from spatialembed.errors import USAGE, SpatialEmbedError, nearest
-from spatialembed.images.read import MAX_PIXELS, read_labels
+from spatialembed.images.read import read_labels
 from spatialembed.options import DataOptions
 from spatialembed.types import Sample, Target
 
@@ -98,7 +98,7 @@ class CityscapesDataset:
     frames: Sequence[_Frame]
     class_names: tuple[str, ...]
     groups: Groups = "ignore"
-    max_pixels: int = MAX_PIXELS
+    reading: DataOptions = DataOptions()
 
     @property
     def names(self) -> list[str]:
@@ -140,7 +140,7 @@ class CityscapesDataset:
         """
         frame = self.frames[i]
         partner = f"file of ids {frame.ids}"
-        return read_sample(frame.image, frame.name, self._target(i), partner, self.max_pixels)
+        return read_sample(frame.image, frame.name, self._target(i), partner, self.reading)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read."""
@@ -148,7 +148,7 @@ class CityscapesDataset:
 
     def instance_ids(self, i: int) -> np.ndarray:
         """(H, W) int32 ids of image ``i`` as they are stored, groups and void too."""
-        return read_labels(self.frames[i].ids, max_pixels=self.max_pixels)
+        return read_labels(self.frames[i].ids, max_pixels=self.reading.max_pixels)
 
     def _target(self, i: int) -> tuple[Target, np.ndarray]:
         return self._meaning.target(self.instance_ids(i), self.frames[i].ids)
@@ -228,7 +228,7 @@ def open_cityscapes(
     for part in wanted:
         prefix = "" if split else f"{part}/"
         frames += _frames(top, part, prefix, reading.allow_missing)
-    return CityscapesDataset(frames, class_names, groups, reading.max_pixels)
+    return CityscapesDataset(frames, class_names, groups, reading)
 
 
 def _check_layout(top: Path) -> None:

@@ -110,7 +110,7 @@ class CocoDataset:
 
     images: Sequence[_Image]
     class_names: tuple[str, ...]
-    max_pixels: int
+    reading: DataOptions
     drawn: _Drawn = field(default_factory=_Drawn)
 
     @property
@@ -145,7 +145,7 @@ class CocoDataset:
         for image in self.images:
             those = (replace(a, class_index=number[a.class_index]) for a in image.annotations)
             images.append(replace(image, annotations=tuple(those)))
-        return CocoDataset(images, tuple(names), self.max_pixels)
+        return CocoDataset(images, tuple(names), self.reading)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -157,7 +157,7 @@ class CocoDataset:
         """
         image = self.images[i]
         truth = self._target(image)
-        return read_sample(image.path, image.name, truth, "annotations", self.max_pixels)
+        return read_sample(image.path, image.name, truth, "annotations", self.reading)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""
@@ -284,7 +284,7 @@ def open_coco(
         )
     if not found:
         raise SpatialEmbedError("no_images", f"{path}: none of its images exists", "add them")
-    return CocoDataset(found, tuple(names.values()), reading.max_pixels)
+    return CocoDataset(found, tuple(names.values()), reading)
 
 
 def _read(path: Path) -> _File:

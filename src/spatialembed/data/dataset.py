@@ -10,6 +10,7 @@ import numpy as np
 
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.read import oriented, read_oriented
+from spatialembed.options import DataOptions
 from spatialembed.types import Sample, Target
 
 SPLITS = ("train", "val", "test")
@@ -39,14 +40,15 @@ class FileDataset(Dataset, Protocol):
 
 
 def read_sample(
-    path: Path, name: str, truth: tuple[Target, np.ndarray], partner: str, max_pixels: int
+    path: Path, name: str, truth: tuple[Target, np.ndarray], partner: str, reading: DataOptions
 ) -> Sample:
     """An image with its truth and the ids (K,) of its instances; both have one size.
 
     partner: the source of the truth, for messages. Raises SpatialEmbedError as ``read_image`` does,
     and: oriented_image, size_mismatch.
     """
-    image, orientation = read_oriented(path, max_pixels=max_pixels)
+    limit, channel = reading.max_pixels, reading.channel
+    image, orientation = read_oriented(path, max_pixels=limit, channel=channel)
     if orientation != 1:
         raise oriented(path, orientation, partner)
     target, ids = truth

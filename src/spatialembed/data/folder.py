@@ -89,8 +89,8 @@ class FolderDataset:
         oriented_image, binary_mask, label_scheme, unknown_id.
         """
         pair = self.pairs[i]
-        partner, max_pixels = f"mask {pair.mask}", self.reading.max_pixels
-        return read_sample(pair.image, pair.name, self._target(pair), partner, max_pixels)
+        partner = f"mask {pair.mask}"
+        return read_sample(pair.image, pair.name, self._target(pair), partner, self.reading)
 
     def truth(self, i: int) -> Target:
         """The truth of image ``i``; the image is not read, so that its size is not compared."""

@@ -114,7 +114,8 @@ def read_image(pair: Pair, reading: DataOptions) -> np.ndarray:
     """The image of a pair, whatever its mask is. Raises SpatialEmbedError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
-        return read_oriented(pair.image_path, max_pixels=reading.max_pixels)[0]
+        limit, channel = reading.max_pixels, reading.channel
+        return read_oriented(pair.image_path, max_pixels=limit, channel=channel)[0]
 
 
 def read_again(pair: Pair, reading: DataOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +133,8 @@ def probe(pair: Pair, reading: DataOptions) -> Pair:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)
         with noted(faults):
-            pixels, orientation = read_oriented(pair.image_path, max_pixels=reading.max_pixels)
+            limit, channel = reading.max_pixels, reading.channel
+            pixels, orientation = read_oriented(pair.image_path, max_pixels=limit, channel=channel)
             image = image_facts(pixels)
             if orientation != 1:
                 raise oriented(pair.image_path, orientation, "mask")

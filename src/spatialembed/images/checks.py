@@ -50,9 +50,9 @@ def refuse_codec(where: object, what: str, remedy: str = "save it as 8 or 16-bit
     raise SpatialEmbedError("unsupported_codec", f"{where}: {what}", remedy)
 
 
-def refuse_channels(where: object, count: int) -> NoReturn:
-    """Raise ``bad_channels``."""
-    remedy = "keep one (grey) or three (RGB), and save again"
+def refuse_channels(where: object, count: int, names: str = "") -> NoReturn:
+    """Raise ``bad_channels``; names: of the channels, for the remedy."""
+    remedy = f"choose one with --channel: {names or f'1 to {count}, max or sum'}"
     raise SpatialEmbedError("bad_channels", f"{where}: {count} channels", remedy)
 
 

@@ -28,6 +28,7 @@ from PIL import (
 )
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.channels import Channel, pick
 from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, refuse_size, warn
 from spatialembed.images.png import plain_png
 from spatialembed.images.tiff import (
@@ -37,6 +38,7 @@ from spatialembed.images.tiff import (
     read_tiff,
     valid_orientation,
 )
+from spatialembed.images.tiff_channels import read_channel
 
 # ---------------------------------------------------------------- which format a file has
 
@@ -277,17 +279,23 @@ def decode(
     page: int | None = None,
     *,
     as_ids: bool = False,
+    channel: Channel | None = None,
 ) -> Decoded:
     """Pixels of what ``opened(path)`` gave, upright; of a TIFF the page of that index.
 
     as_ids: of a mask: the numbers of a palette are wanted, and several pages are refused.
+    channel: alone is read.
 
     Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec,
-    bad_channels, several_masks.
+    bad_channels, several_masks, no_channel.
     """
     if form != "TIFF":
-        return _read_pillow(path, file, form, max_pixels, as_ids=as_ids)
-    found = read_tiff(path, file, max_pixels, page, as_ids=as_ids)
+        found = _read_pillow(path, file, form, max_pixels, as_ids=as_ids)
+        return found._replace(pixels=pick(path, found.pixels, channel))
+    asked = None
+    if channel is not None:
+        asked = read_channel(path, file, max_pixels, page, channel)
+    found = asked or read_tiff(path, file, max_pixels, page, as_ids=as_ids)
     return found._replace(pixels=upright(found.pixels, found.orientation))
 
 

@@ -11,7 +11,8 @@ The content of a file becomes an array by these rules, whatever its name:
 
 PIL images become the same; arrays of uint8, uint16 and floats stay as they are. Gamma and colour
 profiles are not applied. Of several frames or pages the first is read, with an ImageWarning. An
-image with an EXIF orientation is turned upright, with another. docs/inputs.md has the whole table.
+image with an EXIF orientation is turned upright, with another. Where a channel is asked for, it is
+read alone, (H, W), see ``images.channels``. docs/inputs.md has the whole table.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.channels import Channel, parse_channel, pick
 from spatialembed.images.checks import ImageWarning, warn_of_turning
 from spatialembed.images.decode import decode, from_pillow, opened
 from spatialembed.images.tiff import invert, page_numbers
@@ -50,7 +52,12 @@ class Page:
         return f"{self.path}, page {self.index + 1}"
 
 
-def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str] | Page,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    channel: Channel | None = None,
+) -> np.ndarray:
     """Read an image file, upright.
 
     Warns with ``ImageWarning`` of a wrong suffix, of further frames or pages, and of turning.
@@ -58,6 +65,7 @@ def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIX
     Args:
         path: The file, or one ``Page`` of a TIFF.
         max_pixels: Limit of width x height; three bytes times it limit the unpacked bytes.
+        channel: A number from 1, a name, "max" or "sum": only that; None: grey or colours.
 
     Returns:
         (H, W) grey or (H, W, 3) RGB, uint8, uint16 or float32.
@@ -65,20 +73,24 @@ def read_image(path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIX
     Raises:
         SpatialEmbedError: ``not_found``, ``not_a_file``, ``unreadable``, ``empty_file``,
             ``not_an_image``, ``truncated``, ``empty_image``, ``too_large`` (exit 5),
-            ``unsupported_codec``, ``bad_channels``, ``value_range``, ``non_finite``.
+            ``unsupported_codec``, ``bad_channels``, ``value_range``, ``non_finite``,
+            ``no_channel``; ``bad_setting`` (exit 2).
     """
-    pixels, orientation = read_oriented(path, max_pixels=max_pixels)
+    pixels, orientation = read_oriented(path, max_pixels=max_pixels, channel=channel)
     warn_of_turning(path, orientation)
     return pixels
 
 
 def read_oriented(
-    path: str | os.PathLike[str] | Page, *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str] | Page,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    channel: Channel | None = None,
 ) -> tuple[np.ndarray, int]:
     """As ``read_image``, and the EXIF orientation (1 to 8) that was undone, not warned of."""
     where, index = (path.path, path.index) if isinstance(path, Page) else (Path(path), None)
     with opened(where) as (file, form):
-        found = decode(where, file, form, max_pixels, index)
+        found = decode(where, file, form, max_pixels, index, channel=parse_channel(channel))
     return np.ascontiguousarray(plain_type(path, found.pixels)), found.orientation
 
 
@@ -91,15 +103,19 @@ def oriented(path: Path, orientation: int, partner: str) -> SpatialEmbedError:
     )
 
 
-def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_pixels(
+    image: Any, *, max_pixels: int = MAX_PIXELS, channel: Channel | None = None
+) -> np.ndarray:
     """Pixels of a path, a PIL image or an array, by the rules of ``read_image``.
 
     Of 16-bit colours, PIL images hold only the high byte. The meaning of an array's axes is never
     guessed from its numbers.
 
     Args:
-        image: A path, a ``Page``, a PIL image, or an array (H, W) or (H, W, 3).
+        image: A path, a ``Page``, a PIL image, or an array (H, W) or (H, W, 3); with a channel
+            (H, W, C) of any C.
         max_pixels: Limit of width x height for files and PIL images.
+        channel: As ``read_image`` takes it.
 
     Returns:
         (H, W) or (H, W, 3), uint8, uint16 or float32.
@@ -108,14 +124,17 @@ def read_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         SpatialEmbedError: As ``read_image``, and ``bad_image``, ``bad_dtype``.
     """
     if isinstance(image, (str, os.PathLike, Page)):
-        return read_image(image, max_pixels=max_pixels)
+        return read_image(image, max_pixels=max_pixels, channel=channel)
     if isinstance(image, Image.Image):
         found = from_pillow(image, max_pixels)
         warn_of_turning("PIL image", found.orientation)
-        return np.ascontiguousarray(plain_type("PIL image", found.pixels))
+        pixels = pick("PIL image", found.pixels, channel)
+        return np.ascontiguousarray(plain_type("PIL image", pixels))
     if isinstance(image, np.ndarray):
-        _check_array(image)
-        return np.ascontiguousarray(plain_type("array", image))
+        several = image.ndim == 3 and image.size > 0
+        pixels = pick("array", image, channel) if several else image
+        _check_array(pixels)
+        return np.ascontiguousarray(plain_type("array", pixels))
     raise SpatialEmbedError(
         "bad_image",
         f"a {type(image).__name__} is not an image",
@@ -149,7 +168,7 @@ def _check_array(array: np.ndarray) -> None:
         raise SpatialEmbedError(
             "bad_channels",
             f"an array of shape {array.shape} has {array.shape[2]} channels on its last axis",
-            "give (H, W) for grey or (H, W, 3) for RGB",
+            "give (H, W) for grey or (H, W, 3) for RGB, or choose a channel",
         )
     if array.size == 0:
         raise SpatialEmbedError("empty_image", f"an array of shape {array.shape}", "give pixels")

@@ -7,7 +7,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -50,6 +50,9 @@ SEGMENT_BYTES = 1 << 28
 CACHE_BYTES = 1 << 27
 """Unpacked tiles and strips that are kept, since windows overlap."""
 
+OTHERS = "--channel reads another as a channel; predict takes --pages all"
+"""What can be done about pages after the first."""
+
 Read = Callable[[int, int, int, int], np.ndarray]
 """Pixels y0:y1, x0:x1 of an image, (h, w) or (h, w, 3)."""
 
@@ -85,21 +88,40 @@ def read_tiff(
             page = tiff.pages[place].aspage()
             _check_tags(path, page)
             check_page(path, file, page, max_pixels)
-            if index is None and (count := _images(tiff)) > 1:
+            if index is None and (count := images_in(tiff)) > 1:
                 if as_ids:
                     what = f"{path}: a mask of {count} pages: the first alone is not the truth"
                     remedy = "save one page in which each object has its own id"
                     raise SpatialEmbedError("several_masks", what, remedy)
-                warn(f"{path}: the first of {count} pages was read (predict takes --pages all)")
-            pixels = _planes_last(_unpacked_page(path, page))
-            return Decoded(
-                _plain_colours(page, pixels, as_ids=as_ids),
-                valid_orientation(page.tags.valueof(ORIENTATION_TAG)),
-                page.bitspersample,
-                page.photometric == WHITE_IS_ZERO,
-            )
+                warn(f"{path}: the first of {count} pages was read ({OTHERS})")
+            return _decoded(path, page, as_ids=as_ids)
     except DAMAGED as error:
         refuse_damaged(path, "TIFF", error)
+
+
+def read_samples(
+    path: Path, file: BinaryIO, page: tifffile.TiffPage, samples: Sequence[int], max_pixels: int
+) -> Decoded:
+    """These samples of a page, (H, W, N), not turned. Raises SpatialEmbedError as ``read_tiff``."""
+    _check_tags(path, page)
+    check_page(path, file, page, max_pixels, any_samples=True)
+    return _decoded(path, page, samples=samples)
+
+
+def _decoded(
+    path: Path,
+    page: tifffile.TiffPage,
+    *,
+    as_ids: bool = False,
+    samples: Sequence[int] | None = None,
+) -> Decoded:
+    pixels = _planes_last(_unpacked_page(path, page))
+    return Decoded(
+        _plain_colours(page, pixels, as_ids=as_ids, samples=samples),
+        valid_orientation(page.tags.valueof(ORIENTATION_TAG)),
+        page.bitspersample,
+        page.photometric == WHITE_IS_ZERO,
+    )
 
 
 def page_numbers(path: Path, file: BinaryIO) -> list[int]:
@@ -130,7 +152,7 @@ def whole_pages(tiff: tifffile.TiffFile) -> Iterator[int]:
             yield place
 
 
-def _images(tiff: tifffile.TiffFile) -> int:
+def images_in(tiff: tifffile.TiffFile) -> int:
     """Number of images; pages are counted only if a second one is no reduced copy of the first."""
     whole = whole_pages(tiff)
     next(whole, None)
@@ -163,16 +185,25 @@ def _check_tags(path: Path, page: tifffile.TiffPage) -> None:
         refuse_damaged(path, "TIFF", f"its tags {lost} cannot be read")
 
 
-def check_page(path: Path, file: BinaryIO, page: tifffile.TiffPage, max_pixels: int) -> None:
+def check_page(
+    path: Path,
+    file: BinaryIO,
+    page: tifffile.TiffPage,
+    max_pixels: int,
+    *,
+    any_samples: bool = False,
+) -> None:
     """Refuse colours that no rule covers, and pixels that are not all in the file.
+
+    any_samples: one of them is wanted, however many there are.
 
     Raises SpatialEmbedError: bad_channels, unsupported_codec, empty_image, too_large, truncated.
     """
-    _check_colours(path, page)
+    _check_colours(path, page, any_samples)
     _check_segments(path, page, os.fstat(file.fileno()).st_size, max_pixels)
 
 
-def _check_colours(path: Path, page: tifffile.TiffPage) -> None:
+def _check_colours(path: Path, page: tifffile.TiffPage, any_samples: bool) -> None:
     colours = COLOURS.get(page.photometric)
     bits = page.bitspersample
     plain = isinstance(bits, int) and (bits in (1, 2, 4) or bits >= 8)
@@ -184,6 +215,8 @@ def _check_colours(path: Path, page: tifffile.TiffPage) -> None:
     samples = page.samplesperpixel
     # Alpha is a sample declared so (1, 2), or an undeclared fourth one beside RGB.
     alpha = page.extrasamples[0] in (1, 2) if page.extrasamples else page.photometric == 2
+    if any_samples and page.photometric <= 2:
+        return
     if samples != colours and not (samples == colours + 1 and alpha):
         refuse_channels(path, samples)
 
@@ -239,20 +272,29 @@ def channels_of(page: tifffile.TiffPage) -> int:
 
 
 def _plain_colours(
-    page: tifffile.TiffPage, pixels: np.ndarray, *, as_ids: bool = False
+    page: tifffile.TiffPage,
+    pixels: np.ndarray,
+    *,
+    as_ids: bool = False,
+    samples: Sequence[int] | None = None,
 ) -> np.ndarray:
     """(h, w) or (h, w, 3) of stored samples (h, w, S): full range, black 0, RGB, no alpha.
 
-    as_ids: the numbers of a palette, not its colours.
+    as_ids: the numbers of a palette, not its colours. samples: those alone, (h, w, N), of colours
+    that are not stored as such after their conversion.
     """
     kind = page.photometric
     if kind == PALETTE and not as_ids:
         table = (page.colormap >> 8).astype(np.uint8)  # (3, 2^bits)
-        return table.T[pixels[..., 0]]
+        return table.T[pixels[..., 0]][..., slice(None) if samples is None else list(samples)]
     if page.bitspersample < 8:
         pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
     if kind == WHITE_IS_ZERO:
         pixels = invert(pixels, page.bitspersample)
+    if samples is not None and kind <= 2:
+        return pixels[..., list(samples)]
+    if samples is not None:
+        return _plain_colours(page, pixels)[..., list(samples)]
     pixels = pixels[..., : COLOURS[kind]]
     if kind == CMYK or (kind == YCBCR and page.compression not in TO_RGB):
         mode = "CMYK" if kind == CMYK else "YCbCr"
@@ -268,17 +310,26 @@ def invert(pixels: np.ndarray, bits: int) -> np.ndarray:
 # ---------------------------------------------------------------- windows of a page
 
 
-def page_windows(path: Path, page: tifffile.TiffPage) -> Read | None:
+def page_windows(
+    path: Path,
+    page: tifffile.TiffPage,
+    samples: Sequence[int] | None = None,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+) -> Read | None:
     """Windows of a page by its tiles or strips, not turned; an uncompressed one is mapped.
 
-    None where they are too large to be unpacked. Raises SpatialEmbedError: unsupported_codec.
+    samples: those alone, (h, w, N). None where they are too large to be unpacked. Raises
+    SpatialEmbedError: unsupported_codec.
     """
     if page.imagedepth > 1:
         return None
-    return _mapped(path, page) if page.is_memmappable else _unpacked(path, page)
+    if page.is_memmappable:
+        return _mapped(path, page, samples)
+    return _unpacked(path, page, samples, cache_bytes)
 
 
-def _mapped(path: Path, page: tifffile.TiffPage) -> Read:
+def _mapped(path: Path, page: tifffile.TiffPage, samples: Sequence[int] | None) -> Read:
     dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
@@ -286,12 +337,14 @@ def _mapped(path: Path, page: tifffile.TiffPage) -> Read:
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         part = pixels[:, y0:y1, x0:x1].astype(page.dtype)  # native, and of this window alone
-        return _plain_colours(page, _planes_last(part))
+        return _plain_colours(page, _planes_last(part), samples=samples)
 
     return read
 
 
-def _unpacked(path: Path, page: tifffile.TiffPage) -> Read | None:
+def _unpacked(
+    path: Path, page: tifffile.TiffPage, chosen: Sequence[int] | None, cache_bytes: int
+) -> Read | None:
     """Windows put together from the tiles or strips that they touch, the last ones kept."""
     height, width = page.imagelength, page.imagewidth
     tile_h = page.tilelength if page.is_tiled else page.rowsperstrip
@@ -308,7 +361,7 @@ def _unpacked(path: Path, page: tifffile.TiffPage) -> Read | None:
     except (ValueError, NotImplementedError) as error:
         _refuse_unknown(path, error)
         raise
-    unpacked = lru_cache(max(1, CACHE_BYTES // segment_bytes))(partial(_segment, page))
+    unpacked = lru_cache(max(1, cache_bytes // segment_bytes))(partial(_segment, page))
 
     def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         result = np.empty((y1 - y0, x1 - x0, planes * samples), page.dtype)
@@ -321,7 +374,7 @@ def _unpacked(path: Path, page: tifffile.TiffPage) -> Read | None:
                     y, x = max(top - y0, 0), max(left - x0, 0)
                     target = result[y : y + part.shape[0], x : x + part.shape[1]]
                     target[..., plane * samples : (plane + 1) * samples] = part
-        return _plain_colours(page, result)
+        return _plain_colours(page, result, samples=chosen)
 
     return read
 

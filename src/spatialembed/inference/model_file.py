@@ -28,6 +28,7 @@ from torch import Tensor
 from spatialembed.data.splitting import SplitRecord
 from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
+from spatialembed.images.channels import Preferred
 from spatialembed.inference.bundled import (
     FACTS,
     LARGEST,
@@ -49,6 +50,8 @@ PENDING = "model.pending.json"
 FORMAT_VERSION = 2
 """Version 2 names the network, and of the normalisation its noise floor and ceiling. What a reader
 of version 1 would understand is still written as that."""
+CHANNEL = "channel"
+"""Name of the fact of the training that says which channel was read."""
 _KEYS = {
     "format_version", "network", "class_names", "normalization", "scale", "thresholds", "training",
     "weights_sha256",
@@ -71,6 +74,12 @@ class ModelInfo:
     diameter: Literal["auto", "native"] = "native"  # scale of an image where none is asked for
     weights_sha256: str = field(default="", compare=False)  # of the file it was read from
     split: SplitRecord | None = None  # which images it was trained on
+
+    @property
+    def channel(self) -> Preferred | None:
+        """The channel that it was trained on, where one was named."""
+        known = self.training.get(CHANNEL)
+        return Preferred(known) if isinstance(known, (int, str)) else None
 
 
 def save(

@@ -191,6 +191,7 @@ class _Job:
                 options=self.options,
                 tiles=self.tiles,
                 augment=self.augment,
+                channel=self.predictor.channel,
                 progress=self.progress,
             )
             self.counted(path, found.objects, found.truncated)

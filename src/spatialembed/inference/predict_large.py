@@ -24,6 +24,7 @@ import torch
 from spatialembed import __version__
 from spatialembed.concurrency import prefetch
 from spatialembed.console import Stages
+from spatialembed.images.channels import Channel
 from spatialembed.images.listing import is_zarr
 from spatialembed.images.overview import Overview, look_over, rescaled
 from spatialembed.images.pixel_size import pixel_size
@@ -100,6 +101,7 @@ def predict_large(
     options: ClusterOptions,
     tiles: TileOptions = TileOptions(),
     augment: bool = False,
+    channel: Channel | None = None,
     progress: bool = True,
 ) -> LargeResult:
     """Detect the instances of one large image tile by tile; adds them to ``results``.
@@ -115,6 +117,7 @@ def predict_large(
         options: Thresholds.
         tiles: Size, context, scale and memory.
         augment: Average the maps over the 8 turns and flips.
+        channel: Of the image, alone, as ``open_large`` takes it.
         progress: Whether to draw bars on stderr.
 
     Returns:
@@ -128,7 +131,7 @@ def predict_large(
     with Stages(progress, name) as stages:
         place, source = results.out / stem, Path(source)
         return _Run(
-            engine, info, source, results, name, place, options, tiles, augment, stages
+            engine, info, source, results, name, place, options, tiles, augment, channel, stages
         ).work()
 
 
@@ -145,6 +148,7 @@ class _Run:
     options: ClusterOptions
     tiles: TileOptions
     augment: bool
+    channel: Channel | None
     stages: Stages
 
     def __post_init__(self) -> None:
@@ -155,7 +159,7 @@ class _Run:
         differs = self.folder.open()
         if differs:
             logger.warning("%s: starting over, the %s has changed", self.source, differs)
-        with closing(open_large(self.source, self.folder.path)) as source:
+        with closing(open_large(self.source, self.folder.path, self.channel)) as source:
             image = rescaled(source, self.tiles.scale)
             height, width = image.shape_hw
             tiles = plan((height, width), self.tiles, self.engine.scale, self.info.network)
@@ -186,6 +190,7 @@ class _Run:
             "engine": [self.engine.name, self.engine.precision, self.engine.scale],
             "tiles": {k: v for k, v in asdict(self.tiles).items() if k != "labels"},
             "augment": self.augment,
+            "channel": self.channel,
             "foreground": self.options.foreground,
         }
 

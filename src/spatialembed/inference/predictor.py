@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spatialembed.concurrency import helpers, prefetch
 from spatialembed.errors import RESOURCE, SpatialEmbedError, check, nearest
+from spatialembed.images.channels import Channel, parse_channel
 from spatialembed.images.read import MAX_PIXELS, read_pixels
 from spatialembed.inference import model_file
 from spatialembed.inference.device import device_input
@@ -67,6 +68,7 @@ def load(
     threads: int | None = None,
     pixels: float | None = None,
     diameter: str | float | None = None,
+    channel: Channel | None = None,
 ) -> Predictor:
     """Load a model, ready to predict.
 
@@ -84,6 +86,9 @@ def load(
         diameter: Of the objects in px; "auto": each image is tried at smaller scales too;
             "native": the scale that the model names (see ``inference.diameter``); None: as the
             model says.
+        channel: Of each image, alone: its number from 1, its name, "max" or "sum" of all; "all":
+            grey or colours as they are; None: the one that the model was trained on, where an
+            image has it.
 
     Returns:
         The model with its engine started.
@@ -95,7 +100,7 @@ def load(
             ``missing_extra``, ``bad_setting``, ``no_diameter`` (exit 2).
     """
     options = DeviceOptions(device=device, engine=engine, precision=precision, threads=threads)
-    return load_for(model, options, pixels, diameter)
+    return load_for(model, options, pixels, diameter, channel)
 
 
 def load_for(
@@ -103,13 +108,15 @@ def load_for(
     options: DeviceOptions,
     pixels: float | None = None,
     diameter: str | float | None = None,
+    channel: Channel | None = None,
 ) -> Predictor:
     """``load`` with the device settings as one object, as the verbs have them."""
     wanted = None if diameter is None else parse_diameter(diameter)
+    parse_channel(channel)  # before the work
     net, info = model_file.load(model)
     megapixels = None if pixels is None else pixels * info.scale**2 / 1e6
     run = build(net, options, scale=info.scale, megapixels=megapixels)
-    return Predictor(run, info, wanted)
+    return Predictor(run, info, wanted, channel)
 
 
 class Thresholds(TypedDict, total=False):
@@ -128,13 +135,20 @@ class Predictor:
 
     An image is a path, a PIL image, or an array (H, W) or (H, W, 3), RGB, uint8, uint16 or float.
     Floats lie in [0, 1], unless the model normalises by percentiles: then any finite value is
-    taken.
+    taken. With a channel, arrays are (H, W, C) of any C.
 
     ``settings`` are the model's thresholds, of which a call may replace some. Files and PIL images
-    of more than ``max_pixels`` are refused; the attribute may be set.
+    of more than ``max_pixels`` are refused, and of images that have several channels ``channel`` is
+    read; both may be set.
     """
 
-    def __init__(self, engine: Engine, info: ModelInfo, diameter: Diameter | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        info: ModelInfo,
+        diameter: Diameter | None = None,
+        channel: Channel | None = None,
+    ) -> None:
         self.engine = engine
         self.info = info
         self.settings = info.thresholds
@@ -143,6 +157,7 @@ class Predictor:
             self.engine, self.settings = suited(engine, info, info.thresholds, self.diameter)
         self.device = engine.device
         self.max_pixels = MAX_PIXELS
+        self.channel = info.channel if channel is None else channel
 
     def __call__(
         self, image: Any, *, augment: bool = False, **thresholds: Unpack[Thresholds]
@@ -299,7 +314,7 @@ class Predictor:
 
     def _read(self, image: Any) -> np.ndarray:
         """Pixels (H, W) or (H, W, 3) of an image as it is given."""
-        pixels = read_pixels(image, max_pixels=self.max_pixels)
+        pixels = read_pixels(image, max_pixels=self.max_pixels, channel=self.channel)
         warn_of_noise(pixels, self.info.normalization, image)
         return pixels
 

@@ -39,7 +39,7 @@ from spatialembed.inference.device import Precision, resolve_device, resolve_pre
 from spatialembed.inference.diameter import DIAMETERS
 from spatialembed.inference.engine import torch_engine
 from spatialembed.inference.hub import HUB
-from spatialembed.inference.model_file import ModelInfo
+from spatialembed.inference.model_file import CHANNEL, ModelInfo
 from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
 from spatialembed.method.loss import Center
@@ -137,6 +137,7 @@ class Setup:
             "torch": str(torch.__version__),
             **self._start(),
             DIAMETERS: self.diameters,
+            **({} if self.options.channel is None else {CHANNEL: self.options.channel}),
             "center": self.options.center,
             "foreground_weight": self.foreground_weight,
             "validation_metric": self.options.val_metric,
