@@ -25,9 +25,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from spatialembed.serve import receiving
+from spatialembed.serve.faults import Refused
 from spatialembed.serve.receiving import bounded
 
 RECEIVE_S = 1.0
+left = threading.Event()
 LARGE = 8 << 20
 """Bytes of /large: more than sockets hold on the way."""
 
@@ -39,6 +41,11 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     elif scope["path"] == "/slow":
         await asyncio.sleep(0.5)
         answer = Response(b"done")
+    elif scope["path"] == "/until-left":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        return
     elif scope["path"] == "/refused":
         answer = Response(b"no", 413)
     else:
@@ -49,13 +56,22 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await answer(scope, receive, send)
 
 
+def check(scope: Any) -> None:
+    if scope["path"] == "/busy":
+        raise Refused("busy", "later", retry=7)
+
+
+refused: list[str] = []
+"""Codes that were counted."""
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     before, receiving.HEAD_S = receiving.HEAD_S, RECEIVE_S
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         application,
-        http=bounded(RECEIVE_S, 1 << 20),
+        http=bounded(RECEIVE_S, 1 << 20, check, refused.append),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -231,17 +247,67 @@ def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None
             connection.sendall(bytes(9_000_000))
 
 
-def test_kept_connections_and_pipelines(port: int) -> None:
+def test_what_is_refused_by_its_header_is_heard_out(port: int) -> None:
+    """A client that is cut off while it sends may never see the answer."""
+    head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 900000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head)
+        for _ in range(9):
+            connection.sendall(bytes(100_000))
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 7\r\n" in answer.lower()
+    assert refused[-1] == "busy"
+
+
+def test_but_not_more_than_a_body_may_have(port: int) -> None:
+    head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        pytest.raises((BrokenPipeError, ConnectionResetError)),
+    ):
+        connection.sendall(head + bytes(9_000_000))
+
+
+def test_nor_for_longer(port: int) -> None:
+    head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(head)
+        assert received(connection).startswith(b"HTTP/1.1 503 ")
+        for _ in range(200):  # 20 s, were it not cut
+            try:
+                connection.sendall(b"a")
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            time.sleep(0.1)
+    pytest.fail("still open")
+
+
+def test_one_request_at_a_time(port: int) -> None:
     two = POST + b"Content-Length: 3\r\n\r\nabc" + POST + b"Content-Length: 4\r\n\r\nabcd"
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(two)
         parts = b""
-        while parts.count(b"HTTP/1.1 200 ") < 2 or not parts.endswith(b"4"):
-            part = connection.recv(1 << 16)
-            assert part
+        while part := connection.recv(1 << 16):
             parts += part
-        connection.sendall(GET + b"\r\n")
-        assert received(connection).startswith(b"HTTP/1.1 200 ")
+    assert parts.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close\r\n" in parts.lower()
+    assert parts.endswith(b"3")
+
+
+def test_a_leaver_with_a_second_request_is_noticed(port: int) -> None:
+    slow = b"GET /until-left HTTP/1.1\r\n" + HOST + b"\r\n"
+    left.clear()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(slow + slow + bytes(100_000))
+    until(left.is_set)
+
+
+def test_kept_connections(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(2):
+            connection.sendall(GET + b"\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 200 ")
         connection.sendall(GET + b"Host: b\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 400 ")
 

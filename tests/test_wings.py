@@ -47,8 +47,8 @@ TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} |
 TORCH_FREE |= {  # the process that listens
     f"serve.{name}"
     for name in (
-        "app", "faults", "gate", "metrics", "model", "multipart", "options", "pipe", "receiving",
-        "server",
+        "app", "faults", "formats", "gate", "metrics", "model", "multipart", "options", "pipe",
+        "receiving", "server",
     )
 }  # fmt: skip
 METHODS = {"types": {"results.overlay", "results.folder", "results.data_frames"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from spatialembed.errors import USAGE, nearest
 from spatialembed.serve.faults import Refused
-from spatialembed.serve.gate import refusal
+from spatialembed.serve.formats import FORMATS
 from spatialembed.serve.metrics import Metrics
 from spatialembed.serve.model import Model
 from spatialembed.serve.multipart import one_file
@@ -25,17 +27,7 @@ from spatialembed.serve.multipart import one_file
 HELD_BYTES = 1 << 29
 """Of all images together that are arriving or waiting."""
 LONGEST_NAME = 255
-FORMATS = {
-    "json": "application/json",
-    "labels": "image/png",
-    "tiff": "image/tiff",
-    "geojson": "application/geo+json",
-    "csv": "text/csv",
-    "imagej": "application/zip",
-    "overlay": "",
-    "coco": "",
-}
-"""And the media type by which ``Accept`` asks for each."""
+IMAGES = re.compile("/v1/models/([^/]+)/instances")
 WILD = {"*/*": "json", "application/*": "json", "image/*": "labels", "text/*": "csv"}
 NUMBERS = {
     "foreground": float,
@@ -85,12 +77,18 @@ class Site:
         handlers: Any = {
             Refused: self._refused,
             ClientDisconnect: self._gone,
-            HTTPException: _http,
-            Exception: _unforeseen,
+            HTTPException: self._http,
+            Exception: self._unforeseen,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False  # a redirect would repeat the Host header
         return app
+
+    def room(self, scope: Scope) -> None:
+        """Raises Refused for an image whose model has none; for ``Gate``."""
+        wanted = IMAGES.fullmatch(scope["path"])
+        if wanted and scope["method"] == "POST" and wanted[1] in self.models:
+            self.models[wanted[1]].check_room()
 
     # --- about the server
 
@@ -124,7 +122,6 @@ class Site:
     async def instances(self, request: Request) -> Response:
         """The instances of the image in the body."""
         model = self._model(request)
-        model.check_room()
         kind = self._check_head(request)
         asked = _asked(request, more=("keep", "name"))
         body = bytearray()
@@ -222,9 +219,22 @@ class Site:
             headers["Content-Type"] = told["media"]
         return Response(content, headers=headers)
 
-    async def _refused(self, request: Request, fault: Any) -> Response:
+    async def _refused(self, _: Request, fault: Any) -> Response:
         self.metrics.refused(fault.code)
         return refusal(fault)
+
+    async def _http(self, _: Request, error: Any) -> Response:
+        """Starlette's own 404 and 405."""
+        known = error.status_code == 405
+        code = "bad_method" if known else "no_such_path"
+        answer = refusal(Refused(code, error.detail, "see /openapi.json"))
+        answer.headers.update(error.headers or {})
+        self.metrics.refused(code)
+        return answer
+
+    async def _unforeseen(self, _: Request, __: Exception) -> Response:
+        self.metrics.refused("internal")
+        return refusal(Refused("internal", "a fault of the server", "see its log"))
 
     async def _gone(self, _: Request, __: Exception) -> Response:
         """To nobody: the client has left."""
@@ -237,17 +247,9 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _http(_: Request, error: Any) -> Response:
-    """Starlette's own 404 and 405."""
-    known = error.status_code == 405
-    fault = Refused("bad_method" if known else "no_such_path", error.detail, "see /openapi.json")
-    answer = refusal(fault)
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def _unforeseen(_: Request, __: Exception) -> Response:
-    return refusal(Refused("internal", "a fault of the server", "see its log"))
+def refusal(fault: Refused) -> Response:
+    """The answer."""
+    return Response(fault.body, fault.status, fault.headers, "application/json")
 
 
 def _file(folder: str, name: str) -> Any:

@@ -35,6 +35,17 @@ STATUS = {
 }
 """Of the codes of the server; others are those of reading and predicting, told by exit code."""
 
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""Of every answer that has none of its own by that name."""
+
 
 class Refused(Exception):
     """An answer that is an error."""
@@ -48,6 +59,8 @@ class Refused(Exception):
         self.code = code
         self.body = body(code, message, remedy)
         self.headers = {} if retry is None else {"Retry-After": str(retry)}
+        if self.status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
 
     @classmethod
     def of(cls, error: Mapping[str, Any]) -> Refused:

@@ -1,49 +1,47 @@
-"""What stands before every route, in this order: draining, token, Host, Origin, rate.
+"""What stands before every route, in this order: draining, token, Host, Origin, rate, room.
 
-Plain ASGI: behind Starlette's own kind of middleware nobody notices that a client has left.
+``check`` is asked as soon as the header is there, before a task or a route costs anything. The rest
+is plain ASGI: behind Starlette's own kind of middleware nobody notices that a client has left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spatialembed.serve.faults import Refused
+from spatialembed.serve.faults import HEADERS, Refused
 
 OPEN = ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/openapi.json", "/examples/")
 """Paths, and beginnings of paths, that need no token."""
 MOST_ADDRESSES = 10_000
 DRAINING_RETRY_S = 5
-HEADERS = {
-    "content-security-policy": (
-        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 
 
 class Gate:
     """The checks, and the count of what is under way."""
 
     def __init__(
-        self, app: ASGIApp, token: str | None, hosts: Collection[str], rate: float | None
+        self,
+        app: ASGIApp,
+        token: str | None,
+        hosts: Collection[str],
+        rate: float | None,
+        room: Callable[[Scope], None],
     ) -> None:
-        self.app = app
+        """room: raises Refused where the model of the request has none."""
+        self.app, self.room = app, room
         self.token = None if token is None else token.encode()
         self.hosts = frozenset(host.lower() for host in hosts)
         self.rate = rate
         self.draining = False
-        self.active = 0
+        self.active = self.lost = 0  # under way; cut off without an answer
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,8 +50,8 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        closing = self.draining or "expect" in headers  # its body may still come, or never
+        # After Expect, a body may still come, or never.
+        closing = self.draining or "expect" in Headers(scope=scope)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -65,19 +63,18 @@ class Gate:
                 ]
             await send(message)
 
-        try:
-            self._check(scope, headers)
-        except Refused as fault:
-            await refusal(fault)(scope, receive, answer)
-            return
         self.active += 1
         try:
             await self.app(scope, receive, answer)
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
         finally:
             self.active -= 1
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"]
+    def check(self, scope: Scope) -> None:
+        """Raises Refused."""
+        headers, path = Headers(scope=scope), scope["path"]
         if self.draining and path != "/healthz":
             what = "the server is about to end"
             raise Refused("draining", what, "try again", retry=DRAINING_RETRY_S)
@@ -98,6 +95,7 @@ class Gate:
             raise Refused("bad_origin", "the page of another site asks", "open the server's own")
         if self.rate is not None and path.startswith("/v1/"):
             self._count(scope["client"][0] if scope.get("client") else "", self.rate)
+        self.room(scope)
 
     def _count(self, address: str, rate: float) -> None:
         """A bucket for each address: ``rate`` a second, twice that at once."""
@@ -111,14 +109,6 @@ class Gate:
         if refused:
             retry = math.ceil((1 - left) / rate)
             raise Refused("too_many", f"more than {rate:g} requests a second", "", retry=retry)
-
-
-def refusal(fault: Refused) -> Response:
-    """The answer."""
-    headers = dict(fault.headers)
-    if fault.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(fault.body, fault.status, headers, "application/json")
 
 
 def _name(host: str) -> str:

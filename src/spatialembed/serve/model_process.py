@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import select
 import signal
 import sys
@@ -33,6 +34,7 @@ from spatialembed.pictures.drawing import display
 from spatialembed.serve import pipe
 from spatialembed.serve.answers import as_file, as_json
 from spatialembed.serve.decoder import Decoder, fault
+from spatialembed.serve.formats import FORMATS
 from spatialembed.serve.kept import Kept, Shelf
 from spatialembed.types import Instances
 
@@ -41,7 +43,8 @@ JOB_PIXELS = 5e7
 one that compiles, which lets a visitor wait when an image has a size of its own."""
 IDLE_S = 30.0
 """Kept maps are looked through for old ones at least so often."""
-FORMATS = ("json", "labels", "tiff", "overlay", "geojson", "csv", "coco", "imagej")
+NICE = 5
+"""The process that listens comes first: it says no within milliseconds where cores are few."""
 
 
 class Worker:
@@ -159,6 +162,7 @@ def main(text: str) -> None:
     """
     source, sink = pipe.ends()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
+    os.nice(NICE)
     given: dict[str, Any] = msgspec.json.decode(text)
     try:
         how = DeviceOptions(**given["how"])

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -42,9 +42,10 @@ def serve(options: ServeOptions) -> int:
             place = Path(folder, name)
             place.mkdir()
             model.given["folder"] = str(place)
-        site = Site(models, Limits(options.max_bytes, options.max_pixels), Metrics(models))
-        gate = Gate(site.app(), token, _hosts(options), options.rate)
-        server = _Server(gate, options)
+        metrics = Metrics(models)
+        site = Site(models, Limits(options.max_bytes, options.max_pixels), metrics)
+        gate = Gate(site.app(), token, _hosts(options), options.rate, site.room)
+        server = _Server(gate, options, metrics.refused)
         port = listener.getsockname()[1]
         shown = f"[{options.host}]" if ":" in options.host else options.host
         print(
@@ -74,12 +75,12 @@ async def _run(server: _Server, models: Mapping[str, Model], listener: socket.so
 class _Server(uvicorn.Server):
     """uvicorn's, which finishes what it has accepted and tells new requests to come again."""
 
-    def __init__(self, gate: Gate, options: ServeOptions) -> None:
+    def __init__(self, gate: Gate, options: ServeOptions, count: Callable[[str], None]) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line a broken request
         super().__init__(
             uvicorn.Config(
                 gate,
-                http=bounded(options.receive, options.max_bytes),
+                http=bounded(options.receive, options.max_bytes, gate.check, count),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
