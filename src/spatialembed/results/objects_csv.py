@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialembed.files import atomic_write
+from spatialembed.files import Growing, atomic_write
 from spatialembed.results.measurements import Facts, eccentricities
 from spatialembed.types import Instances
 
@@ -111,25 +111,22 @@ def _significant(values: np.ndarray) -> list[Any]:
 
 
 class ObjectTable:
-    """Collects the objects of many images and writes them as one CSV file.
+    """Collects the objects of many images and writes them as one CSV file, not in memory.
 
     ``write`` may be called at any time, and again when more was added.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = [",".join(COLUMNS) + "\n"]
+        self._lines = Growing(path)
+        self._lines.append(",".join(COLUMNS) + "\n")
 
     def append(self, lines: str) -> None:
-        """Append lines of ``rows``."""
+        """Append lines of ``rows``. Raises SpatialEmbedError ``disk_full``."""
         self._lines.append(lines)
 
     def write(self) -> Path:
         """Write all that was added so far. Raises SpatialEmbedError ``disk_full``."""
-        with (
-            atomic_write(self.path) as temporary,
-            # Names that are no UTF-8 keep their bytes.
-            open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            file.writelines(self._lines)
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+            self._lines.copy(file)
         return self.path
