@@ -65,7 +65,8 @@ def worker(out: Path, labels: str = "tar") -> shard.Worker:
     return shard.Worker(
         {
             "out": str(out), "device": "cpu", "engine": "torch", "precision": "float32",
-            "threads": 1, "model": "", "diameter": None, "channel": None, "max_pixels": 1 << 28, "labels": labels,
+            "threads": 1, "model": "", "diameter": None, "channel": None,
+            "max_pixels": 1 << 28, "labels": labels,
             "thresholds": {}, "images": 7, "no_progress": 1.0,
         }
     )  # fmt: skip

@@ -54,17 +54,12 @@ TORCH_FREE |= {  # the process that listens
         "receiving", "server",
     )
 }  # fmt: skip
-TORCH_FREE |= {  # the driver of a bulk run
+TORCH_FREE |= {  # the driver of a bulk run; tests/test_bulk_kills.py looks at all of it
     f"bulk.{name}"
     for name in (
-        "ledger", "local_pool", "merge", "options", "plan", "process", "ray_pool", "run", "sources",
-        "store", "todo",
+        "ledger", "local_pool", "options", "plan", "process", "ray_pool", "sources", "store", "todo",
     )
-} | {
-    "images.checks", "images.decode", "images.listing", "images.pixel_size", "images.png",
-    "images.read", "images.tiff", "method.labels", "results.coco", "results.measurements",
-    "results.objects_csv",
-}  # fmt: skip
+} | {"images.listing"}  # fmt: skip
 METHODS = {"types": {"results.overlay", "results.folder", "results.data_frames"}}
 """Imported late by ``Instances.plot``, ``save`` and others: a notebook calls them on what it holds,
 and the vocabulary stands above every wing that can do it."""
