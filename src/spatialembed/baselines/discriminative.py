@@ -12,7 +12,8 @@ of the same one, with weight 1.
 
 Grouping is the fast mean-shift of the paper within each class: from a free pixel the mean of all
 within the bandwidth, again and again until that set stays; it is an instance, and its pixels are
-taken. The paper starts at a random pixel, this at the first one in reading order.
+taken. The paper starts at a random pixel, this at the first one in reading order. Pixels come to
+lie on the rim of the pull margin, so the default bandwidth is the push margin.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ STEPS = 20
 class Settings:
     """Of the grouping."""
 
-    bandwidth: float = PULL_MARGIN
-    """Radius of an instance in the embedding."""
+    bandwidth: float = PUSH_MARGIN
+    """Radius of an instance in the embedding; with the push margin, half of the way to the next."""
     min_pixels: int = 0
     """A smaller instance is dropped."""
 
 
-TUNED = {"bandwidth": Range(0.25, 1.5)}
+TUNED = {"bandwidth": Range(0.5, 2)}
 
 
 class DiscriminativeTerms(NamedTuple):
