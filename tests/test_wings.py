@@ -54,10 +54,11 @@ TORCH_FREE |= {  # the process that listens
         "receiving", "server",
     )
 }  # fmt: skip
-TORCH_FREE |= {  # the driver of a bulk run; tests/test_bulk_kills.py looks at all of it
+TORCH_FREE |= {  # the driver of a bulk run; all of it: tests/test_bulk_kills.py
     f"bulk.{name}"
     for name in (
-        "ledger", "local_pool", "options", "plan", "process", "ray_pool", "sources", "store", "todo",
+        "ledger", "local_pool", "options", "plan", "process", "ray_pool", "sources", "store",
+        "todo",
     )
 } | {"images.listing"}  # fmt: skip
 METHODS = {"types": {"results.overlay", "results.folder", "results.data_frames"}}

@@ -11,6 +11,7 @@ seen counts at once: a machine that goes down, or somebody who kills, says nothi
 from __future__ import annotations
 
 import json
+import uuid
 
 from spatialembed.bulk.store import WORK, Bucket, Folder
 
@@ -31,7 +32,7 @@ class Ledger:
         """Mark an attempt; returns whether there was one before."""
         marks = {name.rpartition("/")[2] for name in self._store.names(self._below)}
         number = sum(name.startswith("attempt-") for name in marks) + 1
-        while not self._store.put_new(f"{self._below}/attempt-{number}", b""):
+        while not self._store.put_new(f"{self._below}/attempt-{number}", _mine()):
             number += 1
         if number > 1 and "at" in marks:
             self._at, self._ends = json.loads(self._store.read(f"{self._below}/at"))
@@ -45,7 +46,7 @@ class Ledger:
     def died(self, image: int) -> None:
         """Mark that its process died."""
         number = self.deaths(image) + 1
-        self._store.put_new(f"{self._below}/dead-{image}-{number}", b"")
+        self._store.put_new(f"{self._below}/dead-{image}-{number}", _mine())
 
     def trying(self, image: int) -> bool:
         """Mark an image before its process has it; returns False if it ended too many attempts."""
@@ -62,3 +63,8 @@ class Ledger:
         for name in self._store.names(self._below):
             if "/attempt-" in name:
                 self._store.remove(name)
+
+
+def _mine() -> bytes:
+    """Content by which a mark is known as one's own, see ``Bucket.put_new``."""
+    return uuid.uuid4().bytes
