@@ -26,6 +26,7 @@ from spatialembed.command.options import (
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
+    LayoutOptions,
     ModelsOptions,
     PredictOptions,
     ScenesOptions,
@@ -348,6 +349,21 @@ def convert(options: ConvertOptions) -> int:
     return 0
 
 
+def layout(options: LayoutOptions) -> int:
+    """Convert data of labelme, YOLO, CVAT, Label Studio and others into images/ and masks/."""
+    from spatialembed.data.layouts.convert import convert as run
+
+    found = run(
+        options.source,
+        options.out,
+        kind=options.kind,
+        images=options.images,
+        max_pixels=options.max_pixels,
+    )
+    print("\n".join(found.lines()))
+    return found.exit_code
+
+
 def scenes(options: ScenesOptions) -> int:
     """Write generated images with exact masks, to train and test on."""
     from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
@@ -416,6 +432,7 @@ VERBS = {
     "export": Verb(export, lambda: ExportOptions),
     "bench": Verb(bench, lambda: BenchOptions),
     "convert": Verb(convert, lambda: ConvertOptions, "file out"),
+    "data convert": Verb(layout, lambda: LayoutOptions, "source"),
     "data scenes": Verb(scenes, lambda: ScenesOptions),
     "data streets": Verb(streets, lambda: StreetsOptions),
 }

@@ -190,6 +190,24 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True)
+class LayoutOptions:
+    """Settings of ``spatialembed data convert``."""
+
+    source: str
+    """File or folder of labelme, YOLO segmentation, CVAT for images, Label Studio or COCO, or of
+    folders with a mask file for each object."""
+    out: str
+    """Folder of images/, masks/ and classes.csv to write, or of train/, val/ and test/ where the
+    source has such parts."""
+    kind: Literal["labelme", "yolo", "cvat", "label-studio", "one-mask-each", "coco"] | None = None
+    """The layout; null: found out."""
+    images: str | None = None
+    """Folder of the images; null: beside the annotations."""
+    max_pixels: int = 1 << 28
+    """Refuse images of more pixels, or of more bytes than 8-bit RGB of that many pixels."""
+
+
+@dataclass(frozen=True)
 class ScenesOptions:
     """Settings of ``spatialembed data scenes``."""
 

@@ -22,7 +22,10 @@ import numpy as np
 import torch
 from msgspec import Meta
 
+from spatialembed.console import printable
 from spatialembed.data.dataset import read_sample
+from spatialembed.data.layouts.detect import convert_remedy
+from spatialembed.data.pairing import find_image
 from spatialembed.errors import SpatialEmbedError, missing_extra
 from spatialembed.images.checks import check_size
 from spatialembed.method import labels
@@ -174,6 +177,18 @@ class CocoDataset:
         return Target(*map(torch.from_numpy, (numbers, classes, ignore))), ids
 
 
+def painted(objects: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """(H W,) int32, column-major: the number from 1 of the last object on each pixel.
+
+    objects: their runs, each (R, 2).
+    """
+    drawn = np.zeros(height * width, np.int32)
+    for number, runs in enumerate(objects, start=1):
+        for start, end in runs.tolist():
+            drawn[start:end] = number
+    return drawn
+
+
 def _draw(image: _Image) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The parts of the truth of an image, and the ids (K,) of its annotations.
 
@@ -181,7 +196,7 @@ def _draw(image: _Image) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     the pixels of the image and the length of the outlines, not by pixels times objects.
     """
     height, width = image.size_hw
-    drawn, crowds = np.zeros(height * width, np.int32), np.zeros(height * width, bool)
+    crowds = np.zeros(height * width, bool)
     objects = []
     for annotation in image.annotations:
         runs = annotation_runs(annotation, height, width)
@@ -191,9 +206,7 @@ def _draw(image: _Image) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
         else:
             objects.append((int((runs[:, 1] - runs[:, 0]).sum()), annotation, runs))
     objects.sort(key=lambda o: -o[0])  # stable: of equal ones the later is on top
-    for number, (_, _, runs) in enumerate(objects, start=1):
-        for start, end in runs.tolist():
-            drawn[start:end] = number
+    drawn = painted((runs for *_, runs in objects), height, width)
     crowds &= drawn == 0  # an object before a crowd is known
     numbers, present = labels.relabel(drawn.reshape(width, height).T)
     seen = [objects[n - 1][1] for n in present]
@@ -212,14 +225,24 @@ def annotation_runs(annotation: Annotation, height: int, width: int) -> np.ndarr
     """
     what = annotation.segmentation
     if isinstance(what, list):
-        coco = _coco_mask()
-        counts = coco.merge(coco.frPyObjects(what, height, width))["counts"].decode("ascii")
-    elif isinstance(what.counts, str):
+        return polygon_runs(what, height, width)
+    if isinstance(what.counts, str):
         counts = what.counts
     else:
         runs = labels.runs_of_counts(np.array(what.counts), height * width)
         assert runs is not None, "open_coco has looked at it"
         return runs
+    return labels.decode_runs({"size": [height, width], "counts": counts})
+
+
+def polygon_runs(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """(R, 2) int64: the runs of polygons x1, y1, x2, y2, ... in px, as COCO draws them.
+
+    Of polygons without ``fault_of_polygons``.
+    """
+    coco = _coco_mask()
+    shapes = [list(map(float, polygon)) for polygon in polygons]
+    counts = coco.merge(coco.frPyObjects(shapes, height, width))["counts"].decode("ascii")
     return labels.decode_runs({"size": [height, width], "counts": counts})
 
 
@@ -245,7 +268,8 @@ def open_coco(
 
     Args:
         path: The file.
-        images: Folder of the image files; None: ``images`` beside the file.
+        images: Folder of the image files; None: ``images`` beside the file, or beside its folder
+            ``annotations``, or the file's own folder.
         reading: How files are read: missing images, crowds and the size limit.
 
     Returns:
@@ -256,7 +280,7 @@ def open_coco(
             ``missing_pairs``, ``no_images``, ``too_large`` (exit 5).
     """
     path = Path(path)
-    folder = path.parent / "images" if images is None else Path(images)
+    folders = _folders(path) if images is None else [Path(images)]
     file = _read(path)
     names = _class_names(path, file)
     sizes = {entry.id: (entry.height, entry.width) for entry in file.images}
@@ -267,15 +291,16 @@ def open_coco(
     annotations = _annotations(path, file, sizes, class_of, reading.crowd_as_objects)
     found, missing, taken = [], [], set()
     for entry in sorted(file.images, key=lambda entry: entry.file_name):
-        name = os.path.splitext(entry.file_name)[0]
+        inside, at = find_image(folders, entry.file_name) or (entry.file_name, None)
+        name = os.path.splitext(inside)[0]
         if name in taken:
             raise SpatialEmbedError("duplicate_name", f"{path}: two images {name}", "keep one")
         taken.add(name)
-        if os.path.isfile(at := folder / entry.file_name):  # a name that no file can have is none
+        if at is not None:
             those = tuple(annotations[entry.id])
             found.append(_Image(name, at, sizes[entry.id], those, entry.id))
         else:
-            missing.append(str(at))
+            missing.append(str(folders[0] / entry.file_name))
     if missing and not reading.allow_missing:
         raise SpatialEmbedError(
             "missing_pairs",
@@ -285,6 +310,14 @@ def open_coco(
     if not found:
         raise SpatialEmbedError("no_images", f"{path}: none of its images exists", "add them")
     return CocoDataset(found, tuple(names.values()), reading)
+
+
+def _folders(path: Path) -> list[Path]:
+    """Where the images of a file may lie."""
+    folders = [path.parent / "images", path.parent]
+    return (
+        [*folders, path.parent.parent / "images"] if path.parent.name == "annotations" else folders
+    )
 
 
 def _read(path: Path) -> _File:
@@ -300,7 +333,8 @@ def _read(path: Path) -> _File:
         return msgspec.convert(data, _File)
     except msgspec.ValidationError as error:
         what = f"{path}: not COCO instances: {error}"
-        raise SpatialEmbedError("bad_json", what, "copy or export it again") from error
+        remedy = convert_remedy(path) or "copy or export it again"
+        raise SpatialEmbedError("bad_json", what, remedy) from error
 
 
 def _refuse_twice(path: Path, part: str, ids: Sequence[int]) -> None:
@@ -313,19 +347,24 @@ def _refuse_twice(path: Path, part: str, ids: Sequence[int]) -> None:
 def _class_names(path: Path, file: _File) -> dict[int, str]:
     """Names of the categories by their ids, in the order of these.
 
-    A parent of other categories that has no object itself is no class: Roboflow writes one.
+    Where some have an object, those that have none are no classes: COCO's own files name all 80,
+    and Roboflow writes a parent above its classes.
     """
     _refuse_twice(path, "categories", [category.id for category in file.categories])
     loose = (e.get("category_id") for e in file.annotations if isinstance(e, dict))
     used = {number for number in loose if isinstance(number, int)}
     parents = {str(c.supercategory) for c in file.categories if c.supercategory != c.name}
-    names = {}
+    ids = {category.id for category in file.categories}
+    names, unused = {}, []
     for category in sorted(file.categories, key=lambda category: category.id):
-        if category.name in parents and category.id not in used:
-            what = "%s: %s has no object, only categories below it"
-            logger.warning(what, path, category.name)
-        else:
+        if category.id in used or not (used & ids or category.name in parents):
             names[category.id] = category.name
+        else:
+            unused.append(category.name)
+    if unused:
+        shown = ", ".join(map(printable, unused[:SHOWN_FAULTS])) + ", ..." * (len(unused) > 10)
+        what = "%s: %d of %d categories have no object and are no classes: %s"
+        logger.warning(what, path, len(unused), len(file.categories), shown)
     told = all(name.isprintable() for name in names.values())
     if not names or not told or len(set(names.values())) < len(names):
         what = f"{path}: categories {list(names.values())}"
@@ -390,11 +429,12 @@ def _fault_of(
         return f"there is no category {entry.category_id}"
     height, width = sizes[entry.image_id]
     if isinstance(entry.segmentation, list):
-        return _fault_of_polygons(entry.segmentation, height, width)
+        return fault_of_polygons(entry.segmentation, height, width)
     return _fault_of_runs(entry.segmentation, height, width)
 
 
-def _fault_of_polygons(polygons: list[list[float]], height: int, width: int) -> str:
+def fault_of_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> str:
+    """Why polygons x1, y1, x2, y2, ... in px are not drawn; "": they are."""
     longest = 4 * height * width + 16 * (height + width)
     for xy in map(np.array, polygons):
         if len(xy) < 6 or len(xy) % 2 or not np.isfinite(xy).all():

@@ -21,6 +21,7 @@ import torch
 from skimage import measure
 
 from spatialembed.data.dataset import SPLITS, Split, read_sample
+from spatialembed.data.layouts.detect import convert_remedy
 from spatialembed.data.pairing import by_name, paired
 from spatialembed.data.tables import (
     check_names,
@@ -237,9 +238,13 @@ def _root(top: Path, split: Split | None) -> Path:
     """The folder that holds images/ and masks/."""
     if not top.is_dir():
         what = "not a folder" if top.exists() else "no such folder"
-        raise SpatialEmbedError("not_found", f"{top}: {what}", "name one with images/ and masks/")
+        remedy = convert_remedy(top) or "name one with images/ and masks/"
+        raise SpatialEmbedError("not_found", f"{top}: {what}", remedy)
     there = splits(top)
     if split in there:
+        if not (top / split / "masks").is_dir() and (remedy := convert_remedy(top)):
+            what = f"{top / split}: no folder masks/ in it"
+            raise SpatialEmbedError("no_layout", what, remedy)
         return top / split
     if split is not None:
         remedy = f"it has {', '.join(there)}" if there else f"make {split}/images and {split}/masks"
@@ -248,5 +253,6 @@ def _root(top: Path, split: Split | None) -> Path:
         remedy = f"name one of its parts: {', '.join(there)}" if there else f"make {top / missing}"
         if tables := sorted(top.glob("*.json")):
             remedy = f"for COCO annotations name their file: {tables[0]}"
+        remedy = convert_remedy(top) or remedy
         raise SpatialEmbedError("no_layout", f"{top}: no folder {missing}/ in it", remedy)
     return top

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spatialembed.errors import SpatialEmbedError
@@ -36,6 +37,21 @@ def by_name(
                 raise error
             twice.append(error)
     return found
+
+
+def find_image(folders: Sequence[Path], name: str) -> tuple[str, Path] | None:
+    """The file that another program named, and its name in the folder where it was found.
+
+    Its folders are dropped one by one from the left, so that absolute names and those of another
+    machine are found; nothing outside of ``folders`` is.
+    """
+    plain = [name] if "/" not in name and name not in ("", ".", "..") else []
+    parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")][-32:]
+    for inside in (*plain, *("/".join(parts[i:]) for i in range(len(parts)))):
+        for folder in folders:
+            if os.path.isfile(at := folder / inside):  # a name that no file can have is none
+                return inside, at
+    return None
 
 
 def paired(

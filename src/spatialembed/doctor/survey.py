@@ -12,6 +12,7 @@ import numpy as np
 from spatialembed.console import track
 from spatialembed.data.folder import splits
 from spatialembed.data.label_checks import LabelFault, label_faults
+from spatialembed.data.layouts.detect import convert_remedy
 from spatialembed.data.pairing import by_name
 from spatialembed.data.tables import (
     check_names,
@@ -178,10 +179,14 @@ def check_layout(root: Path) -> tuple[str, ...]:
     Refuses what holds no images/ and masks/, naming what it holds instead: not_found, no_layout.
     """
     if parts := splits(root):
+        bare = not any((root / part / "masks").is_dir() for part in parts)
+        if bare and (remedy := convert_remedy(root, coco=True)):
+            raise SpatialEmbedError("no_layout", f"{root}: no folder masks/ in its parts", remedy)
         return parts
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         remedy = "name one with images/ and masks/; COCO files are not looked at"
+        remedy = convert_remedy(root, coco=True) or remedy
         raise SpatialEmbedError("not_found", f"{root}: {what}", remedy)
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if not missing:
@@ -193,6 +198,7 @@ def check_layout(root: Path) -> tuple[str, ...]:
         remedy = "train and evaluate take a Cityscapes root as it is; the doctor needs masks"
     if any(name.endswith(".json") for name in inside) and not other:
         remedy = "a COCO data set? train and evaluate take its JSON file; the doctor needs masks"
+    remedy = convert_remedy(root, coco=True) or remedy
     what = f"{root}: no folder {' and no folder '.join(missing)} in it"
     raise SpatialEmbedError("no_layout", what, remedy)
 

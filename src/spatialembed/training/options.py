@@ -49,6 +49,9 @@ class TrainOptions(DataOptions):
     data: str = ""
     """Folder of images/ and masks/, flat or under train/ and val/; a file of COCO instances, .json,
     beside images/; or a Cityscapes root, with leftImg8bit/ and gtFine/."""
+    val_data: str | None = None
+    """Images to validate on, as --data takes them: the val.json of a train.json, or its part val/;
+    null: those that are held out of data, or its part val/."""
     classes: str | None = None
     """Cityscapes only: the classes to learn, with commas between; null: all eight."""
     groups: Literal["ignore", "background"] = "ignore"
@@ -132,6 +135,8 @@ class TrainOptions(DataOptions):
     def __post_init__(self) -> None:
         check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
         check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
+        grouped = self.val_data is not None and self.group_by is not None
+        check(not grouped, "val_data and group_by together", "give one of them")
         for one in ("resume", "pretrained"):
             both = getattr(self, one) and self.init
             check(not both, f"{one} and init together", "give one of them")

@@ -149,15 +149,18 @@ class Setup:
 
 
 def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
-    """Training and validation images: train/ and val/ of a folder, or a split of the whole."""
+    """Training and validation images: train/ and val/ of a folder, two sources, or a split."""
 
-    def opened(split: Split | None = None) -> FileDataset:
+    def opened(split: Split | None = None, data: str = options.data) -> FileDataset:
         return open_data(
-            options.data, split=split, classes=options.classes, groups=options.groups,
-            reading=options,
-        )  # fmt: skip
+            data, split=split, classes=options.classes, groups=options.groups, reading=options
+        )
 
-    if _in_parts(options):
+    if options.val_data is not None:
+        train_part: Split | None = "train" if "train" in splits(options.data) else None
+        val_part: Split | None = "val" if "val" in splits(options.val_data) else None
+        train_set, val_set = opened(train_part), opened(val_part, options.val_data)
+    elif _in_parts(options):
         train_set, val_set = opened("train"), opened("val")
     else:
         train_set, val_set = split_dataset(
@@ -175,7 +178,7 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
             "class_mismatch",
             f"{options.data}: classes {train_set.class_names} in training, "
             f"{val_set.class_names} in validation",
-            "use one classes.csv with the same names",
+            "use one classes.csv, or categories, with the same names",
             INPUT,
         )
     for pair in duplicates(train_set, val_set):
@@ -184,8 +187,8 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
 
 
 def _in_parts(options: TrainOptions) -> bool:
-    """Whether the data set comes in train/ and val/, or is to be split."""
-    return {"train", "val"} <= set(splits(options.data))
+    """Whether the data set comes in train/ and val/ or as two, or is to be split."""
+    return options.val_data is not None or {"train", "val"} <= set(splits(options.data))
 
 
 def each(images: FileDataset) -> Iterator[Sample]:

@@ -40,7 +40,7 @@ from spatialembed.training.setup import Setup, initial_network, open_split, set_
 from spatialembed.training.step import TrainingModule
 from spatialembed.training.validation import tune_best
 
-MAY_CHANGE = ("data", "device", "devices", "workers", "max_time")
+MAY_CHANGE = ("data", "val_data", "device", "devices", "workers", "max_time")
 """Settings that may change when a run is resumed: where and how long, not what."""
 PATIENCE = timedelta(days=7)
 """How long processes wait for each other: the first one validates alone, for hours maybe, where
