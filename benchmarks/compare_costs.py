@@ -1,29 +1,29 @@
-"""What a method costs: its loss, its grouping and its prediction, timed in turns with the others.
+"""What a method costs: its loss, its grouping and its prediction.
 
     loss       forward and backward of the loss alone, on the maps of the trained network, of a
                field of 60 nuclei at 1024 x 1024; of a detector with its network, since it cannot do
                without
-    memory     the peak of resident memory that this adds, in a process of its own (Linux)
+    memory     the peak of resident memory that this adds (Linux)
     grouping   from maps to instances at 1024 x 2048, on a mosaic of validation images
     network    the maps of that mosaic
 
 Processor time, all threads together, the median of the rounds: other loads do not count. Of several
-rounds the first is left out: what is compiled at first use is compiled then.
+rounds the first is left out: what is compiled at first use is compiled then. Each method has a
+process of its own, one after the other, since the peak of memory is that of a process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from compare_runs import Plan, at_most, method_of, network_of, predicted, predicts_maps, spread
+from compare_runs import at_most, method_of, network_of, predicted, predicts_maps, spread
 from loss import status
 from race import clock
 from race_data import Trial
@@ -83,31 +83,20 @@ def mosaic(trial: Trial) -> Tensor:
     return result
 
 
-def costs(trial: Trial, plan: Plan, runs: Mapping[str, dict[str, Any]], rounds: int) -> Any:
-    """Median seconds of each method by name; ``runs``: figures of a run, with its state file."""
-    image, jobs = mosaic(trial), {}
-    seconds: dict[str, dict[str, list[float]]] = {}
-    for name, run in runs.items():
-        method = method_of(name)
-        net = loaded(name, len(trial.recipe.classes), plan.network, Path(run["state"]))
-        settings = method.Settings(**run["settings"])
-        jobs[name] = (method, net, settings)
-        seconds[name] = {"loss": [], "network": [], "grouping": []}
+def costs(method: ModuleType, net: nn.Module, settings: Any, trial: Trial, rounds: int) -> Any:
+    """Median seconds of each part, and the bytes of the loss."""
+    job, image = loss_job(method, net), mosaic(trial)
+    memory = peak_bytes(job)
+    seconds: dict[str, list[float]] = {"loss": [], "network": [], "grouping": []}
     for n in range(rounds + (rounds > 1)):
-        for name, (method, net, settings) in jobs.items():
-            took: dict[str, float] = {}
-            job = loss_job(method, net)
-            took["loss"], _ = _timed(job)
-            took["network"], maps = _timed(lambda m=method, k=net: predicted(m, k, image))
-            took["grouping"] = _grouping(method, maps, settings)
-            if n or rounds == 1:
-                for part, value in took.items():
-                    seconds[name][part].append(value)
-            del maps, job
-    return {
-        name: {part: statistics.median(values) for part, values in parts.items()}
-        for name, parts in seconds.items()
-    }
+        took = {"loss": _timed(job)[0]}
+        took["network"], maps = _timed(lambda: predicted(method, net.eval(), image))
+        took["grouping"] = _grouping(method, maps, settings)
+        if n or rounds == 1:
+            for part, value in took.items():
+                seconds[part].append(value)
+        del maps
+    return {part: statistics.median(v) for part, v in seconds.items()} | {"memory": memory}
 
 
 def _grouping(method: ModuleType, maps: Any, settings: Any) -> float:
@@ -126,28 +115,10 @@ def _timed(job: Callable[[], Any]) -> tuple[float, Any]:
     return clock(device) - began, result
 
 
-# ---------------------------------------------------------------- memory
-
-
-def memory_of(name: str, classes: int, network: str, state: Path) -> int:
-    """Bytes, measured in a process of its own."""
-    words = [sys.executable, str(Path(__file__).resolve()), name, str(classes), network, str(state)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
-
-
-def peak_bytes(name: str, classes: int, network: str, state: Path) -> int:
+def peak_bytes(job: Callable[[], None]) -> int:
     """What the loss and its gradient need above the maps (above the network, of a detector)."""
-    import ctypes
-
-    method = method_of(name)
-    job = loss_job(method, loaded(name, classes, network, state))
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     job()
     return status("VmHWM") - before
-
-
-if __name__ == "__main__":
-    print(peak_bytes(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))
