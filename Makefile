@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test bounds docs pages bench picture chaos fuzz soak clean
+.PHONY: demo bulk-demo quick test bounds docs pages bench picture chaos fuzz soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +35,11 @@ bench: $(VENV)/.installed-dev
 # Long campaigns, see docs/reliability.md; KILLS, RUNS and MINUTES say how long.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),20)
+	$(BIN)/python benchmarks/bulk.py kills --images 2000 --drivers $(or $(KILLS),20) --workers 100
+
+# 200 generated images by local processes and by Ray: both hashes are the same.
+bulk-demo: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bulk.py demo
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --runs $(or $(RUNS),100000) --seconds 3600 $(FUZZ)

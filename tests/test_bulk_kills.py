@@ -15,6 +15,7 @@ import pytest
 
 from bulk_runs import finished, processes, start, tree, wait_for, write_images
 
+pytestmark = pytest.mark.slow
 SHARD = ("--shard", "3")
 PARTS = "part-*.jsonl"
 
@@ -24,7 +25,6 @@ def kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_the_same_bytes_whoever_dies(tmp_path: Path) -> None:
     """One worker unbroken, beside two of which some die, and their driver; with bad images."""
     images = write_images(tmp_path / "in", 16, poison=1, broken=2)

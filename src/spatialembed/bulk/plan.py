@@ -11,6 +11,7 @@ An engine carries numbers of shards only. Who does a shard, when and how often c
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,13 +78,12 @@ class Plan:
 
     def add(self, store: Folder | Bucket, images: Sequence[Input]) -> None:
         """Plan more images: put their list, then the plan with it."""
-        lines = [json.dumps([image.root, image.name]).encode() + b"\n" for image in images]
-        offsets, at = [0], 0
-        for start in range(0, len(lines), self.shard):
-            at += sum(map(len, lines[start : start + self.shard]))
-            offsets.append(at)
-        content = b"".join(lines)
-        del lines
+        text, offsets = io.BytesIO(), [0]
+        for start in range(0, len(images), self.shard):
+            for image in images[start : start + self.shard]:
+                text.write(json.dumps([image.root, image.name]).encode() + b"\n")
+            offsets.append(text.tell())
+        content = text.getvalue()
         store.put(_file(len(self.lists)), content)
         self.lists.append(List(hashlib.sha256(content).hexdigest(), len(images), offsets))
         store.put(PLAN, json.dumps({"version": 1, **asdict(self)}, indent=1).encode())

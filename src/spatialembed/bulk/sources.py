@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
 
 from spatialembed.bulk.store import Bucket, as_path, is_url
 from spatialembed.errors import SpatialEmbedError, missing_extra
@@ -54,8 +55,8 @@ def list_inputs(sources: Sequence[str], out: str) -> list[Input]:
     return unique
 
 
-def _order(image: Input) -> tuple[str, str]:
-    return image.name.replace("/", "\0"), image.root  # as a path is compared part by part
+def _order(image: Input) -> str:
+    return f"{image.name}/\0{image.root}".replace("/", "\0")  # as paths are: part by part
 
 
 def refuse_collisions(images: Sequence[Input]) -> None:
@@ -63,12 +64,12 @@ def refuse_collisions(images: Sequence[Input]) -> None:
 
     Raises SpatialEmbedError ``name_collision``.
     """
-    numbers = sorted((hash(image.stem), i) for i, image in enumerate(images))
+    hashes = np.fromiter((hash(image.stem) for image in images), np.int64, len(images))
+    order = np.argsort(hashes)  # a set of a million stems would take 100 MB
+    hashes = hashes[order]
     first: dict[str, Input] = {}
-    for (one, i), (other, j) in pairwise(numbers):
-        if one != other:
-            continue
-        for image in (images[i], images[j]):
+    for at in np.flatnonzero(hashes[1:] == hashes[:-1]):
+        for image in (images[order[at]], images[order[at + 1]]):
             if (same := first.setdefault(image.stem, image)) != image:
                 what = f"{image.path}: its outputs would overwrite those of {same.path}"
                 remedy = "rename one, or use one output folder for each"
