@@ -11,7 +11,6 @@ Of the truth it gets what torchvision's training can take: ignored pixels and gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,18 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spatialembed.baselines import detectors
 from spatialembed.method.cluster import ClusterOptions, cluster
 from spatialembed.method.loss import spatial_embedding_loss
 from spatialembed.method.model import SpatialEmbeddingNet
 from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 from spatialembed.method.normalization import network_input
 from spatialembed.training.loader import Batch
-from spatialembed.types import Network, Normalization, Target
+from spatialembed.types import Network, Normalization
 
 Weights = Literal["none", "imagenet", "coco"]
 RESNET = "resnet50"
-RATIOS = (0.5, 1.0, 2.0)
-"""Heights of anchors by their widths."""
 LEAST_SCORE = 0.05
 """Mask R-CNN's detections below it are dropped, as torchvision has it."""
 LEAST_SEED = 0.5
@@ -140,15 +138,13 @@ class MaskRcnn:
         self.optimizer = torch.optim.AdamW(learned, self.lr, weight_decay=0.05)
 
     def loss(self, batch: Batch) -> Tensor:
-        self._at_size(*batch.images.shape[-2:])
-        truth = [detection_target(target) for target in batch.targets]
-        terms: dict[str, Tensor] = self.net(list(batch.images), truth)
+        terms = detectors.losses(self.net, batch.images, batch.targets)
         return torch.stack(list(terms.values())).sum()
 
     @torch.inference_mode()
     def segment(self, image: np.ndarray) -> Any:
         images = network_input(image, self.recipe.normalization).to(self.device)
-        self._at_size(*images.shape[-2:])
+        detectors.at_size(self.net, *images.shape[-2:])
         self.net.eval()
         with autocast(self.device, bfloat16=self.recipe.bfloat16):
             found = self.net([images.contiguous()])[0]
@@ -160,11 +156,6 @@ class MaskRcnn:
         found = {name: value.cpu().numpy() for name, value in self.segment(image).items()}
         kept = found["masks"].sum((1, 2)) > self.recipe.min_pixels
         return Detections(found["masks"][kept], found["scores"][kept], found["labels"][kept] - 1)
-
-    def _at_size(self, height: int, width: int) -> None:
-        """Keep torchvision from resizing the images to 800 px."""
-        self.net.transform.min_size = (min(height, width),)
-        self.net.transform.max_size = max(height, width)
 
 
 def _mask_rcnn(recipe: Recipe) -> nn.Module:
@@ -183,31 +174,14 @@ def _mask_rcnn(recipe: Recipe) -> nn.Module:
     net = MaskRCNN(
         backbone,
         num_classes=len(recipe.classes) + 1,
-        rpn_anchor_generator=_anchors(recipe.anchors),
+        rpn_anchor_generator=detectors.anchors([(side,) for side in recipe.anchors]),
         box_score_thresh=LEAST_SCORE,
         box_detections_per_img=recipe.detections,
         box_batch_size_per_image=recipe.rois,
     )
     if recipe.weights == "coco":
         _load_coco(net)
-    # Boxes are decoded in the type of these outputs, and bfloat16 knows every second pixel only
-    # beyond 256.
-    for part in (net.rpn.head, net.roi_heads.box_predictor, net.roi_heads.mask_predictor):
-        part.register_forward_hook(lambda _, __, output: _float32(output))
-    return net
-
-
-def _float32(output: Any) -> Any:
-    """A tensor, or tensors in lists and tuples, as float32."""
-    if isinstance(output, Tensor):
-        return output.float()
-    return type(output)(_float32(part) for part in output)
-
-
-def _anchors(sides: Sequence[int]) -> nn.Module:
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-
-    return AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
+    return detectors.as_float32(net)
 
 
 def _load_coco(net: nn.Module) -> None:
@@ -217,28 +191,6 @@ def _load_coco(net: nn.Module) -> None:
     theirs = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(check_hash=True)
     own = net.state_dict()
     net.load_state_dict({k: v if v.shape == own[k].shape else own[k] for k, v in theirs.items()})
-
-
-def detection_target(target: Target) -> dict[str, Tensor]:
-    """The truth of a crop as torchvision takes it.
-
-    boxes (K, 4) float32 x1 y1 x2 y2 px, x2 and y2 exclusive, so that an object one pixel wide has
-    a box; labels (K,) int64 from 1, 0 is background; masks (K, H, W) uint8. Every instance of the
-    target has a pixel.
-    """
-    height, width = target.labels.shape
-    count = len(target.classes)
-    numbers = torch.arange(1, count + 1, device=target.labels.device, dtype=target.labels.dtype)
-    masks = target.labels == numbers[:, None, None]  # (K, H, W)
-    columns, rows = masks.any(1), masks.any(2)  # (K, W), (K, H)
-    corners = (_first(columns), _first(rows), width - _first(columns.flip(1)))
-    boxes = torch.stack((*corners, height - _first(rows.flip(1))), dim=1)
-    return {"boxes": boxes.float(), "labels": target.classes + 1, "masks": masks.byte()}
-
-
-def _first(there: Tensor) -> Tensor:
-    """Index (K,) of the first true value of each row."""
-    return there.byte().argmax(1)
 
 
 # ---------------------------------------------------------------- one owner a pixel

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from spatialembed.baselines.detectors import detection_target
 from spatialembed.evaluation.label_metrics import label_ap
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 from spatialembed.types import Target
@@ -28,13 +29,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def test_targets_of_mask_rcnn(script: Callable[[str], ModuleType]) -> None:
+def test_targets_of_mask_rcnn() -> None:
     labels = torch.zeros(6, 8, dtype=torch.int32)
     labels[1:4, 2:7] = 1
     labels[2, 3] = 2  # one pixel, inside the box of the first
     labels[5, 7] = labels[4, 7] = 3  # at the corner
     target = Target(labels, torch.tensor([1, 0, 1]), torch.zeros(6, 8, dtype=torch.bool))
-    made = script("contestants").detection_target(target)
+    made = detection_target(target)
     assert made["boxes"].tolist() == [[2, 1, 7, 4], [3, 2, 4, 3], [7, 4, 8, 6]]
     assert made["labels"].tolist() == [2, 1, 2]
     assert made["boxes"].dtype == torch.float32
@@ -42,7 +43,7 @@ def test_targets_of_mask_rcnn(script: Callable[[str], ModuleType]) -> None:
     assert made["masks"].sum((1, 2)).tolist() == [14, 1, 2]
     assert all(torch.equal(made["masks"][k] == 1, labels == k + 1) for k in range(3))
     nothing = Target(labels * 0, torch.zeros(0, dtype=torch.int64), target.ignore)
-    made = script("contestants").detection_target(nothing)
+    made = detection_target(nothing)
     assert made["boxes"].shape == (0, 4)
     assert made["masks"].shape == (0, 6, 8)
 

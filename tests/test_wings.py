@@ -20,7 +20,7 @@ DOORS = {
     "lightning": {"training.train", "training.step", "training.callbacks"},
     "timm": {"method.networks.timm_encoder"},
     "torchvision": {"training.augment"},
-    "sklearn": {"baselines.semi_convolutional"},
+    "sklearn": {"baselines.semi_convolutional", "baselines.proposal_free"},
     "matplotlib": {"pictures.maps", "evaluation.tune", "training.run_folder"},
     "numba": {"method.kernels.jit"},
     "triton": {"method.kernels.gpu"},
