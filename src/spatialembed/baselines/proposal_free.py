@@ -39,7 +39,7 @@ from spatialembed.baselines.contract import (
     semantic_term,
     within_classes,
 )
-from spatialembed.errors import missing_extra
+from spatialembed.errors import require
 from spatialembed.method.instance_term import Truth
 from spatialembed.types import Instances, Target
 
@@ -149,10 +149,9 @@ def group(maps: Tensor, settings: Settings) -> Instances:
 
 def clustered(points: np.ndarray, number: int) -> np.ndarray:
     """Ids (P,) from 0 without gaps of points (P, D) px, in that many clusters, one at least."""
-    try:
-        from sklearn.cluster import KMeans
-    except ModuleNotFoundError as error:
-        raise missing_extra("scikit-learn", "baselines", "k-means") from error
+    require("sklearn", "baselines", "k-means")
+    from sklearn.cluster import KMeans
+
     bins, inverse, counts = np.unique(
         np.rint(points), axis=0, return_inverse=True, return_counts=True
     )
