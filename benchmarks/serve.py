@@ -1,6 +1,7 @@
 """Load, abuse, starve and end a server on loopback, and say how it took it.
 
-    python benchmarks/serve.py [--full] [--only load,equal,...] [--model shapes] [--json PATH]
+    python benchmarks/serve.py [--full] [--only load,equal,...] [--model shapes] [--leak]
+                               [--json PATH]
 
 The short form takes a few minutes; ``--full`` takes an hour, half of it the soak:
 
@@ -9,11 +10,13 @@ The short form takes a few minutes; ``--full`` takes an hour, half of it the soa
     slow      sockets that send or take slowly: closed at the deadline; others hardly notice
     fuzz      broken requests: no process dies, /healthz stays quick
     leavers   clients that leave: the next request does not wait for their work
-    drain     requests under way at SIGTERM: none is lost
-    soak      memory, descriptors, threads and processes after hours of one thing after the other
+    soak      memory, descriptors, threads, processes after many rounds of all kinds of requests
+    drain     20 requests that wait and 20 that are arriving at SIGTERM: none is lost
 
-The client shares the machine with the server, so the figures are those of a server that has not all
-of it. Linux.
+The client of ``load`` is a process of its own that does little; its processor time, that of the
+process that listens and that of the model are told apart. All share the machine, so the times are
+those of a server that has not all of it. ``--leak`` plants a leak, which ``soak`` has to find: the
+exit code is 1 where memory, descriptors, threads or processes grow. Linux.
 """
 
 from __future__ import annotations
@@ -22,15 +25,19 @@ import argparse
 import asyncio
 import io
 import json
+import multiprocessing
 import os
 import random
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +51,19 @@ from spatialembed.inference.predictor import load
 from spatialembed.results.labels import write_labels
 
 QUEUE, RECEIVE_S = 8, 5.0
+MOST_GROWTH = {"bytes": 1 << 24, "model bytes": 1 << 24}
+"""In a soak; of descriptors, threads and processes none."""
+LEAK = """
+import sys
+from spatialembed.command.main import main
+from spatialembed.serve.gate import Gate
+kept, check = [], Gate.check
+def leaking(gate, scope):
+    kept.append(bytes(range(256)) * 256)
+    check(gate, scope)
+Gate.check = leaking
+sys.exit(main(sys.argv[1:]))
+"""
 SAME = {"engine": "torch", "precision": "float32"}
 
 
@@ -59,12 +79,20 @@ class Answer(NamedTuple):
 class Server:
     """``spatialembed serve`` in a process of its own."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, queue: int = QUEUE, leak: bool = False) -> None:
         flags = [word for name, value in SAME.items() for word in (f"--{name}", value)]
-        limits = ["--queue", str(QUEUE), "--receive", str(RECEIVE_S), "--port", "0"]
+        limits = ["--queue", str(queue), "--receive", str(RECEIVE_S), "--port", "0"]
         self.model = model
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "spatialembed", "serve", "--model", model, *limits, *flags],
+            [
+                sys.executable,
+                *(["-c", LEAK] if leak else ["-m", "spatialembed"]),
+                "serve",
+                "--model",
+                model,
+                *limits,
+                *flags,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -80,19 +108,27 @@ class Server:
         """Of a path."""
         return await self.ask(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
-    async def post(self, image: bytes, query: str = "") -> Answer:
-        """An image."""
+    def request(self, image: bytes, query: str = "") -> bytes:
+        """That posts an image."""
         head = f"POST /v1/models/{self.model}/instances?{query} HTTP/1.1\r\nHost: localhost\r\n"
         head += f"Content-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
-        return await self.ask(head.encode() + image)
+        return head.encode() + image
 
-    async def ask(self, data: bytes, wait: float = 120.0) -> Answer:
-        """One request on a connection of its own."""
+    async def post(self, image: bytes, query: str = "") -> Answer:
+        """An image."""
+        return await self.ask(self.request(image, query))
+
+    async def ask(self, data: bytes, wait: float = 120.0, pause: float = 0.0) -> Answer:
+        """One request on a connection of its own; pause: s before its last byte."""
         begun = time.monotonic()
         try:
             async with asyncio.timeout(wait):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 try:
+                    if pause:
+                        writer.write(data[:-1])
+                        await asyncio.sleep(pause)
+                        data = data[-1:]
                     writer.write(data)
                     await writer.drain()
                     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -117,10 +153,20 @@ class Server:
             "processes": len(_below(self.process.pid)),
         }
 
+    def model_process(self) -> int:
+        """Its id."""
+        return _below(self.process.pid)[0]
+
     def model_bytes(self) -> int:
         """Memory of the model's process."""
-        pages = Path(f"/proc/{_below(self.process.pid)[0]}/statm").read_text().split()[1]
+        pages = Path(f"/proc/{self.model_process()}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGESIZE")
+
+
+def processor_seconds(process: int) -> float:
+    """That it has used."""
+    used = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
 
 def _below(process: int) -> list[int]:
@@ -161,21 +207,67 @@ async def closed(server: Server, clients: int, seconds: float) -> list[Answer]:
             for a in answers]  # fmt: skip
 
 
+class Sent(NamedTuple):
+    """A request of ``flood``; status: 0 where there was none."""
+
+    status: int
+    may_retry: bool
+    seconds: float
+
+
+def flood(port: int, data: bytes, rate: float, seconds: float) -> tuple[list[Sent], float]:
+    """Send requests at a rate, whatever comes back; also returns the processor seconds it took.
+
+    Sockets and nothing above them: a client that is slower than the server would measure itself.
+    """
+    poll, answers, sent = select.epoll(), list[Sent](), 0
+    live: dict[int, tuple[socket.socket, float, bytearray]] = {}
+    begun, used = time.monotonic(), time.process_time()
+    while (passed := time.monotonic() - begun) < seconds or live:
+        while passed < seconds and sent < rate * passed:
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+            poll.register(one, select.EPOLLOUT)
+            live[one.fileno()] = one, time.monotonic(), bytearray()
+            sent += 1
+        for number, event in poll.poll(0.002):
+            one, since, got = live[number]
+            try:
+                if event & select.EPOLLOUT:
+                    one.send(data)  # of a few kB: the kernel takes it as a whole
+                    poll.modify(number, select.EPOLLIN)
+                    continue
+                part = one.recv(1 << 16)
+            except OSError:
+                part = b""
+            got += part
+            head, end, body = bytes(got).lower().partition(b"\r\n\r\n")
+            length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            if not part or (end and len(body) >= int(length)):
+                status = int(head[9:12]) if end else 0
+                answers.append(Sent(status, b"retry-after" in head, time.monotonic() - since))
+                poll.unregister(number)
+                live.pop(number)
+                one.close()
+    return answers, time.process_time() - used
+
+
 async def overload(server: Server, full: bool) -> dict[str, Any]:
     """20 times what it can do."""
-    seconds = 60.0 if full else 10.0
+    seconds, image = 60.0 if full else 10.0, picture(0)
     alone = [a.seconds for a in await closed(server, 1, 3)]
     service = float(np.median(alone))
     peak = sum(a.status == 200 for a in await closed(server, QUEUE, seconds / 2)) / (seconds / 2)
-    before, image, tasks = server.model_bytes(), picture(0), []
-    begun, sent = time.monotonic(), 0
-    while (passed := time.monotonic() - begun) < seconds:
-        while sent < 20 * peak * passed:
-            tasks.append(asyncio.create_task(server.post(image)))
-            sent += 1
-        await asyncio.sleep(0.005)
-    answers = await asyncio.gather(*tasks)
+    listening, model = server.process.pid, server.model_process()
+    before = server.state()["bytes"], server.model_bytes()
+    used = processor_seconds(listening), processor_seconds(model)
+    begun = time.monotonic()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        work = pool.submit(flood, server.port, server.request(image), 20 * peak, seconds)
+        answers, client = await asyncio.wrap_future(work)
     took = time.monotonic() - begun
+    spent = processor_seconds(listening) - used[0], processor_seconds(model) - used[1]
     fine = [a for a in answers if a.status == 200]
     refused = [a for a in answers if a.status == 503]
     await asyncio.sleep(1)
@@ -185,13 +277,19 @@ async def overload(server: Server, full: bool) -> dict[str, Any]:
         "service ms": round(1000 * service, 1),
         "peak per s": round(peak, 1),
         "goodput / peak": round(len(fine) / took / peak, 2),
+        "refused p50 ms": percentile([a.seconds for a in refused], 50),
         "refused p99 ms": percentile([a.seconds for a in refused], 99),
-        "all with Retry-After": all("retry-after" in a.headers for a in refused),
+        "all with Retry-After": all(a.may_retry for a in refused),
         "accepted p99 / ((queue + 1) x service)": round(
             percentile([a.seconds for a in fine], 99) / 1000 / ((QUEUE + 1) * service), 2
         ),
         "a second later / service": round((await server.post(image)).seconds / service, 2),
-        "model MB more": round((server.model_bytes() - before) / 1e6, 1),
+        "listening MB more": round((server.state()["bytes"] - before[0]) / 1e6, 1),
+        "model MB more": round((server.model_bytes() - before[1]) / 1e6, 1),
+        "processor ms a request, client": round(1000 * client / len(answers), 2),
+        "processor ms a request, listening": round(1000 * spent[0] / len(answers), 2),
+        "processor ms an image, model": round(1000 * spent[1] / max(1, len(fine)), 1),
+        "cores in use": round((client + sum(spent)) / took, 2),
     }
 
 
@@ -315,21 +413,6 @@ async def leavers(server: Server, full: bool) -> dict[str, Any]:
     }
 
 
-async def drain(server: Server, full: bool) -> dict[str, Any]:
-    """A full queue at SIGTERM; then the server is gone."""
-    tasks = [asyncio.create_task(server.post(picture(0, 200))) for _ in range(QUEUE)]
-    await asyncio.sleep(0.3)
-    server.process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(0.2)
-    new = await server.get("/readyz")
-    answers = Counter(a.status for a in await asyncio.gather(*tasks))
-    return {
-        "answers to those before": dict(answers),
-        "a new one": new.status,
-        "exit code": await asyncio.to_thread(server.process.wait, 60),
-    }
-
-
 async def soak(server: Server, full: bool) -> dict[str, Any]:
     """One thing after the other; the first fifth of the time warms up."""
     seconds = 1800.0 if full else 45.0
@@ -345,9 +428,40 @@ async def soak(server: Server, full: bool) -> dict[str, Any]:
             states.append(server.state() | {"model bytes": server.model_bytes()})
     first, last = states[: len(states) // 3], states[-(len(states) // 3) :]
     grown = {
-        f"{key} more": max(s[key] for s in last) - max(s[key] for s in first) for key in states[0]
+        key: int(np.median([s[key] for s in last]) - np.median([s[key] for s in first]))
+        for key in states[0]
     }
-    return {"minutes": round(seconds / 60, 1), "rounds": done, **grown}
+    leaks = [key for key, more in grown.items() if more > MOST_GROWTH.get(key, 0)]
+    more = {f"{key} more": value for key, value in grown.items()}
+    return {"minutes": round(seconds / 60, 1), "rounds": done, **more, "leaks": leaks}
+
+
+async def drain(server: Server, full: bool) -> dict[str, Any]:
+    """A server of its own, with room for all."""
+    ending = Server(server.model, queue=64)
+    try:
+        await ending.ready()
+        request, model = ending.request(picture(0, 200)), ending.model_process()
+        os.kill(model, signal.SIGSTOP)  # so that none is done before the signal
+        waiting = [asyncio.create_task(ending.ask(request)) for _ in range(20)]
+        while b'accepted{model="%s"} 20.0' % server.model.encode() not in (
+            (await ending.get("/metrics")).body
+        ):
+            await asyncio.sleep(0.1)
+        arriving = [asyncio.create_task(ending.ask(request, pause=3)) for _ in range(20)]
+        await asyncio.sleep(2)
+        ending.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        new = await ending.get("/readyz")
+        os.kill(model, signal.SIGCONT)
+        return {
+            "answers to those waiting": dict(Counter([(await a).status for a in waiting])),
+            "answers to those arriving": dict(Counter([(await a).status for a in arriving])),
+            "a new one": new.status,
+            "exit code": await asyncio.to_thread(ending.process.wait, 60),
+        }
+    finally:
+        ending.process.terminate()
 
 
 PARTS: dict[str, Callable[[Server, bool], Awaitable[dict[str, Any]]]] = {
@@ -359,7 +473,7 @@ PARTS: dict[str, Callable[[Server, bool], Awaitable[dict[str, Any]]]] = {
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """The parts, one after the other, with one server."""
     report: dict[str, Any] = {"machine": machine(), "model": given.model}
-    server = Server(given.model)
+    server = Server(given.model, leak=given.leak)
     try:
         await server.ready()
         for name in given.only.split(","):
@@ -376,12 +490,13 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--model", default="shapes")
+    parser.add_argument("--leak", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     report = asyncio.run(run(given))
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
+    return int(bool(report.get("soak", {}).get("leaks")))
 
 
 if __name__ == "__main__":

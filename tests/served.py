@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 """A machine under load takes long to import torch."""
 SAME = ("--engine", "torch", "--precision", "float32", "--threads", "1")
 """Engines differ in the last bits: those of two runs that are compared have to be the same."""

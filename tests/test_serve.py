@@ -108,7 +108,8 @@ def _area(ring: list[list[float]]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("form", "options"), [("JPEG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})]
+    ("form", "options"),
+    [("JPEG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("GIF", {})],
 )
 def test_image_files_of_other_formats(server: Served, form: str, options: dict) -> None:
     assert server.post(encoded(pixels(), form, **options)).json["instances"]
@@ -232,6 +233,7 @@ ONE = "/v1/models/shapes/instances"
         ("GET", "/examples/../openapi.json", {}, 404, "no_such_path"),
         ("GET", ONE, {}, 405, "bad_method"),
         ("POST", ONE + "?strat=0.5", PNG_TYPE, 400, "bad_setting"),
+        ("POST", ONE + "?foo=1", PNG_TYPE, 400, "bad_setting"),
         ("POST", ONE + "?start=2", PNG_TYPE, 400, "bad_setting"),
         ("POST", ONE + "?start=x", PNG_TYPE, 400, "bad_setting"),
         ("POST", ONE + "?start=nan", PNG_TYPE, 400, "bad_setting"),
@@ -252,6 +254,25 @@ def test_requests_that_are_refused(
 ) -> None:
     answer = server.ask(method, path, PNG if method == "POST" else None, headers)
     assert (answer.status, answer.code) == (status, code)
+    assert answer.json["error"]["remedy"]
+
+
+def test_faults_of_an_image_have_its_name_and_refusals_are_counted(server: Served) -> None:
+    before = server.get("/metrics").body
+    answer = server.post(PNG[:100], "name=cell%3Cb%3E.png")
+    assert answer.json["error"]["message"].startswith("cell<b>.png: ")
+    raw(server.port, b"GET / HTTP/1.1\r\n\r\n")
+    server.ask("GET", "/v1/models", None, {"Host": "evil.example"})
+    server.get("/v1/nothing")
+    after = server.get("/metrics").body
+    for code in ("truncated", "bad_request", "bad_host", "no_such_path"):
+        assert _counted(after, code) == _counted(before, code) + 1
+
+
+def _counted(metrics: bytes, code: str) -> float:
+    start = f'spatialembed_refusals_total{{code="{code}"}} '
+    lines = metrics.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
 
 
 FORM = "multipart/form-data; boundary=x"

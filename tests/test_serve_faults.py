@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
@@ -185,6 +186,21 @@ def test_drain_finishes_what_was_accepted() -> None:
         until(lambda: not alive(model))
     finally:
         server.process.kill()
+
+
+def test_requests_lost_at_the_end_of_the_grace_are_told() -> None:
+    server = Served("--model", "shapes", "--grace", "0.5", "--receive", "1")
+    try:
+        server.wait_until_ready()
+        with ThreadPoolExecutor(2) as pool, Stopped(server):
+            lost = posted(pool, server, 2)  # whose answers never come
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=60) == 6
+            assert all(isinstance(f.exception(), (OSError, HTTPException)) or
+                       f.result().status == 500 for f in lost)  # fmt: skip
+    finally:
+        log = server.close()
+    assert "2 requests had no answer within --grace 0.5 s" in log
 
 
 @pytest.mark.slow

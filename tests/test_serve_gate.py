@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from io import BytesIO
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def room(_: object) -> None:
 
 
 def gate(token: str | None = None, rate: float | None = None) -> Gate:
-    return Gate(Response(b"fine"), token, {"localhost", "[::1]"}, rate, room)
+    proxies = [ip_network("127.0.0.1"), ip_network("10.0.0.0/8")]
+    return Gate(Response(b"fine"), token, {"localhost", "[::1]"}, rate, room, proxies)
 
 
 def ask(
@@ -116,6 +119,27 @@ def test_rate_of_each_address() -> None:
     assert ask(limited, path="/healthz")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [("10.1.2.3", "1.1.1.1", "1.1.1.1"), ("10.1.2.3", "8.8.8.8, 1.1.1.1, 127.0.0.1", "1.1.1.1"),
+     ("1.1.1.1", "2.2.2.2", "1.1.1.1"), ("10.1.2.3", "10.9.9.9", "10.9.9.9")],
+)  # fmt: skip
+def test_the_rate_is_that_of_the_client_behind_the_proxy(
+    peer: str, forwarded: str, client: str
+) -> None:
+    limited = gate(rate=0.5)
+    assert ask(limited, address=peer, x_forwarded_for=forwarded)[0] == 200
+    assert ask(limited, address=client)[0] == 429
+    assert ask(limited, address="9.9.9.9")[0] == 200
+
+
+def test_a_port_that_is_taken_is_named(capsys: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert f"bad_address: port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
+
+
 def test_who_asks_too_often_still_gets_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     limited, statuses = gate(rate=2.0), []
     for tenth in range(100):
@@ -166,6 +190,7 @@ def test_draining_comes_before_the_token() -> None:
         (["--model", "nuclei", "--model", "nuclei"], "bad_setting"),
         (["--model", "a/b=nuclei"], "bad_setting"),
         (["--port", "70000"], "bad_address"),
+        (["--proxies", "nginx"], "bad_setting"),
     ],
 )
 def test_settings_that_are_refused(

@@ -591,7 +591,7 @@ def test_too_many_bytes_are_not_even_sent(server: Server, visit: Any, tmp_path: 
     seen = visit(server.url)
     seen.page.set_input_files("#file", tmp_path / "long.png")
     seen.page.wait_for_selector("#failure:not([hidden])")
-    assert "65 MB" in seen.page.inner_text(".failure-what")
+    assert "65 MiB" in seen.page.inner_text(".failure-what")
     assert not seen.posts()
 
 

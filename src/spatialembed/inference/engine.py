@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -160,6 +160,7 @@ def build(
     *,
     scale: float = 1.0,
     megapixels: float | None = None,
+    among: Collection[str] = ENGINES,
 ) -> NetworkEngine:
     """Start an engine for a network; logs which, and how long it took.
 
@@ -170,6 +171,7 @@ def build(
             ``resolve_precision``; threads on the CPU, for the whole process, None leaves them.
         scale: Factor by which images are resized before the network, and maps back after it.
         megapixels: Of all images of the job, as the network sees them; None: unknown.
+        among: Engines of which "auto" may choose.
 
     Returns:
         The engine. One that "auto" chose and that cannot be started gives way to "torch", with a
@@ -195,7 +197,7 @@ def build(
     name = engine
     if engine == "auto":
         threads = torch.get_num_threads()
-        name = choose(where.type, how, _there(where), megapixels, threads, net.network)
+        name = choose(where.type, how, _there(where) & set(among), megapixels, threads, net.network)
     if name != "torch":
         logger.info("starting engine %s", name)  # some take a while
     began = time.perf_counter()

@@ -9,7 +9,7 @@ read and the ones before are clustered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -33,6 +33,7 @@ from spatialembed.inference.diameter import (
     suited,
 )
 from spatialembed.inference.engine import Engine, build
+from spatialembed.inference.engines.choice import ENGINES
 from spatialembed.inference.model_file import ModelInfo
 from spatialembed.inference.test_time_augmentation import average_over_turns
 from spatialembed.method.ambiguity import ambiguity as ambiguity_map
@@ -109,13 +110,17 @@ def load_for(
     pixels: float | None = None,
     diameter: str | float | None = None,
     channel: Channel | None = None,
+    among: Collection[str] = ENGINES,
 ) -> Predictor:
-    """``load`` with the device settings as one object, as the verbs have them."""
+    """``load`` with the device settings as one object, as the verbs have them.
+
+    pixels: of all images of the job. among: engines of which "auto" may choose.
+    """
     wanted = None if diameter is None else parse_diameter(diameter)
     parse_channel(channel)  # before the work
     net, info = model_file.load(model)
     megapixels = None if pixels is None else pixels * info.scale**2 / 1e6
-    run = build(net, options, scale=info.scale, megapixels=megapixels)
+    run = build(net, options, scale=info.scale, megapixels=megapixels, among=among)
     return Predictor(run, info, wanted, channel)
 
 

@@ -275,7 +275,8 @@ def _asked(request: Request, more: tuple[str, ...] = ()) -> dict[str, Any]:
         if name not in known or len(query.getlist(name)) > 1:
             best = nearest(name, known)
             what = f"{name[:40]!r} is no parameter, or is given twice"
-            raise _bad_setting(what, f"the nearest is {best}" if best else "")
+            remedy = f"the nearest is {best}" if best else f"there are {', '.join(known)}"
+            raise _bad_setting(what, remedy)
     flags = {name: query.get(name, "0") for name in ("polygons", "keep")}
     if not set(flags.values()) <= {"0", "1"}:
         raise _bad_setting("polygons and keep are 0 or 1")

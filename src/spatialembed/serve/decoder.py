@@ -50,8 +50,8 @@ class Decoder:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def __call__(self, data: pipe.Bytes, max_pixels: int) -> Picture:
-        """Pixels of a file; max_pixels: width x height, by its header.
+    def __call__(self, data: pipe.Bytes, max_pixels: int, name: str = "image") -> Picture:
+        """Pixels of a file; max_pixels: width x height, by its header; name: for faults.
 
         Raises SpatialEmbedError: those of ``read_image``; ``not_decodable`` (exit 3) of a file that
         killed its process.
@@ -59,7 +59,8 @@ class Decoder:
         if self.child.poll() is not None:  # killed while it had nothing to do
             self._start()
         try:
-            pipe.write(cast(RawIOBase, self.child.stdin), {"most": max_pixels}, data)
+            asked = {"most": max_pixels, "name": name}
+            pipe.write(cast(RawIOBase, self.child.stdin), asked, data)
             meta, pixels = pipe.read(cast(RawIOBase, self.child.stdout))
         except (EOFError, BrokenPipeError):
             self.child.kill()
@@ -135,7 +136,7 @@ def main(folder: str) -> None:
             answer = _decode(path, asked["most"])
         except SpatialEmbedError as error:
             told = fault(error)
-            told["message"] = told["message"].replace(str(path), "image")
+            told["message"] = told["message"].replace(str(path), asked["name"])
             answer = {"error": told}, b""
         except MemoryError:
             what = "the image needs more memory than decoding may take"

@@ -12,6 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,7 @@ from spatialembed.serve.faults import HEADERS, Refused
 OPEN = ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/openapi.json", "/examples/")
 """Paths, and beginnings of paths, that need no token."""
 MOST_ADDRESSES = 10_000
+Network = IPv4Network | IPv6Network
 DRAINING_RETRY_S = 5
 
 
@@ -34,9 +36,10 @@ class Gate:
         hosts: Collection[str],
         rate: float | None,
         room: Callable[[Scope], None],
+        proxies: Collection[Network] = (),
     ) -> None:
-        """room: raises Refused where the model of the request has none."""
-        self.app, self.room = app, room
+        """room: raises Refused where the model of the request has none. proxies: believed."""
+        self.app, self.room, self.proxies = app, room, proxies
         self.token = None if token is None else token.encode()
         self.hosts = frozenset(host.lower() for host in hosts)
         self.rate = rate
@@ -73,8 +76,10 @@ class Gate:
             self.active -= 1
 
     def check(self, scope: Scope) -> None:
-        """Raises Refused."""
+        """Raises Refused; ``client`` of the scope becomes the one behind the proxies."""
         headers, path = Headers(scope=scope), scope["path"]
+        address = self._address(scope, headers)
+        scope["client"] = address, 0
         if self.draining and path != "/healthz":
             what = "the server is about to end"
             raise Refused("draining", what, "try again", retry=DRAINING_RETRY_S)
@@ -94,8 +99,24 @@ class Gate:
         if origin is not None and origin.lower() not in own:
             raise Refused("bad_origin", "the page of another site asks", "open the server's own")
         if self.rate is not None and path.startswith("/v1/"):
-            self._count(scope["client"][0] if scope.get("client") else "", self.rate)
+            self._count(address, self.rate)
         self.room(scope)
+
+    def _address(self, scope: Scope, headers: Headers) -> str:
+        """Of the client: the last one that no proxy of ours has."""
+        address = scope["client"][0] if scope.get("client") else ""
+        if "x-forwarded-for" in headers:
+            hops = ",".join(headers.getlist("x-forwarded-for")).split(",")
+            while hops and self._is_proxy(address):
+                address = hops.pop().strip()
+        return address
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self.proxies)
 
     def _count(self, address: str, rate: float) -> None:
         """A bucket for each address: ``rate`` a second, twice that at once."""

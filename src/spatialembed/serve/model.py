@@ -117,7 +117,7 @@ class Model:
             msgspec.json.encode(self.given).decode(),
             stdin=PIPE,
             stdout=PIPE,
-            process_group=0,  # Ctrl-C in a terminal is for the server alone
+            start_new_session=True,  # Ctrl-C in a terminal is for the server alone
         )
         async with asyncio.timeout(START_S):
             said, _ = await pipe.receive(_reader(self._process))

@@ -23,6 +23,9 @@ class ServeOptions(DeviceOptions):
     hosts: str = ""
     """Names that requests may give in their Host header, with commas between, beside those of this
     machine."""
+    proxies: str = ""
+    """Addresses or networks, with commas between, of proxies whose X-Forwarded-For is believed
+    beside those of this machine: 172.16.0.0/12, say, for one outside of the server's container."""
     queue: int = 8
     """Images that may wait for a model; more are refused at once, with Retry-After."""
     deadline: float = 60.0

@@ -212,7 +212,8 @@ class Receiving(HttpToolsProtocol):
             self._stop(Refused("bad_request", "there is HTTP/1.1 alone here, and no upgrade"))
         path = unquote(httptools.parse_url(self.url).path.decode("ascii"))
         try:
-            self.check(self.scope | {"method": self.parser.get_method().decode(), "path": path})
+            self.scope.update({"method": self.parser.get_method().decode(), "path": path})
+            self.check(self.scope)
         except Refused as fault:
             self._stop(fault, self.receive_s)
         self._in_head, self._unparsed = False, 0

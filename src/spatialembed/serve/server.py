@@ -10,27 +10,32 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from ipaddress import ip_address
+from errno import EADDRINUSE
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from spatialembed.errors import USAGE, SpatialEmbedError
+from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.options import DeviceOptions
 from spatialembed.serve.app import Limits, Site
-from spatialembed.serve.gate import Gate
+from spatialembed.serve.gate import Gate, Network
 from spatialembed.serve.metrics import Metrics
 from spatialembed.serve.model import Model
 from spatialembed.serve.options import ServeOptions
 from spatialembed.serve.receiving import bounded
 
+logger = logging.getLogger("spatialembed")
 LEAST_TOKEN = 16
 """Characters."""
 
 
 def serve(options: ServeOptions) -> int:
-    """Serve until SIGTERM or Ctrl-C; returns the exit code, 0, or 143 if a second one hurried it.
+    """Serve until SIGTERM or Ctrl-C.
+
+    Returns the exit code: 0, 6 if the grace was too short for some requests, 143 if a second signal
+    hurried it.
 
     Raises SpatialEmbedError ``no_token``, ``bad_setting``, ``bad_address`` (exit 2), and those of
     ``load`` for a model that does not load at all.
@@ -44,7 +49,7 @@ def serve(options: ServeOptions) -> int:
             model.given["folder"] = str(place)
         metrics = Metrics(models)
         site = Site(models, Limits(options.max_bytes, options.max_pixels), metrics)
-        gate = Gate(site.app(), token, _hosts(options), options.rate, site.room)
+        gate = Gate(site.app(), token, _hosts(options), options.rate, site.room, _proxies(options))
         server = _Server(gate, options, metrics.refused)
         port = listener.getsockname()[1]
         shown = f"[{options.host}]" if ":" in options.host else options.host
@@ -56,7 +61,12 @@ def serve(options: ServeOptions) -> int:
     for model in models.values():
         if model.first_fault is not None:
             raise model.first_fault
-    return 128 + signal.SIGTERM if server.force_exit else 0
+    if server.force_exit:
+        return 128 + signal.SIGTERM
+    if gate.lost:
+        logger.error("%d requests had no answer within --grace %g s", gate.lost, options.grace)
+        return PARTIAL
+    return 0
 
 
 async def _run(server: _Server, models: Mapping[str, Model], listener: socket.socket) -> None:
@@ -86,6 +96,7 @@ class _Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # the gate reads them, since it counts by address
                 server_header=False,
                 timeout_keep_alive=10,
                 timeout_graceful_shutdown=max(1, round(options.receive)),  # answers not yet taken
@@ -143,6 +154,16 @@ def _hosts(options: ServeOptions) -> set[str]:
     return {"localhost", "127.0.0.1", "[::1]", own} | named
 
 
+def _proxies(options: ServeOptions) -> list[Network]:
+    """Networks whose ``X-Forwarded-For`` is believed. Raises ``bad_setting``."""
+    try:
+        named = [ip_network(part.strip()) for part in options.proxies.split(",") if part.strip()]
+    except ValueError as error:
+        remedy = "give addresses or networks, 172.16.0.0/12 say"
+        raise SpatialEmbedError("bad_setting", f"proxies: {error}", remedy, USAGE) from None
+    return [ip_network("127.0.0.0/8"), ip_network("::1"), *named]
+
+
 def _models(options: ServeOptions) -> dict[str, Model]:
     """By name. Raises ``bad_setting``."""
     how = {f.name: getattr(options, f.name) for f in fields(DeviceOptions)}
@@ -170,7 +191,8 @@ def _bound(options: ServeOptions) -> socket.socket:
     try:
         return socket.create_server((options.host, options.port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        what = f"{options.host}:{options.port}: {error}"
-        raise SpatialEmbedError(
-            "bad_address", what, "give another --host or --port", USAGE
-        ) from None
+        what, remedy = f"{options.host}:{options.port}: {error}", "give another --host or --port"
+        if isinstance(error, OSError) and error.errno == EADDRINUSE:
+            what = f"port {options.port} of {options.host} is taken by another program"
+            remedy = f"end it, or give --port {options.port + 1}, or --port 0 for any that is free"
+        raise SpatialEmbedError("bad_address", what, remedy, USAGE) from None

@@ -134,7 +134,7 @@ async function begin(then) {
   states();
   model.disabled = models.length < 2;
   if (limits.max_bytes) {
-    $('limits').textContent = `PNG, JPEG, TIFF, WebP or BMP, up to ${Math.floor(limits.max_bytes / 2 ** 20)} MB`
+    $('limits').textContent = `PNG, JPEG, TIFF, WebP, BMP or GIF, up to ${Math.floor(limits.max_bytes / 2 ** 20)} MiB`
       + (limits.max_pixels ? ` and ${Math.floor(limits.max_pixels / 1e6)} megapixels` : '');
   }
   describe();
@@ -245,8 +245,8 @@ async function run() {
   try {
     if (file.size === 0) throw new Failure(`${name}: the file is empty.`, 'Choose an image.', 422);
     if (file.size > limits.max_bytes) {
-      throw new Failure(`${name}: ${Math.ceil(file.size / 2 ** 20)} MB are more than the server takes.`,
-        `Send at most ${Math.floor(limits.max_bytes / 2 ** 20)} MB: crop the image or save it in grey.`, 413);
+      throw new Failure(`${name}: ${Math.ceil(file.size / 2 ** 20)} MiB are more than the server takes.`,
+        `Send at most ${Math.floor(limits.max_bytes / 2 ** 20)} MiB: crop the image or save it in grey.`, 413);
     }
     let sent = performance.now();
     const own = drawable(file); // decodes while the server works
@@ -299,11 +299,12 @@ async function server_picture(path, signal) {
 function duration(timing, took) {
   const parts = [...timing.matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, what, ms]) => [what, Number(ms)]);
   const all = Math.max(took, parts.reduce((sum, [, ms]) => sum + ms, 0)); // both are measured
-  const long = parts.filter(([, ms]) => ms >= 1).map(([what, ms]) => `${what} ${round(ms)}`);
-  return `${round(all)} ms${long.length ? `: ${long.join(', ')}` : ''}`;
+  const [unit, per] = all < 10000 ? ['ms', 1] : ['s', 1000];
+  const long = parts.filter(([, ms]) => ms >= (per === 1 ? 1 : 100)).map(([what, ms]) => `${what} ${round(ms / per)}`);
+  return `${round(all / per)} ${unit}${long.length ? `: ${long.join(', ')}` : ''}`;
 }
 
-const round = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString('en'));
+const round = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString('en'));
 
 // Tells the server that the kept maps are not needed any more; it would find out by itself, later.
 function forget() {
@@ -493,6 +494,9 @@ function paint(found, took) {
   $('time').textContent = [took, ...(found.warnings ?? [])].join(' · ');
   $('truncated').hidden = !found.truncated;
   $('none').hidden = objects.length > 0;
+  $('none').textContent = moved().length ? 'Nothing passes these thresholds: reset or lower them.'
+    : `${shown.model} sees nothing of its kind here.${models.length > 1 ? ' Try another model.' : ''} `
+      + 'Lower thresholds help with faint objects alone.';
   stage.setAttribute('aria-label', `${shown.name}: ${objects.length} ${$('noun').textContent}`);
   sample();
   draw_fill();
