@@ -59,7 +59,7 @@ from spatialembed.command.main import main
 from spatialembed.serve.gate import Gate
 kept, check = [], Gate.check
 def leaking(gate, scope):
-    kept.append(bytes(range(256)) * 256)
+    kept.append(bytes(range(256)) * 1024)
     check(gate, scope)
 Gate.check = leaking
 sys.exit(main(sys.argv[1:]))
