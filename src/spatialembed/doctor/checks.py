@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,6 +217,24 @@ def _mixed_kinds(survey: Survey) -> Seen:
     return Seen(cases if len(cases) > 1 else ())
 
 
+def _channels(survey: Survey) -> Seen:
+    """Contrast of the objects in each channel, where none was chosen."""
+    if (seen := survey.channels) is None:
+        return Seen()
+    most, clear = seen.contrast[seen.best], seen.clear
+    name = f"channel {seen.best + 1} {seen.names[seen.best]}".strip()
+    how = f"most in {name}, from {most:.0%} of the background"
+    remedy = (
+        f"train and predict with --channel {quote(str(seen.channel))}, as recommended.yaml does"
+    )
+    words = {
+        "channels": len(seen.names),
+        "how": how if clear else "in none",
+        "remedy": remedy if clear else "choose one with --channel; max takes all together",
+    }
+    return Seen(seen.lines(), seen.images, words=words)
+
+
 def _copies(test: Callable[[Survey, Duplicate], bool]) -> Measure:
     """Images that are copies of an earlier one: of three copies two are counted."""
 
@@ -367,6 +386,8 @@ CHECKS = (
     Check("mixed_kinds", "warning", _mixed_kinds,
           "{n} kinds of pixels are mixed",
           "convert them alike if they show one thing; percentiles level out the ranges"),
+    Check("several_channels", "warning", _channels,
+          "images of {channels} channels: the objects stand out {how}", "{remedy}"),
     Check("constant_image", "warning",
           _images(lambda i: f"every value is {i.low:g}" if i.low == i.high else ""),
           "{n:image} of one value only", "leave them out"),

@@ -140,7 +140,10 @@ def recommend(survey: Survey) -> Advice:
 def _of_files(survey: Survey) -> Iterator[Setting]:
     for option in fields(DataOptions):
         if (value := getattr(survey.reading, option.name)) != option.default:
-            yield Setting(option.name, value, "as the doctor was told")
+            reason = "as the doctor was told"
+            if option.name == "channel" and survey.channels is not None:
+                reason = f"objects stand out most in it: {', '.join(survey.channels.lines()[:4])}"
+            yield Setting(option.name, value, reason)
     columns = survey.group_columns()
     if survey.splits == ("",) and columns:
         groups = len({pair.row[columns[0]] for pair in survey.pairs})

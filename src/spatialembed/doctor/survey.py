@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from spatialembed.data.tables import (
     read_classes,
     read_index,
 )
+from spatialembed.doctor.channel_contrast import ChannelContrast, channel_contrast
 from spatialembed.doctor.near_duplicates import Duplicate, near_duplicates
 from spatialembed.doctor.probe import Fault, MaskFacts, Pair, fault_of, noted, probe
 from spatialembed.errors import SpatialEmbedError
@@ -50,6 +51,7 @@ class Survey:
     class_names: Mapping[str, tuple[str, ...]]  # by split; empty without classes.csv
     near_duplicates: tuple[Duplicate, ...]
     reading: DataOptions
+    channels: ChannelContrast | None = None  # of images of several, where none was chosen
 
     @property
     def layout(self) -> str:
@@ -158,6 +160,9 @@ def survey(path: str | Path, reading: DataOptions, *, progress: bool = True) -> 
         listing.add(split)
     if not listing.pairs and not listing.images_alone:
         raise SpatialEmbedError("no_images", f"{root}: no image in it", "put some into images/")
+    channels = channel_contrast(listing.pairs, reading)
+    if channels is not None and channels.clear:
+        reading = replace(reading, channel=channels.channel)
     pairs = [probe(pair, reading) for pair in track(listing.pairs, "reading", shown=progress)]
     faults = listing.faults + [fault for pair in pairs for fault in pair.faults]
     return Survey(
@@ -170,6 +175,7 @@ def survey(path: str | Path, reading: DataOptions, *, progress: bool = True) -> 
         class_names=listing.class_names,
         near_duplicates=tuple(near_duplicates(pairs)),
         reading=reading,
+        channels=channels,
     )
 
 

@@ -27,10 +27,11 @@ import numpy as np
 from PIL import Image
 
 from spatialembed.errors import SpatialEmbedError
-from spatialembed.images.channels import Channel, parse_channel, pick
+from spatialembed.images.channels import COLOURS, Channel, parse_channel, pick
 from spatialembed.images.checks import ImageWarning, warn_of_turning
 from spatialembed.images.decode import decode, from_pillow, opened
 from spatialembed.images.tiff import invert, page_numbers
+from spatialembed.images.tiff_channels import channel_names
 
 MAX_PIXELS = 2**28
 """Default limit of width x height, 268 million."""
@@ -158,6 +159,21 @@ def each_page(path: Path, name: str) -> list[tuple[Path | Page, str]]:
     if len(indices) == 1:
         return [(path, name)]
     return [(Page(path, at), f"{name}_p{i:04d}") for i, at in enumerate(indices, start=1)]
+
+
+def grey_channels(path: Path) -> list[str] | None:
+    """Names of the channels of an image that has no colours, "" without one; None: unreadable.
+
+    One for grey and for colour pictures, which are read as they are.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)
+            with opened(path) as (file, form):
+                names = channel_names(path, file) if form == "TIFF" else [""]
+    except SpatialEmbedError:
+        return None
+    return [""] if tuple(names) == COLOURS else names
 
 
 def _check_array(array: np.ndarray) -> None:

@@ -81,6 +81,15 @@ def read_channel(
         refuse_damaged(path, "TIFF", error)
 
 
+def channel_names(path: Path, file: BinaryIO) -> list[str]:
+    """Names of the channels of a TIFF, "" without one. Raises as ``channel_planes``; truncated."""
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            return [plane.name for plane in channel_planes(path, tiff)]
+    except DAMAGED as error:
+        refuse_damaged(path, "TIFF", error)
+
+
 def by_page(planes: Sequence[Plane], which: Sequence[int]) -> list[tuple[int, list[int]]]:
     """The pages of these planes, each with the samples that are wanted of it."""
     found: dict[int, list[int]] = {}
