@@ -9,13 +9,16 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/spatialembed demo
 
+# One process of tests a core, at most four: each may take 3 GB.
+JOBS ?= logical
+
 # For daily work: everything but the slow tests, which is meant to take under three minutes.
 quick: PYTEST = -m 'not slow'
 quick test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(PYTEST)
 
 # The compiled kernels with every index checked, compiled apart from the usual ones.
 bounds: $(VENV)/.installed-dev

@@ -92,6 +92,7 @@ def test_the_mean_of_the_weights() -> None:
     assert torch.equal(other.net.state_dict()[name], found[name])
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_kept_and_go_on(data: Path, tmp_path: Path) -> None:
     """A run that was resumed half way has the bits of one that was not."""
     whole = train(options(data, tmp_path / "whole", average=0.9))

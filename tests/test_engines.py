@@ -490,6 +490,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_an_engine_let_go_anywhere_leaves_signal_stacks_whole(name: str) -> None:

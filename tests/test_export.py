@@ -135,6 +135,7 @@ def test_only_percentiles_are_left_outside() -> None:
 # The file
 
 
+@pytest.mark.slow
 def test_file_is_one_checked_model(nuclei_file: Path) -> None:
     model = onnx.load(nuclei_file, load_external_data=False)
     onnx.checker.check_model(model, full_check=True)

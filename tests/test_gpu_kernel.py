@@ -30,6 +30,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(gpu_scenes.scenes()) - set(gpu_scenes.GIVEN_UP)))
 def test_equals_the_plain_way(name: str, results: dict[str, Any]) -> None:
     truth = cluster_plain(gpu_scenes.scenes()[name], ClusterOptions(**gpu_scenes.RULES))
