@@ -43,6 +43,11 @@ METHODS = (
     "semi_convolutional",
     "affinities",
     "deep_watershed",
+    "proposal_free",
+    "box2pix",
+    "mask_rcnn",
+    "panet",
+    "faster_rcnn",
 )
 SETS = ("nuclei", "streets")
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "compare"

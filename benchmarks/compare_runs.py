@@ -102,9 +102,9 @@ def network_of(method: ModuleType, num_classes: int, name: Network, seed: int) -
         net: nn.Module = method.network(num_classes, name)
     else:
         net = MapsNet(method.channels(num_classes), name)
-    encoder = getattr(net, "encoder", None)
-    if isinstance(encoder, LiteEncoder):
-        load_imagenet(encoder)
+    for part in net.modules():
+        if isinstance(part, LiteEncoder):
+            load_imagenet(part)
     return net
 
 

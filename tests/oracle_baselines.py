@@ -79,7 +79,7 @@ def regression(maps: np.ndarray, target: Target) -> list[float]:
 
 
 def hinge(maps: np.ndarray, target: Target) -> list[float]:
-    offset, seed = np.tanh(maps[:2]) * 1024, 1 / (1 + np.exp(-maps[2:]))
+    offset, seed = np.tanh(maps[:2] / 32) * 1024, 1 / (1 + np.exp(-maps[2:]))
     labels, ignore = target.labels.numpy(), target.ignore.numpy()
     goal = np.zeros_like(seed)
     weight = np.repeat(~ignore[None], len(seed), 0).astype(float)
@@ -144,7 +144,7 @@ def metric_learning(maps: np.ndarray, target: Target) -> list[float]:
     thresholds = (0.25, 0.5, 0.75, 0.9)
     labels, ignore, classes = (t.numpy() for t in (target.labels, target.ignore, target.classes))
     where = {k: evenly(v, 10) for k, v in spots(target).items()}
-    nowhere = evenly([(y, x) for y, x in np.argwhere((labels == 0) & ~ignore).tolist()], 10)
+    nowhere = evenly([(y, x) for y, x in np.argwhere((labels == 0) & ~ignore).tolist()], 64)
     sample = [(k, p) for k, v in where.items() for p in v] + [(0, p) for p in nowhere]
     sizes = {k: len(v) for k, v in where.items()} | {0: len(nowhere)}
 

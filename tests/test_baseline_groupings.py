@@ -58,7 +58,7 @@ def ideal(method: ModuleType, target: Target, classes: int) -> Tensor:
         metric_learning: (_one_hot(target, 64, 4.0), other, semantic, other, other),
         regression: (offset / 32, semantic),
         semi_convolutional: (offset / 32, torch.zeros(6, SIZE, SIZE), semantic),
-        hinge: ((offset / UNIT).atanh(), seeds),
+        hinge: (UNIT / 32 * (offset / UNIT).atanh(), seeds),
         spatial_embedding: (offset / UNIT, torch.ones(2, SIZE, SIZE), seeds.sigmoid()),
     }
     return torch.cat(parts[method])

@@ -38,11 +38,9 @@ def name(method: ModuleType) -> str:
 
 
 def maps_for(method: ModuleType, images: int, classes: int, seed: int) -> torch.Tensor:
-    """Random maps; those of offsets in units as small as they need be."""
+    """Random maps."""
     shape = (images, sum(method.channels(classes)), SIZE, SIZE)
     maps = np.random.default_rng(seed).normal(size=shape)
-    if method is hinge:
-        maps[:, :2] *= 0.01
     if method is metric_learning:
         maps[:, :64] *= 0.1  # distances of about one
     return torch.from_numpy(maps)

@@ -27,7 +27,7 @@ from spatialembed.types import UNIT, Embeddings, Instances, Target
 TITLE = "hinge with a fixed margin (Neven 2019, eq. 4)"
 MARGIN_PX = 5.7
 LENGTH_PX = 32.0
-"""Unit of the hinge term, so that it is of order one; the seed term has weight 1."""
+"""Length of an offset of 1, and the unit of the hinge term: so both are of order one at first."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def channels(num_classes: int) -> tuple[int, int]:
 def embeddings(maps: Tensor, margin_px: float) -> Embeddings:
     """Maps (B, 2 + classes, H, W), activated as those of ours, with one bandwidth for all."""
     raw = torch.full_like(maps[:, :1], log_precision_of(margin_px))
-    return Embeddings(maps[:, :2].tanh(), raw, maps[:, 2:].sigmoid())
+    offset = (maps[:, :2] * (LENGTH_PX / UNIT)).tanh()
+    return Embeddings(offset, raw, maps[:, 2:].sigmoid())
 
 
 def loss(maps: Tensor, targets: Sequence[Target], margin_px: float = MARGIN_PX) -> HingeTerms:

@@ -9,7 +9,7 @@ w_pq goes with 1 / (size of p's instance * size of q's), sizes in the sample. Th
 pixels of each instance; the paper draws them, here they stand at even steps, so that the loss is a
 function. C_p,t is a softmax over background and classes, one for each threshold t of .25, .5, .75
 and .9: y_p,t is the class of the instance of p if the mask {q: sigma_pq > t} has an IoU above 0.5
-with it, else background. Ten pixels of the background join the sample: pairs of one with an
+with it, else background. 64 pixels of the background join the sample: pairs of one with an
 instance differ, pairs of two are left out (no one asks that the background be one cluster), and its
 y is background; the paper leaves this open. The embedding has 64 dimensions.
 
@@ -46,6 +46,7 @@ TITLE = "deep metric learning (Fathi 2017)"
 DIMENSIONS = 64
 THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
 SAMPLED = 10
+BACKGROUND = 64
 PIXELS_AT_ONCE = 1 << 16
 
 
@@ -101,7 +102,7 @@ def _image_terms(maps: Tensor, target: Target) -> MetricTerms:
     embedding, logits = maps[:DIMENSIONS].flatten(1), maps[DIMENSIONS:].flatten(1)  # (., P)
     places, instance = evenly(truth.counts, SAMPLED)
     background = (truth.valid & (truth.number < 0)).nonzero()[:, 0]
-    others, _ = evenly(torch.tensor([len(background)], device=maps.device), SAMPLED)
+    others, _ = evenly(torch.tensor([len(background)], device=maps.device), BACKGROUND)
     pixels = torch.cat((truth.pixels[places], background[others]))  # (S,)
     owner = torch.cat((instance, torch.full_like(others, -1)))  # (S,), -1 background
     if not len(pixels):
