@@ -14,9 +14,9 @@ are background: torchvision's losses cannot leave pixels out.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,13 +60,25 @@ class Settings:
 TUNED = {"score": Range(LEAST_SCORE, 0.95), "free": Range(0.05, 0.9)}
 
 
-class Detections(NamedTuple):
-    """What was found in an image."""
+@dataclass(frozen=True)
+class Detections:
+    """What was found in an image. Masks may overlap; they are kept as bits, since 400 are many."""
 
-    masks: np.ndarray  # (N, H, W) bool, they may overlap
+    bits: np.ndarray  # (N, H, ceil(W / 8)) uint8, eight pixels of a row a byte
+    width: int
     scores: np.ndarray  # (N,) in [0, 1]
     classes: np.ndarray  # (N,) int64
     class_names: tuple[str, ...]
+
+    def mask(self, k: int) -> np.ndarray:
+        """Mask (H, W) bool of a detection."""
+        return np.unpackbits(self.bits[k], axis=-1, count=self.width).astype(bool)
+
+
+def packed(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Masks (height, width) bool, one after the other, as ``Detections`` keeps them."""
+    rows = [np.packbits(mask, axis=-1) for mask in masks]
+    return np.stack(rows) if rows else np.empty((0, height, -(-width // 8)), np.uint8)
 
 
 class Pyramid(nn.Module):
@@ -201,22 +213,31 @@ def losses(net: nn.Module, images: Tensor, targets: Sequence[Target]) -> Mapping
 
 @torch.no_grad()
 def detected(
-    net: Any, images: Tensor, masks: Callable[[dict[str, Tensor]], np.ndarray]
+    net: Any, images: Tensor, masks: Callable[[dict[str, Tensor]], Iterable[np.ndarray]]
 ) -> list[Detections]:
     """Detections in each image; images (B, 3, H, W) normalised, net in evaluation mode.
 
-    masks: (N, H, W) bool, from what torchvision says of an image: boxes, labels, scores, masks.
+    torchvision's steps one by one: its forward pass would lay all masks of an image on it at once,
+    in float32, 3 GB at 2048x1024.
+
+    masks: masks (H, W) bool of what it found in an image: boxes, labels, scores, masks 28 x 28.
     """
-    at_size(net, *images.shape[-2:])
+    height, width = images.shape[-2:]
+    at_size(net, height, width)
+    batch, _ = net.transform(list(images))
+    features = net.backbone(batch.tensors)
+    proposals, _ = net.rpn(batch, features)
+    found, _ = net.roi_heads(features, proposals, batch.image_sizes)
     classes = net.roi_heads.box_predictor.cls_score.out_features - 1
     return [
         Detections(
-            masks(found),
-            found["scores"].cpu().numpy(),
-            (found["labels"] - 1).cpu().numpy(),
+            packed(masks(one), height, width),
+            width,
+            one["scores"].cpu().numpy(),
+            (one["labels"] - 1).cpu().numpy(),
             names(classes),
         )
-        for found in net(list(images))
+        for one in found
     ]
 
 
@@ -252,14 +273,15 @@ def _first(there: Tensor) -> Tensor:
 
 def group(found: Detections, settings: Settings) -> Instances:
     """Instances of detections: a pixel belongs to the best one that covers it."""
-    labels = np.zeros(found.masks.shape[1:], np.int32)
+    labels = np.zeros((found.bits.shape[1], found.width), np.int32)
     kept: list[int] = []
     for k in np.argsort(-found.scores, kind="stable").tolist():
         if found.scores[k] < settings.score:
             break
-        own = found.masks[k] & (labels == 0)
-        pixels, whole = int(own.sum()), int(found.masks[k].sum())
-        if pixels >= max(settings.min_pixels, 1) and pixels >= settings.free * whole:
+        mask = found.mask(k)
+        own = mask & (labels == 0)
+        pixels = int(own.sum())
+        if pixels >= max(settings.min_pixels, 1) and pixels >= settings.free * mask.sum():
             kept.append(k)
             labels[own] = len(kept)
     return Instances(

@@ -10,9 +10,10 @@ pixel; detections whose larger part is owned by better ones are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +74,14 @@ def loss(net: nn.Module, images: Tensor, targets: Sequence[Target]) -> MaskRcnnT
 
 def predict(net: nn.Module, images: Tensor) -> list[detectors.Detections]:
     """Detections of each image, net in evaluation mode."""
-    return detectors.detected(net, images, lambda found: (found["masks"][:, 0] > 0.5).cpu().numpy())
+    paste = torchvision().models.detection.roi_heads.paste_masks_in_image
+    size = images.shape[-2:]
+
+    def masks(found: dict[str, Tensor]) -> Iterator[np.ndarray]:
+        for mask, box in zip(found["masks"], found["boxes"], strict=True):
+            yield (paste(mask[None], box[None], size)[0, 0] > 0.5).cpu().numpy()
+
+    return detectors.detected(net, images, masks)
 
 
 def group(found: detectors.Detections, settings: detectors.Settings) -> Instances:
