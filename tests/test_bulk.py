@@ -87,7 +87,7 @@ class OfItself:
         image = Input(*question["image"])
         OfItself.opened.append(image.name)
         if image.name == "poison.png":
-            raise Died("exit -9")
+            raise Died(-9)
         return self.worker.alone(image)
 
     def close(self) -> None:

@@ -7,14 +7,12 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from spatialembed.bulk.process import Died, Message, Process
+from spatialembed.bulk.process import Died, Message, Process, started
 from spatialembed.bulk.todo import Report, Todo
 from spatialembed.concurrency import usable
 from spatialembed.errors import MODEL, SpatialEmbedError
 
 logger = logging.getLogger("spatialembed")
-STARTS = 3
-"""In a row that may fail before the run ends."""
 
 
 class LocalPool:
@@ -44,19 +42,16 @@ class LocalPool:
 
     def _start(self, i: int) -> tuple[Process, Message]:
         """Process ``i``, ready. Raises SpatialEmbedError of loading, ``worker_died``."""
-        said = ""
-        for _ in range(STARTS):
+        gpu = str(i % self._gpus) if self._gpus > 1 else None
+
+        def new() -> Process:
             with self._lock:
                 if self._closed:
                     raise SpatialEmbedError("worker_died", "the run has ended", "", MODEL)
-                gpu = str(i % self._gpus) if self._gpus > 1 else None
                 process = self._processes[i] = Process(self._settings, gpu)
-            try:
-                return process, process.facts()
-            except Died as death:
-                said = str(death)
-        what = f"a worker ends before it is ready, {STARTS} times in a row ({said})"
-        raise SpatialEmbedError("worker_died", what, "look at its messages above", MODEL)
+                return process
+
+        return started(new, self._settings["no_progress"] * 60)
 
     def reports(self, todo: Todo, settings: Message) -> Iterator[Report | None]:
         """Shards as they are done, and None about every second.

@@ -11,18 +11,26 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
-from spatialembed.errors import SpatialEmbedError
+from spatialembed.errors import MODEL, SpatialEmbedError
 
 START_S = 300.0
 """A model that takes longer to load is taken for one that hangs."""
+FAILURES = 3
+"""Starts in a row that may end by themselves, as they do where a library is broken."""
 Message = dict[str, Any]
 
 
 class Died(Exception):
-    """The process ended, or was ended because it took too long."""
+    """The process ended, or was ended because it took too long; ``code`` as of subprocess."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit {code}")
+        self.code = code
 
 
 def send(pipe: IO[bytes], message: Message, body: bytes = b"") -> None:
@@ -99,9 +107,9 @@ class Process:
             raise SpatialEmbedError(*passed_on)
         return message, body
 
-    def _end(self) -> str:
+    def _end(self) -> int:
         self._process.kill()
-        return f"exit {self._process.wait()}"
+        return self._process.wait()
 
     def close(self) -> None:
         """End it at once: nothing that it puts can be half."""
@@ -110,3 +118,20 @@ class Process:
         for pipe in (self._to, self._from):
             with suppress(OSError):  # what was not sent
                 pipe.close()
+
+
+def started(start: Callable[[], Process], limit_s: float) -> tuple[Process, Message]:
+    """A process that is ready, with its facts; one that is killed before that is replaced.
+
+    start: makes one. limit_s: after which no other one is tried.
+    Raises SpatialEmbedError of loading, ``worker_died``.
+    """
+    begun, failures, said = time.monotonic(), 0, ""
+    while failures < FAILURES and (not said or time.monotonic() - begun < limit_s):
+        process = start()
+        try:
+            return process, process.facts()
+        except Died as death:  # killed: by somebody, or for want of memory at this moment
+            failures, said = failures + (death.code >= 0), str(death)
+    what = f"a worker ends before it is ready, again and again ({said})"
+    raise SpatialEmbedError("worker_died", what, "look at its messages above", MODEL)

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from spatialembed.bulk.process import Died, Message, Process
+from spatialembed.bulk.process import Died, Message, Process, started
 from spatialembed.bulk.todo import Report, Todo
 from spatialembed.concurrency import usable
-from spatialembed.errors import MODEL, RESOURCE, SpatialEmbedError, missing_extra
+from spatialembed.errors import RESOURCE, SpatialEmbedError, missing_extra
 
 PLACE_S = 45.0
 """In which Ray has to place a first actor; one without room waits for ever, and says nothing."""
@@ -26,8 +26,6 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it would build another environment on each node
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-STARTS = 3
-"""Of a process in one actor, in a row."""
 
 
 class Actor:
@@ -42,23 +40,18 @@ class Actor:
         return True
 
     def facts(self) -> Message:
-        """Load the model: its facts, or ``error``, or ``died``."""
-        said = ""
-        for _ in range(STARTS):
-            self._process = Process(self._settings)
-            try:
-                return self._process.facts()
-            except Died as death:
-                said = str(death)
-            except SpatialEmbedError as error:
-                return {"error": list(error.args)}
-        self._process = None
-        return {"died": said}
+        """Load the model: its facts, or ``error``."""
+        try:
+            limit = self._settings["no_progress"] * 60
+            self._process, facts = started(lambda: Process(self._settings), limit)
+            return facts
+        except SpatialEmbedError as error:
+            return {"error": list(error.args)}
 
     def work(self, number: int) -> Message:
         """Do a shard: its report, or ``error``, or ``died``."""
-        if self._process is None and ("gpus" not in (fault := self.facts())):
-            return {"error": _not_ready(fault)}
+        if self._process is None and "error" in (facts := self.facts()):
+            return facts
         assert self._process is not None
         try:
             return self._process.ask({"shard": number})[0]
@@ -67,11 +60,6 @@ class Actor:
         except Died as death:
             self._process = None
             return {"died": str(death)}
-
-
-def _not_ready(fault: Message) -> list[Any]:
-    what = f"a worker ends before it is ready, {STARTS} times in a row ({fault.get('died')})"
-    return fault.get("error") or ["worker_died", what, "look at the log of its node", MODEL]
 
 
 class RayPool:
@@ -123,8 +111,9 @@ class RayPool:
         first = self._new(settings)
         self._get(first.there.remote(), PLACE_S)
         facts = self._get(first.facts.remote(), None)
-        if "gpus" not in facts:
-            raise SpatialEmbedError(*_not_ready(facts))
+        if "error" in facts:
+            passed_on: list[Any] = facts["error"]
+            raise SpatialEmbedError(*passed_on)
         self._actors = [first]
         return facts
 

@@ -82,6 +82,7 @@ def run(options: BulkOptions, *, progress: bool = True) -> BulkResult:
     """
     check(options.shard >= 1, f"shard is {options.shard}", "give 1 or more")
     check(options.no_progress > 0, f"no_progress is {options.no_progress}", "give some minutes")
+    check(bool(options.on), "on is empty", "give local, ray or the address of a cluster")
     workers = options.workers
     check(workers is None or workers >= 1, f"workers is {workers}", "give 1 or more")
     store, images = open_store(options.out), list_inputs(options.sources, options.out)
@@ -107,6 +108,7 @@ def _held(store: Folder | Bucket) -> Iterator[None]:
     with locked(store.root) if isinstance(store, Folder) else nullcontext():
         if isinstance(store, Folder):
             mark_results(store.root)
+            store.check()
         yield
 
 
@@ -160,7 +162,10 @@ def _do(pool: Pool, store: Folder | Bucket, plan: Plan, settings: Message, progr
                     shown.add(report.images)
                 elif time.monotonic() - latest > limit:
                     what = f"no shard was finished in {limit / 60:g} minutes: {pool.state()}"
-                    remedy = f"shards {todo.begun} are begun; the same command continues"
+                    remedy = (
+                        f"shards {todo.begun} are begun; the same command continues; slow images "
+                        "need a larger --no-progress"
+                    )
                     raise SpatialEmbedError("no_progress", what, remedy, RESOURCE)
                 shown.say()
     except (KeyboardInterrupt, SystemExit):  # stopped on purpose: no image is suspect for that

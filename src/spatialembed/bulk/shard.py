@@ -19,7 +19,6 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from spatialembed import __version__
 from spatialembed.bulk.ledger import MOST_DEATHS, Ledger
 from spatialembed.bulk.plan import Plan, read_plan
-from spatialembed.bulk.process import Died, Message, Process
+from spatialembed.bulk.process import Died, Message, Process, started
 from spatialembed.bulk.sources import Input
 from spatialembed.bulk.store import Bucket, is_url, open_store
 from spatialembed.concurrency import helpers, prefetch
@@ -47,8 +46,6 @@ FETCHED = 8
 """Images that are fetched from a bucket at a time."""
 USUAL_PIXELS = 1 << 18
 """Of an image, by which an engine is chosen: to read the headers first could kill."""
-STARTS = 3
-"""Of a process that dies before it has an image."""
 
 
 class Made(NamedTuple):
@@ -250,15 +247,9 @@ class Worker:
 
     def _ready_child(self) -> Process:
         """The process for single images; started, if need be."""
-        for _ in range(STARTS if self._child is None else 0):
-            child = Process(self.settings)
-            with suppress(Died):
-                child.facts()
-                self._child = child
-                break
         if self._child is None:
-            what = "a process for single images does not start"
-            raise SpatialEmbedError("worker_died", what, "look at its messages above", MODEL)
+            limit = self.settings["no_progress"] * 60
+            self._child, _ = started(lambda: Process(self.settings), limit)
         return self._child
 
     def _drop_child(self) -> None:

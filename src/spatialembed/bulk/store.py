@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from spatialembed.errors import INPUT, SpatialEmbedError, missing_extra
+from spatialembed.errors import INPUT, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.files import disk_full_is_named
 
 WORK = ".bulk"
@@ -82,6 +82,14 @@ class Folder:
                 except FileExistsError:
                     return False
         return False
+
+    def check(self) -> None:
+        """Raise SpatialEmbedError ``not_writable`` (exit 2) where ``put_new`` cannot work."""
+        try:
+            self.put_new(f"{WORK}/check", b"")
+        except OSError as error:
+            what = f"{self.root}: no hard links there ({error.strerror})"
+            raise SpatialEmbedError("not_writable", what, "choose another --out", USAGE) from error
 
     def put(self, name: str, content: bytes) -> None:
         """Put a file in place of the one that may be there. Raises as ``put_new``."""

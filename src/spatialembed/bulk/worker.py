@@ -19,7 +19,7 @@ from typing import IO
 
 from spatialembed.bulk.process import Message, receive, send
 from spatialembed.bulk.sources import Input
-from spatialembed.errors import RESOURCE, SpatialEmbedError
+from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
 
 
 def main(text: str) -> None:
@@ -57,6 +57,8 @@ def main(text: str) -> None:
         _tell(sink, SpatialEmbedError("out_of_memory", "no memory left", "", RESOURCE))
     except BrokenPipeError:
         pass
+    except OSError as error:
+        _tell(sink, SpatialEmbedError("system", str(error), "", INPUT))
     except BaseException:
         traceback.print_exc()
     os._exit(1)
