@@ -40,8 +40,10 @@ from spatialembed.types import Instances, Network, Sample
 ROUND = 16
 """Steps between two looks at whether the run must be kept."""
 CLIP = 10.0
-SLOWEST = 5.0
+SLOWEST = 2.0
 """Processor seconds of grouping a training image, at most."""
+GIVEN_UP = 20.0
+"""The same of a validation image, in which nothing is found otherwise."""
 LR, LR_DETECTOR = 1e-3, 1e-4
 """Of Adam for maps (the configs of lite have it); of AdamW for detectors, as ``contestants``."""
 
@@ -266,6 +268,15 @@ def tuned(method: ModuleType, net: nn.Module, trial: Trial, plan: Plan, seed: in
     return candidates[int(np.argmax(scores))]
 
 
+def grouped(method: ModuleType, maps: Any, settings: Any, sample: Sample) -> Instances:
+    """The instances of an image; none if that takes more than ``GIVEN_UP`` seconds."""
+    try:
+        with at_most(GIVEN_UP):
+            return method.group(maps, settings).numpy()  # type: ignore[no-any-return]
+    except TimeoutError:
+        return Instances(0 * sample.target.labels.numpy(), np.zeros(0), np.zeros(0, np.int64))
+
+
 def spread(images: Dataset, most: int) -> list[Sample]:
     """At most so many samples, evenly over all."""
     which = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
@@ -296,7 +307,7 @@ def one_run(
     progress = torch.load(state, map_location="cpu", weights_only=True)["progress"]
     settings = tuned(method, net, trial, plan, seed)
     samples = spread(trial.val, plan.val)
-    found = [method.group(raw(method, net, s, trial, plan), settings) for s in samples]
+    found = [grouped(method, raw(method, net, s, trial, plan), settings, s) for s in samples]
     mean, half = ap(found, samples, trial)
     figures = {
         "data": trial.name,

@@ -15,8 +15,9 @@ y is background; the paper leaves this open. The embedding has 64 dimensions.
 
 Grouping: the seediness of a pixel is the largest C over thresholds and classes. The next seed has
 the largest log seediness + a log(1 - largest similarity to the seeds so far), a = 0.3; its mask is
-that at its threshold, an instance if more than half of it is free. It ends at the first seed whose
-seediness is too low.
+that at its threshold, an instance if more than half of it is free. Here no pixel of a mask, kept or
+not, is a seed any more, and it ends when no seed is left whose seediness is high enough; the paper
+draws a fixed number of seeds.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
 SAMPLED = 10
 BACKGROUND = 64
 PIXELS_AT_ONCE = 1 << 16
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -159,16 +161,18 @@ def group(maps: Tensor, settings: Settings) -> Instances:
     squares = (points**2).sum(1)
     labels = np.zeros(len(points), np.int32)
     apart = np.ones(len(points))  # 1 - the largest similarity to a seed
+    able = seediness >= settings.seediness
     for number in range(1, MOST_ROUNDS):
-        with np.errstate(divide="ignore"):
-            able = np.log(seediness) + settings.diversity * np.log(apart)
-        seed = int(np.where(seediness >= settings.seediness, able, -np.inf).argmax())
-        if seediness[seed] < settings.seediness or apart[seed] == 0:
+        if not able.any():
             break
+        height = np.log(np.maximum(seediness, TINY))
+        height += settings.diversity * np.log(np.maximum(apart, TINY))
+        seed = int(np.where(able, height, -np.inf).argmax())
         distance_sq = np.maximum(squares + squares[seed] - 2 * (points @ points[seed]), 0)
-        distance_sq[seed] = 0
         apart = np.minimum(apart, np.tanh(distance_sq / 2))  # 1 - sigma
         mask = distance_sq < reaches[seed]
+        mask[seed] = True
+        able &= ~mask
         free = mask & (labels == 0)
         if free.sum() > settings.min_free * mask.sum():
             labels[free] = number
