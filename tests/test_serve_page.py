@@ -754,6 +754,10 @@ def test_phone_by_touch(server: Server, visit: Any, cells: bytes) -> None:
     seen.page.touchscreen.tap(*centre(server, seen.page, cells, 1))
     seen.page.wait_for_selector("#tip:not([hidden])")
     assert "Object 1" in seen.page.inner_text("#tip")
+    seen.page.evaluate("document.querySelector('#foreground').scrollIntoView()")
+    image, slider = (seen.page.locator(name).bounding_box() for name in ("#stage", "#foreground"))
+    assert image["y"] >= 0  # in sight, above the slider that changes it
+    assert image["y"] + image["height"] <= slider["y"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

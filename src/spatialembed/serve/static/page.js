@@ -513,6 +513,7 @@ function resize() {
   const room = Math.max(280, innerHeight * (innerWidth < 960 ? 0.7 : 0.8));
   const height = Math.round(Math.max(200, Math.min(width * shown.height / shown.width, room))); // has room for the tip
   stage.style.height = `${height}px`;
+  stage.classList.toggle('low', height <= 0.45 * innerHeight); // stays in sight above the sliders
   for (const layer of layers) {
     layer.width = Math.max(1, Math.round(width * ratio));
     layer.height = Math.max(1, Math.round(height * ratio));
