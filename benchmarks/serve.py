@@ -215,8 +215,8 @@ class Sent(NamedTuple):
     seconds: float
 
 
-def flood(port: int, data: bytes, rate: float, seconds: float) -> tuple[list[Sent], float]:
-    """Send requests at a rate, whatever comes back; also returns the processor seconds it took.
+def flood(port: int, data: bytes, rate: float, seconds: float) -> tuple[list[Sent], float, float]:
+    """Send requests at a rate, whatever comes back; also returns the seconds and processor seconds.
 
     Sockets and nothing above them: a client that is slower than the server would measure itself.
     """
@@ -250,7 +250,7 @@ def flood(port: int, data: bytes, rate: float, seconds: float) -> tuple[list[Sen
                 poll.unregister(number)
                 live.pop(number)
                 one.close()
-    return answers, time.process_time() - used
+    return answers, time.monotonic() - begun, time.process_time() - used
 
 
 async def overload(server: Server, full: bool) -> dict[str, Any]:
@@ -262,11 +262,9 @@ async def overload(server: Server, full: bool) -> dict[str, Any]:
     listening, model = server.process.pid, server.model_process()
     before = server.state()["bytes"], server.model_bytes()
     used = processor_seconds(listening), processor_seconds(model)
-    begun = time.monotonic()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         work = pool.submit(flood, server.port, server.request(image), 20 * peak, seconds)
-        answers, client = await asyncio.wrap_future(work)
-    took = time.monotonic() - begun
+        answers, took, client = await asyncio.wrap_future(work)
     spent = processor_seconds(listening) - used[0], processor_seconds(model) - used[1]
     fine = [a for a in answers if a.status == 200]
     refused = [a for a in answers if a.status == 503]

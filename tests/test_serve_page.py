@@ -754,8 +754,9 @@ def test_phone_by_touch(server: Server, visit: Any, cells: bytes) -> None:
     seen.page.touchscreen.tap(*centre(server, seen.page, cells, 1))
     seen.page.wait_for_selector("#tip:not([hidden])")
     assert "Object 1" in seen.page.inner_text("#tip")
-    seen.page.evaluate("document.querySelector('#foreground').scrollIntoView()")
-    image, slider = (seen.page.locator(name).bounding_box() for name in ("#stage", "#foreground"))
+    seen.page.evaluate("document.querySelector('#thresholds input').scrollIntoView()")
+    image = seen.page.locator("#stage").bounding_box()
+    slider = seen.page.locator("#thresholds input").first.bounding_box()
     assert image["y"] >= 0  # in sight, above the slider that changes it
     assert image["y"] + image["height"] <= slider["y"]
 
