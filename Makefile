@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NAPARI ?= napari
+QT ?= PyQt6
 
-.PHONY: demo bulk-demo quick test bounds docs pages bench picture chaos fuzz soak clean
+.PHONY: demo bulk-demo quick test bounds docs pages plugin package bench picture chaos fuzz soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -32,6 +34,23 @@ docs pages: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'the guide: site/index.html'
 
+# The plugin for napari. Another one: make plugin NAPARI=napari==0.6.0 QT=PySide6
+plugin: $(VENV)/.installed-dev
+	plugins/napari-spatialembed/run_tests $(BIN)/python '$(NAPARI)' '$(QT)'
+
+# Wheels and source archives as they would be uploaded; the wheel is tried in a clean environment.
+CLEAN := $(VENV)/clean
+package: $(VENV)/.installed-dev
+	rm -rf dist '$(CLEAN)'
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist plugins/napari-spatialembed
+	$(BIN)/twine check --strict dist/*
+	@if find dist -name '*.whl' -size +14648k | grep .; then echo 'a wheel above 15 MB' >&2; exit 1; fi
+	$(PYTHON) -m venv '$(CLEAN)'
+	'$(CLEAN)/bin/python' -m pip install --quiet dist/spatialembed-*.whl
+	cd '$(CLEAN)' && bin/spatialembed demo --out demo
+	rm -rf '$(CLEAN)'
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py
 
@@ -53,23 +72,34 @@ soak: $(VENV)/.installed-dev
 picture: $(VENV)/.installed
 	$(BIN)/python examples/readme_picture.py docs/images/overview.png
 
+# uv, where it is installed, takes the build of PyTorch that suits the GPU of this machine, without one
+# the small CPU build. Where that cannot be had, or does not fit torchvision, pip takes the usual one.
+define install
+	@if command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python \
+			--torch-backend=auto --editable '$(1)'; then \
+		$(BIN)/python -c '$(2)' || { echo 'the usual build of PyTorch, then' >&2; \
+			$(BIN)/python -m pip uninstall --quiet --yes torch torchvision; \
+			$(BIN)/python -m pip install --quiet --editable '$(1)'; }; \
+	else $(BIN)/python -m pip install --quiet --editable '$(1)'; fi
+endef
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps are older than pyproject.toml after a change of what is needed. The full set serves both.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	@echo "installing into $(VENV): some minutes, up to 6 GB"
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "installing into $(VENV): some minutes, up to 6 GB (1 GB with uv and no GPU)"
+	$(call install,.,import torch)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV): some minutes, up to 7 GB"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(call install,.[dev],import torchvision)
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(call install,.[docs],import torchvision)
 	touch $@ $(VENV)/.installed
 
 # runs/ holds trainings that took hours: it is left alone.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -227,13 +227,18 @@ class TiledEngine:
 
     The maps are whole again behind it (20 bytes a pixel for one class), so that evaluation, tuning
     and validation need no other way for large images. ``tiles`` are those that ``predict`` takes by
-    default: what is scored is what a user gets. network: the one that the engine runs.
+    default: what is scored is what a user gets. network: the one that the engine runs. advance:
+    called after each tile with the share of its image that is done, in (0, 1].
     """
 
     def __init__(
-        self, engine: Engine, network: Network, tiles: TileOptions = TileOptions()
+        self,
+        engine: Engine,
+        network: Network,
+        tiles: TileOptions = TileOptions(),
+        advance: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.engine, self.network, self.tiles = engine, network, tiles
+        self.engine, self.network, self.tiles, self.advance = engine, network, tiles, advance
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
 
     @property
@@ -248,7 +253,9 @@ class TiledEngine:
         self.engine.scale = scale
 
     def takes_tiles(self, height: int, width: int) -> bool:
-        """Whether an image of so many px would need more memory as a whole."""
+        """Whether an image of so many px is above the side of a tile, or needs more memory."""
+        if self.tiles.tile is not None:
+            return max(height, width) > self.tiles.tile
         return height * width * self.scale**2 * BYTES_WHOLE > self.tiles.memory * 1e9
 
     def __call__(self, images: Tensor) -> Embeddings:
@@ -262,10 +269,12 @@ class TiledEngine:
         """image (1, 3, H, W) -> Embeddings (1, ., H, W)."""
         height, width = image.shape[-2:]
         whole: list[Tensor] = []
-        for tile in plan((height, width), self.tiles, self.scale, self.network):
+        tiles = plan((height, width), self.tiles, self.scale, self.network)
+        for done, tile in enumerate(tiles, start=1):
             maps = self.engine(image[..., *tile.window.slices])
             if not whole:  # allocated here: what an engine returns may be an inference tensor
                 whole = [m.new_empty((1, m.shape[1], height, width)) for m in maps]
             for into, part in zip(whole, maps, strict=True):
                 into[..., *tile.core.slices] = part[..., *tile.kept]
+            self.advance(done / len(tiles))
         return Embeddings(*whole)

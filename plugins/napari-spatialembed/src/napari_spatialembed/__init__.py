@@ -1,0 +1,1 @@
+"""spatialembed in napari: the form, the process of the model, and what lies between them."""
