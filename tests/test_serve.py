@@ -59,7 +59,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``predict`` writes for the same image."""
     folder = tmp_path_factory.mktemp("predicted")
     (folder / "a.png").write_bytes(PNG)
-    for form in ("labels,overlay,csv,coco,geojson", "tiff"):
+    for form in ("labels,overlay,csv,coco,geojson,imagej", "tiff"):
         out = str(folder / form[:4])
         words = ["predict", str(folder / "a.png"), "--model", "shapes", "--out", out]
         assert main([*words, "--format", form, *SAME]) == 0
@@ -78,6 +78,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("csv", "labe/objects.csv", "text/csv; charset=utf-8"),
         ("coco", "labe/instances.json", "application/json"),
         ("geojson", "labe/a.geojson", "application/geo+json"),
+        ("imagej", "labe/a_rois.zip", "application/zip"),
     ],
 )
 def test_files_are_those_of_predict(

@@ -41,7 +41,7 @@ from spatialembed.command.session import (
     tell,
 )
 from spatialembed.console import console
-from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, missing_extra, nearest
+from spatialembed.errors import MODEL, USAGE, SpatialEmbedError, check, missing_extra, nearest
 from spatialembed.files import check_writable, free_name, new_folder
 from spatialembed.serve.options import ServeOptions
 
@@ -297,14 +297,35 @@ def bulk(options: BulkOptions) -> int:
 
 
 def export(options: ExportOptions) -> int:
-    """Write a model as one ONNX file, from the image to the maps."""
+    """Write a model for other programs: as one ONNX file, or as a package of bioimage.io."""
     from spatialembed.export.export import export as run
     from spatialembed.inference.predictor import load
 
+    packaged = options.format == "bioimageio"
+    check(not (packaged and options.check), "--check with bioimageio", "it is always checked")
+    check(packaged or not options.sample, "--sample with onnx", "give --format bioimageio")
     predictor = load(options.model, device="cpu", engine="torch", precision="float32")
+    if packaged:
+        return _export_package(options, predictor)
     report = run(predictor, options.out, precision=options.precision, check=options.check)
     if report.comparisons:
         console(stderr=False).print(report.table())
+    print("\n".join(report.lines()))
+    return 0 if report.passed else MODEL
+
+
+def _export_package(options: ExportOptions, predictor: Predictor) -> int:
+    from spatialembed.export.bioimageio import export_bioimageio
+    from spatialembed.inference.model_file import card_of
+
+    report = export_bioimageio(
+        predictor,
+        options.out,
+        name=Path(options.model.partition("@")[0]).name,
+        card=card_of(options.model),
+        precision=options.precision,
+        sample=options.sample,
+    )
     print("\n".join(report.lines()))
     return 0 if report.passed else MODEL
 

@@ -170,13 +170,17 @@ class ExportOptions:
     model: str
     """Bundled name, model folder, a file inside one, or hf://OWNER/NAME@REVISION of the hub."""
     out: str
-    """File to write, such as nuclei.onnx."""
-    format: Literal["onnx"] = "onnx"
-    """Of the file: ONNX, opset 18."""
+    """File to write, such as nuclei.onnx, or nuclei.zip of bioimageio."""
+    format: Literal["onnx", "bioimageio"] = "onnx"
+    """Of the file: onnx, opset 18; bioimageio: a package of bioimage.io, the maps as ONNX and the
+    clustering in numpy."""
     precision: Literal["float32", "float16"] = "float32"
     """Of weights and convolutions; geometry, input and output are always float32."""
     check: bool = False
-    """Compare maps and instances with torch at five sizes, and write FILE.check.json."""
+    """Compare maps and instances with torch at five sizes, and write FILE.check.json; of onnx."""
+    sample: str | None = None
+    """Image of the test tensors of bioimageio, of which the middle is taken; null: a picture of the
+    package."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from spatialembed.errors import MODEL, SpatialEmbedError
 from spatialembed.files import atomic_write
 from spatialembed.images.channels import Preferred
 from spatialembed.inference.bundled import (
+    CARD,
     FACTS,
     LARGEST,
     WEIGHTS,
@@ -174,6 +175,12 @@ def load(path: str | Path) -> tuple[SpatialEmbeddingNet, ModelInfo]:
     _check_finite(state, f"{folder}/{WEIGHTS}")
     net.load_state_dict(state, assign=True)
     return net.eval(), info
+
+
+def card_of(path: str | Path) -> str:
+    """The text of a model's card; empty if there is none. path: as of ``load``, and its errors."""
+    card = _find(path).joinpath(CARD)
+    return _read(card, LARGEST[CARD]).decode("utf-8", "replace") if card.is_file() else ""
 
 
 # Writing
