@@ -212,6 +212,39 @@ def test_a_mask_for_each_object(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dataset[0].target.labels.numpy(), labels)
 
 
+def test_labelme_with_folders_of_its_own_and_odd_names(tmp_path: Path) -> None:
+    """annotations/ beside images/, a JSON file called a.png.json, parts, an own folder by flag."""
+    shape = {"label": "a", "points": [[1, 1], [9, 1], [9, 9], [1, 9]]}
+    for part in ("train", "val"):
+        write_png(tmp_path / "in" / "images" / part / "a.png", picture())
+        (tmp_path / "in" / "annotations" / part).mkdir(parents=True)
+        said = {"shapes": [shape], "imagePath": f"..\\..\\images\\{part}\\a.png"}
+        (tmp_path / "in" / "annotations" / part / "a.png.json").write_text(json.dumps(said))
+    done = convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert (done.images, done.splits) == (2, ("train", "val"))
+    dataset = open_data(tmp_path / "out", split="val")
+    assert (dataset.names, dataset.class_names) == (["annotations/a.png"], ("a",))
+    assert dataset[0].target.labels.sum() == 64
+    source, images = tmp_path / "in" / "annotations" / "val", tmp_path / "in" / "images" / "val"
+    with pytest.raises(SpatialEmbedError, match=r"missing_pairs.*--images"):
+        convert(source, tmp_path / "out2")
+    assert convert(source, tmp_path / "out2", images=images, progress=False).images == 1
+
+
+def test_yolo_of_ultralytics(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_png(tmp_path / "images" / part / "a.png", picture())
+        (tmp_path / "labels" / part).mkdir(parents=True)
+        (tmp_path / "labels" / part / "a.txt").write_text("1 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    (tmp_path / "data.yaml").write_text("path: ../x\ntrain: images/train\nnames: {0: a, 1: b}\n")
+    done = convert(tmp_path, tmp_path / "out", progress=False)
+    assert (done.splits, dict(done.classes)) == (("train", "val"), {"b": 2})
+    assert open_data(tmp_path / "out", split="train")[0].target.labels.sum() == H * W // 4
+    (tmp_path / "labels" / "val" / "b.txt").write_text("")
+    with pytest.raises(SpatialEmbedError, match="1 files of labels without image"):
+        convert(tmp_path, tmp_path / "out2")
+
+
 def test_our_own_folders_are_no_foreign_layout(tmp_path: Path) -> None:
     for at in (tmp_path / "flat", tmp_path / "parts" / "train", tmp_path / "parts" / "val"):
         for folder in ("images", "masks"):
@@ -334,7 +367,7 @@ def test_cvat_boxes_masks_layers_and_parts(tmp_path: Path) -> None:
         for i, (name, part) in enumerate([("a.png", "Train"), ("b.png", "Validation")])
     )
     (tmp_path / "annotations.xml").write_text(f"<annotations>{said}</annotations>")
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "Validation/b.png"):
         write_png(tmp_path / "images" / name, picture())
     done = convert(tmp_path, tmp_path / "out", progress=False)
     assert (done.splits, done.images, done.hidden) == (("train", "val"), 2, 2)

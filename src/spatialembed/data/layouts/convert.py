@@ -41,6 +41,7 @@ from spatialembed.data.layouts.yolo import read_yolo
 from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.images.decode import opened
+from spatialembed.images.listing import SUFFIXES
 from spatialembed.images.read import MAX_PIXELS, ImageWarning, read_oriented
 from spatialembed.images.write import write_png
 from spatialembed.options import DataOptions
@@ -236,8 +237,8 @@ def _written(scene: Scene, out: Path, max_pixels: int, done: Converted) -> list[
     part = out / ".image.part"
     path = scene.image if isinstance(scene.image, Path) else part
     try:
-        if isinstance(scene.image, bytes):
-            part.write_bytes(scene.image)
+        if not isinstance(scene.image, Path):
+            part.write_bytes(scene.image())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImageWarning)  # told where the result is read
             pixels, orientation = read_oriented(path, max_pixels=max_pixels, channel="1")
@@ -250,6 +251,7 @@ def _written(scene: Scene, out: Path, max_pixels: int, done: Converted) -> list[
     done.images += 1
     done.empty += not kept
     name = f"{scene.split}/{scene.name}" if scene.split else scene.name
+    name += ".png" * name.lower().endswith(SUFFIXES)  # tables drop one suffix: a.png.json
     done.classes.update(o.name for o in kept)
     return [_Row(name, i, o.name, o.where) for i, o in enumerate(kept, start=1)]
 

@@ -52,10 +52,12 @@ def read_cvat(source: Source) -> Iterator[Scene]:
         height, width = (int(s) if s.isdecimal() and len(s) < 10 else 0 for s in sides)
         size_hw = source.size(where, height, width)
         name = said.get("name", "")
-        if (image := find_image(folders, name)) is None:
+        part = said.get("subset", "")  # some exports have folders of that name
+        image = find_image(folders, f"{part}/{name}") or find_image(folders, name)
+        if image is None:
             not_found(where, name, folders)
         split, short = split_and_name(Path(image[0]))
-        subset, _ = split_and_name(Path(said.get("subset", "") or "-", "a"))
+        subset, _ = split_and_name(Path(part or "-", "a"))
         outlines = partial(_outlines, source, where, shapes, size_hw)
         yield Scene(short, split or subset, image[1], outlines, size_hw)
 

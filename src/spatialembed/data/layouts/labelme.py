@@ -6,7 +6,8 @@ import base64
 import binascii
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +67,27 @@ def _scene(source: Source, path: Path, relative: Path, said: Any) -> Scene:
     if file.imageHeight is not None:
         size_hw = source.size(path, file.imageHeight, file.imageWidth)
     split, name = split_and_name(relative)
-
-    def outlines() -> list[Outline]:
-        found = [_outline(source, path, i, shape, size_hw) for i, shape in enumerate(file.shapes)]
-        return [outline for outline in found if outline is not None]
-
+    outlines = partial(_outlines, source, path, file.shapes, size_hw)
     return Scene(name, split, _image(source, path, file), outlines, size_hw)
 
 
-def _image(source: Source, path: Path, file: _File) -> Path | bytes:
-    folders = [path.parent, *([source.images] if source.images else [])]
+def _outlines(
+    source: Source, path: Path, shapes: list[Any], size_hw: tuple[int, int] | None
+) -> list[Outline]:
+    found = [_outline(source, path, i, shape, size_hw) for i, shape in enumerate(shapes)]
+    return [outline for outline in found if outline is not None]
+
+
+def _image(source: Source, path: Path, file: _File) -> Path | Callable[[], bytes]:
+    """Its file, or else that in the JSON file, which is read once more, for one image at a time."""
+    root = source.path if source.path.is_dir() else path.parent
+    folders = [path.parent, root, root / "images", *([source.images] if source.images else [])]
     for name in (file.imagePath, *(path.stem + suffix for suffix in SUFFIXES)):
         if found := find_image(folders, name):
             return found[1]
     if file.imageData is None:
         not_found(path, file.imagePath, folders)
-    return _decoded(path, file.imageData)
+    return lambda: _decoded(path, str(read_json(path)["imageData"]))
 
 
 def _decoded(where: object, text: str) -> bytes:

@@ -49,7 +49,7 @@ class Scene:
 
     name: str  # below images/, without suffix
     split: str  # train, val, test or ""
-    image: Path | bytes
+    image: Path | Callable[[], bytes]  # its file, or the bytes of one, read late
     outlines: Callable[[], list[Outline]]  # read late: of a broken one the others are converted
     size_hw: tuple[int, int] | None = None  # as the source has it
 

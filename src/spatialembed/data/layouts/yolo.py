@@ -37,14 +37,15 @@ def read_yolo(source: Source) -> Iterator[Scene]:
     names, used = _names(source, root), set()
     images = image_files(source.images or root)
     for path in images:
-        texts = _texts(path, root, source.images)
-        text = next((text for text in texts if text.is_file()), None)
+        places = _texts(path, root, source.images)
+        text = next((text for text in places if text.is_file()), None)
         used.add(text)
         split, name = split_and_name(path.relative_to(source.images or root))
         if text is None:
             source.notes["images without a file of labels have no object"] += 1
         yield Scene(name, split, path, partial(_outlines, source, text, names))
-    alone = [t for t in files_below(root, ".txt") if t.parent.name == "labels" and t not in used]
+    texts = (t for t in files_below(root, ".txt") if t.name not in ("classes.txt", "labels.txt"))
+    alone = [t for t in texts if "labels" in t.relative_to(root).parts and t not in used]
     if alone:
         what = f"{root}: {len(alone)} files of labels without image, one is {alone[0]}"
         raise SpatialEmbedError("missing_pairs", what, "add the images, or name them by --images")
