@@ -156,7 +156,7 @@ def test_a_broken_file_ends_the_command(
 
 
 def test_photographs(data_root: Path, tmp_path: Path) -> None:
-    """Four real ones, 80 classes, through the command."""
+    """Four real ones, the classes of all, through the command."""
     names = open_data(data_root / "coco" / "instances.json").class_names
     data = json.loads((data_root / "coco" / "instances.json").read_text())
     data["images"] = data["images"][:4]

@@ -50,8 +50,15 @@ class Decoder:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def __call__(self, data: pipe.Bytes, max_pixels: int, name: str = "image") -> Picture:
-        """Pixels of a file; max_pixels: width x height, by its header; name: for faults.
+    def __call__(
+        self,
+        data: pipe.Bytes,
+        max_pixels: int,
+        name: str = "image",
+        channel: int | str | None = None,
+    ) -> Picture:
+        """Pixels of a file; max_pixels: width x height, by its header; name: for faults; channel:
+        that of the model, which is read where the file has it.
 
         Raises SpatialEmbedError: those of ``read_image``; ``not_decodable`` (exit 3) of a file that
         killed its process.
@@ -59,7 +66,7 @@ class Decoder:
         if self.child.poll() is not None:  # killed while it had nothing to do
             self._start()
         try:
-            asked = {"most": max_pixels, "name": name}
+            asked = {"most": max_pixels, "name": name, "channel": channel}
             pipe.write(cast(RawIOBase, self.child.stdin), asked, data)
             meta, pixels = pipe.read(cast(RawIOBase, self.child.stdout))
         except (EOFError, BrokenPipeError):
@@ -104,13 +111,15 @@ def _limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (spent + 1 + SECONDS, hard))
 
 
-def _decode(path: Path, max_pixels: int) -> tuple[pipe.Meta, pipe.Bytes]:
+def _decode(path: Path, max_pixels: int, channel: int | str | None) -> tuple[pipe.Meta, pipe.Bytes]:
+    from spatialembed.images.channels import Preferred
     from spatialembed.images.pixel_size import pixel_size
     from spatialembed.images.read import ImageWarning, read_image
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pixels = read_image(path, max_pixels=max_pixels)
+        wanted = None if channel is None else Preferred(channel)
+        pixels = read_image(path, max_pixels=max_pixels, channel=wanted)
         um = pixel_size(path)
     said = [str(w.message) for w in caught if issubclass(w.category, ImageWarning)]
     meta = {"shape": pixels.shape, "dtype": pixels.dtype.str, "pixel_um": um, "warnings": said}
@@ -121,7 +130,7 @@ def main(folder: str) -> None:
     """The child: a file in, pixels or an error out, until the model's process has gone."""
     source, sink = pipe.ends()
     path = Path(folder) / "image"
-    from spatialembed.images import pixel_size, read  # noqa: F401  before memory is limited
+    from spatialembed.images import channels, pixel_size, read  # noqa: F401  before memory is limited
 
     _limit_memory()
     while True:
@@ -133,7 +142,7 @@ def main(folder: str) -> None:
         try:
             path.write_bytes(data)
             del data
-            answer = _decode(path, asked["most"])
+            answer = _decode(path, asked["most"], asked["channel"])
         except SpatialEmbedError as error:
             told = fault(error)
             told["message"] = told["message"].replace(str(path), asked["name"])

@@ -108,7 +108,8 @@ class Worker:
         """A file to its instances. Raises SpatialEmbedError of reading and of ``Predictor``."""
         clock = [time.perf_counter()]
         options = self.predictor.options(**asked["thresholds"])
-        picture = self.decoder(body, self.most, asked.get("name", "image"))
+        name, channel = asked.get("name", "image"), self.predictor.channel
+        picture = self.decoder(body, self.most, name, channel)
         clock.append(time.perf_counter())
         seen = self.predictor.seen(picture.pixels, options)
         clock.append(time.perf_counter())
