@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from sys import intern
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def _of_source(source: str, out: str) -> Iterable[Input]:
 def _of_file(path: Path, name: str) -> Input:
     """A file that was found, whose name for outputs has no suffix."""
     full, whole = Path(os.path.abspath(path)).as_posix(), name + path.suffix
-    return Input(whole, full.removesuffix(whole))
+    return Input(whole, intern(full.removesuffix(whole)))
 
 
 def _of_entry(entry: str, folder: str) -> Input:
@@ -103,9 +104,9 @@ def _of_entry(entry: str, folder: str) -> Input:
     entry = as_path(entry)
     if is_url(entry):
         scheme, _, name = entry.partition("://")
-        return Input(name, f"{scheme}://")
+        return Input(name, intern(f"{scheme}://"))
     if not entry.startswith("/") and ".." not in entry.split("/"):
-        return Input(entry, f"{folder}/")
+        return Input(entry, intern(f"{folder}/"))  # one for a million
     return Input(os.path.normpath(os.path.join(folder, entry)).lstrip("/"), "/")
 
 
