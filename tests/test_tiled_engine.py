@@ -53,6 +53,20 @@ def test_tiles_give_the_maps_of_the_whole(context: int) -> None:
     maps.seed[0, 0, 0, 0] = 0  # no inference tensor, which could not be written to
 
 
+def test_a_side_of_tiles_counts_alone_and_progress_is_told() -> None:
+    local: Any = Local()
+    shares: list[float] = []
+    tiles = TileOptions(tile=32, context=0)
+    engine = TiledEngine(local, "erfnet", tiles, shares.append)
+    images = torch.from_numpy(np.random.default_rng(0).random((1, 3, 32, 64), np.float32))
+    maps = engine(images)
+    assert local.asked == [(1, 3, 32, 32)] * 2
+    assert shares == [0.5, 1.0]
+    assert torch.equal(maps.offset, images[:, :2] + 1)
+    engine(images[..., :32])
+    assert shares == [0.5, 1.0]  # no tiles, no progress
+
+
 def test_what_fits_goes_as_it_is() -> None:
     local: Any = Local()
     TiledEngine(local, "erfnet")(torch.zeros(2, 3, 40, 50))
