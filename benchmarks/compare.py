@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 
 import compare_page
 import torch
-from compare_costs import costs, loaded
+from compare_costs import costs, loaded, loss_scene, mosaic
 from compare_runs import Budget, Plan, method_of, one_run
 from race_data import SMALL, Trial, data_root, nuclei, streets
 from race_report import write_json
@@ -68,7 +66,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
     parser.add_argument("--rounds", type=int, help="of timing; 3, quick: 1")
     parser.add_argument("--report", action="store_true", help="renew the page from what is there")
-    parser.add_argument("--costs-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -124,31 +121,23 @@ def run_all(given: argparse.Namespace, plan: Plan, folder: Path) -> None:
 
 
 def measured(given: argparse.Namespace, plan: Plan, folder: Path) -> None:
-    """Times and memory of each method that has a run, in a process of its own; in costs.json."""
-    file = folder / "costs.json"
+    """Times and memory of each method that has a run, one after the other; in costs.json."""
+    file, data = folder / "costs.json", given.sets[0]
     known = json.loads(file.read_text()) if file.exists() else {"methods": {}}
-    runs = [r for r in runs_of(folder) if r["data"] == given.sets[0] and r["seed"] == 0]
-    for run in runs:
-        if run["method"] in known["methods"]:
-            continue
-        words = [sys.executable, *sys.argv, "--costs-of", run["method"]]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        known["methods"][run["method"]] = json.loads(done.stdout.splitlines()[-1])
-        known |= {"data": given.sets[0], "machine": machine()}
-        write_json(file, known)
-        print(f"costs of {run['method']}: {known['methods'][run['method']]}", flush=True)
-
-
-def print_costs(given: argparse.Namespace, plan: Plan, folder: Path) -> None:
-    """Those of a method, as JSON on a line."""
-    trial = trial_of(given.sets[0], given, plan)
-    name, found = given.costs_of, list(runs_of(folder))
-    run = next(r for r in found if (r["data"], r["method"], r["seed"]) == (given.sets[0], name, 0))
-    assert trial is not None
-    net = loaded(name, len(trial.recipe.classes), plan.network, Path(run["state"]))
-    method = method_of(name)
+    runs = [r for r in runs_of(folder) if r["data"] == data and r["seed"] == 0]
+    todo = [r for r in runs if r["method"] not in known["methods"]]
+    trial = trial_of(data, given, plan) if todo else None
+    if trial is None:
+        return
+    scene, image = loss_scene(), mosaic(trial)
     rounds = given.rounds or (1 if given.quick else 3)
-    print(json.dumps(costs(method, net, method.Settings(**run["settings"]), trial, rounds)))
+    for run in todo:
+        name = run["method"]
+        net = loaded(name, len(trial.recipe.classes), plan.network, Path(run["state"]))
+        settings = method_of(name).Settings(**run["settings"])
+        known["methods"][name] = costs(method_of(name), net, settings, scene, image, rounds)
+        write_json(file, known | {"data": data, "machine": machine()})
+        print(f"costs of {name}: {known['methods'][name]}", flush=True)
 
 
 def main() -> None:
@@ -156,9 +145,6 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = plan_of(given)
     folder = folder_of(given, plan)
-    if given.costs_of:
-        print_costs(given, plan, folder)
-        return
     if not given.report:
         run_all(given, plan, folder)
         measured(given, plan, folder)

@@ -8,8 +8,7 @@
     network    the maps of that mosaic
 
 Processor time, all threads together, the median of the rounds: other loads do not count. Of several
-rounds the first is left out: what is compiled at first use is compiled then. Each method has a
-process of its own, one after the other, since the peak of memory is that of a process.
+rounds the first is left out: what is compiled at first use is compiled then.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from spatialembed.method.normalization import network_input
 from spatialembed.types import Target
 
 LOSS_PX, OBJECTS = 1024, 60
+Scene = tuple[Tensor, Target]
 MOSAIC_HW = (1024, 2048)
 LONGEST = 120.0
 """Seconds of grouping, after which it is given up."""
@@ -46,16 +46,16 @@ def loaded(name: str, num_classes: int, network: str, state: Path) -> nn.Module:
     return net.eval()
 
 
-def loss_scene() -> tuple[Tensor, Target]:
+def loss_scene() -> Scene:
     """Image (3, H, W) in [0, 1] with the truth, on which losses are timed."""
     sample = nuclei_field(LOSS_PX, LOSS_PX, seed=0, count=OBJECTS)
     image = torch.from_numpy(np.asarray(sample.image, np.float32) / sample.image.max())
     return image.expand(3, -1, -1).contiguous(), sample.target
 
 
-def loss_job(method: ModuleType, net: nn.Module) -> Callable[[], None]:
+def loss_job(method: ModuleType, net: nn.Module, scene: Scene) -> Callable[[], None]:
     """Forward and backward of the loss of the scene."""
-    image, target = loss_scene()
+    image, target = scene
     if not predicts_maps(method):
         net.train()
         return lambda: method.loss(net, image[None], [target]).total().backward()
@@ -83,9 +83,11 @@ def mosaic(trial: Trial) -> Tensor:
     return result
 
 
-def costs(method: ModuleType, net: nn.Module, settings: Any, trial: Trial, rounds: int) -> Any:
-    """Median seconds of each part, and the bytes of the loss."""
-    job, image = loss_job(method, net), mosaic(trial)
+def costs(
+    method: ModuleType, net: nn.Module, settings: Any, scene: Scene, image: Tensor, rounds: int
+) -> dict[str, float]:
+    """Median seconds of each part, and the bytes of the loss; ``image``: the mosaic."""
+    job = loss_job(method, net, scene)
     memory = peak_bytes(job)
     seconds: dict[str, list[float]] = {"loss": [], "network": [], "grouping": []}
     for n in range(rounds + (rounds > 1)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -127,8 +126,7 @@ def test_runs_table_and_page(
     monkeypatch.setattr(page, "RESULTS", results)
     monkeypatch.setattr(compare, "trial_of", lambda *_: trial)
     costs = {"loss": 1.0, "network": 2.0, "grouping": 3.0, "memory": 5 << 20}
-    done = subprocess.CompletedProcess("", 0, stdout=json.dumps(costs))
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(compare, "costs", lambda *_: costs)
     words = ["compare.py", "--quick", "--budget", "2steps", "--runs", str(tmp_path / "runs")]
     words += ["--sets", "nuclei", "--methods", "regression", "spatial_embedding"]
     monkeypatch.setattr("sys.argv", words)
@@ -146,7 +144,7 @@ def test_runs_table_and_page(
     for picture in ("compare_quick.png", "compare_quick_overlays.png"):
         assert (docs / "images" / picture).stat().st_size > 1000
 
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr(compare, "costs", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(compare, "one_run", lambda *_: pytest.fail("a finished run was repeated"))
     compare.main()
 
