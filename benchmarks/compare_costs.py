@@ -35,7 +35,7 @@ from spatialembed.types import Target
 LOSS_PX, OBJECTS = 1024, 60
 Scene = tuple[Tensor, Target]
 MOSAIC_HW = (1024, 2048)
-LONGEST = 120.0
+LONGEST = 30.0
 """Seconds of grouping, after which it is given up."""
 
 

@@ -219,5 +219,5 @@ def overlays(
             axes.imshow(label2rgb(mask, image / max(image.max(), 1), alpha=0.45, bg_label=0))
             axes.set_axis_off()
         row[0].set_title(title, fontsize=7, loc="left")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=60)
     pyplot.close(figure)
