@@ -140,6 +140,15 @@ def measured(given: argparse.Namespace, plan: Plan, folder: Path) -> None:
         print(f"costs of {name}: {known['methods'][name]}", flush=True)
 
 
+def command(given: argparse.Namespace) -> str:
+    """What makes these figures again; where files lie does not matter."""
+    words = ["python benchmarks/compare.py --data DATA", *(["--quick"] if given.quick else [])]
+    words += [f"--budget {given.budget}"] if given.budget else []
+    words += [f"--sets {' '.join(given.sets)}"] if set(given.sets) != set(SETS) else []
+    words += [f"--network {given.network}"] if given.network != "lite" else []
+    return " ".join(words)
+
+
 def main() -> None:
     given = parsed()
     torch.set_num_threads(1)
@@ -155,7 +164,9 @@ def main() -> None:
     trials = {name: trial_of(name, given, plan) for name in {r["data"] for r in runs}}
     file = folder / "costs.json"
     cost = json.loads(file.read_text()) if file.exists() else None
-    compare_page.report(runs, cost, {k: t for k, t in trials.items() if t}, plan, given.quick)
+    there = {name: trial for name, trial in trials.items() if trial}
+    size = "quick" if given.quick else "full"
+    compare_page.report(runs, cost, there, plan, size, command(given))
 
 
 if __name__ == "__main__":

@@ -28,15 +28,15 @@ def report(
     cost: dict[str, Any] | None,
     trials: Mapping[str, Trial],
     plan: Plan,
-    quick: bool,
+    size: str,
+    command: str,
 ) -> None:
     """Print the tables; write benchmarks/results/compare_SIZE.json, plot, overlays and the page."""
-    size = "quick" if quick else "full"
     made = tables(runs, cost)
     show(made)
     facts = {
         "size": size,
-        "command": f"python benchmarks/compare.py --data DATA{' --quick' if quick else ''}",
+        "command": command,
         "machine": cost["machine"] if cost else machine(),
         "plan": {k: str(v) for k, v in vars(plan).items()},
         "runs": [{k: v for k, v in run.items() if k != "state"} for run in runs],
