@@ -169,10 +169,10 @@ def plot(runs: Sequence[dict[str, Any]], cost: dict[str, Any] | None, path: Path
             axes.errorbar(x, mean, yerr=away, fmt="o", color=color, capsize=2)
             axes.annotate(
                 own[0]["title"].partition(" (")[0], (x, mean), xytext=(5, 4),
-                textcoords="offset points", fontsize=7, color=color,
+                textcoords="offset points", fontsize=7, color=color, rotation=40 * (mean < 0.05),
             )  # fmt: skip
         axes.set_title(data)
-        axes.set_xscale("log")
+        axes.set_xlim(left=0)
         axes.set_xlabel("prediction at 1024 x 2048, processor seconds")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
