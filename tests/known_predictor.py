@@ -18,6 +18,7 @@ INFO = ModelInfo(("thing",), True, Normalization("none"), ClusterOptions(min_pix
 class GreyLevels:
     """An engine whose answer is known: every grey level above 0 is an instance, brightest first."""
 
+    name, precision = "known", "float32"
     device = torch.device("cpu")
     scale = 1.0
 

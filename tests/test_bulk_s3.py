@@ -110,13 +110,14 @@ def worker(out: str) -> shard.Worker:
 def results(out: str, source: str) -> dict[str, bytes]:
     """Parts and tables of a run in this process."""
     store = open_store(out)
-    plan = make_or_check(store, list_inputs([source], out), {"classes": ["thing"]}, 2, append=False)
+    facts = worker(out).facts()["fingerprint"]
+    plan = make_or_check(store, list_inputs([source], out), facts, 2, append=False)
     for number in range(plan.shards):
         worker(out).shard(number)
         worker(out).shard(number)  # another one, which finds it done
     merge(store, plan, parquet=True)
     store.tidy()
-    names = store.names()
+    names = set(store.names())
     assert not [name for name in names if name.startswith(WORK)]
     return {name: store.read(name) for name in names if name.startswith(("part", "obj", "inst"))}
 

@@ -164,7 +164,7 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return acting
 
     monkeypatch.setattr(os, "replace", counted(os.replace))
-    monkeypatch.setattr(files, "_flush", counted(files._flush))
+    monkeypatch.setattr(files, "flush", counted(files.flush))
 
 
 STEPS = 7  # two atomic writes of flush, rename, flush; one rename

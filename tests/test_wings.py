@@ -127,6 +127,11 @@ def test_method_loss_cluster_and_model_do_not_know_each_other() -> None:
     assert all(not own(module) & three for module in three)
 
 
+PUBLIC = {"bulk"}
+"""Wings with a call of their own, ``spatialembed.bulk.run``, which is imported at first use."""
+
+
 def test_init_files_are_a_line() -> None:
     for path in SOURCE.rglob("*/__init__.py"):
-        assert [type(node) for node in ast.parse(path.read_text()).body] == [ast.Expr], path
+        if path.parent.name not in PUBLIC:
+            assert [type(node) for node in ast.parse(path.read_text()).body] == [ast.Expr], path

@@ -171,9 +171,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with disk_full_is_named(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, target)
-            _flush(target.parent)
+            flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -216,7 +216,7 @@ class Growing:
         shutil.copyfileobj(self._file, to, 1 << 20)  # which leaves it at its end
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file or folder entry to disk (fsync); file systems without fsync are left alone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -60,7 +60,7 @@ class Ledger:
 
     def withdraw(self) -> None:
         """Of an attempt that was stopped on purpose: it says nothing."""
-        for name in self._store.names(self._below):
+        for name in list(self._store.names(self._below)):
             if "/attempt-" in name:
                 self._store.remove(name)
 

@@ -77,15 +77,18 @@ def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
 def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[dict[str, Any]]:
     """The rows of a part, held to be one for each image of the plan, in its order.
 
-    Raises SpatialEmbedError ``rows_missing``.
+    Raises SpatialEmbedError ``rows_missing``, also where its label images are gone.
     """
     part, images = plan.part(number), plan.inputs(store, number)
     try:
         facts, *lines = store.read(f"{part}.jsonl").splitlines()
     except (FileNotFoundError, ValueError) as error:
         raise _missing(part, "it is not there") from error
-    if len(lines) != len(images) or json.loads(facts)["images"] != len(images):
+    said = json.loads(facts)
+    if len(lines) != len(images) or said["images"] != len(images):
         raise _missing(part, f"{len(lines)} rows of {len(images)} images")
+    if "tar" in said and not store.has(f"{part}.tar"):
+        raise _missing(part, "its label images, the .tar, are not there")
     for image, line in zip(images, lines, strict=True):
         row = json.loads(line)
         if row["image"] != image.name:
@@ -94,7 +97,7 @@ def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[dict[st
 
 
 def _missing(part: str, what: str) -> SpatialEmbedError:
-    remedy = "remove that part, and run the same command again"
+    remedy = "remove that file, and run the same command again"
     return SpatialEmbedError("rows_missing", f"{part}.jsonl: {what}", remedy, INPUT)
 
 

@@ -77,20 +77,35 @@ class Plan:
             yield from _parsed(store.read(_file(i)))
 
     def add(self, store: Folder | Bucket, images: Sequence[Input]) -> None:
-        """Plan more images: put their list, then the plan with it."""
-        text, offsets = io.BytesIO(), [0]
+        """Plan more images: put their list, then the plan with it.
+
+        Raises SpatialEmbedError ``plan_changed`` where another driver of a bucket was quicker.
+        """
+        lines, offsets = io.BytesIO(), [0]
         for start in range(0, len(images), self.shard):
             for image in images[start : start + self.shard]:
-                text.write(json.dumps([image.root, image.name]).encode() + b"\n")
-            offsets.append(text.tell())
-        content = text.getvalue()
-        store.put(_file(len(self.lists)), content)
+                lines.write(json.dumps([image.root, image.name]).encode() + b"\n")
+            offsets.append(lines.tell())
+        content = lines.getvalue()
+        _put_once(store, _file(len(self.lists)), content)
         self.lists.append(List(hashlib.sha256(content).hexdigest(), len(images), offsets))
-        store.put(PLAN, json.dumps({"version": 1, **asdict(self)}, indent=1).encode())
+        text = json.dumps({"version": 1, **asdict(self)}, indent=1).encode()
+        if len(self.lists) == 1:
+            _put_once(store, PLAN, text)
+        else:
+            store.put(PLAN, text)
 
 
 def _file(number: int) -> str:
     return f"inputs-{number:03d}.jsonl"
+
+
+def _put_once(store: Folder | Bucket, name: str, content: bytes) -> None:
+    """Of two drivers that plan in a bucket at once, one does, unless they plan the same."""
+    if not store.put_new(name, content) and store.read(name) != content:
+        what = f"{name}: another driver has put other inputs or settings there"
+        remedy = f"choose another --out; if that driver died before it had a plan, remove {name}"
+        raise SpatialEmbedError("plan_changed", what, remedy, USAGE)
 
 
 def _parsed(content: bytes) -> list[Input]:
@@ -108,12 +123,30 @@ def read_plan(store: Folder | Bucket) -> Plan | None:
         return None
     try:
         facts = json.loads(content)
-        assert facts.pop("version") == 1
+        if facts.pop("version") != 1:
+            raise ValueError
         facts["lists"] = [List(**each) for each in facts["lists"]]
         return Plan(**facts)
-    except (ValueError, AssertionError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         what, remedy = f"{PLAN}: not readable by this version", "choose another --out"
         raise SpatialEmbedError("bad_plan", what, remedy, USAGE) from error
+
+
+def refuse_changes(plan: Plan, now: Mapping[str, Any]) -> None:
+    """now: what results follow from here, or a part of it.
+
+    Raises SpatialEmbedError ``plan_changed`` (exit 2), naming all that is not as it was.
+    """
+    then = {**plan.fingerprint, "shard": plan.shard}
+    changed = [
+        f"{name} {json.dumps(then.get(name))} -> {json.dumps(now[name])}"
+        for name in sorted(now)
+        if now[name] != then.get(name)
+    ]
+    if changed:
+        what = f"not as it was begun: {', '.join(changed)}"
+        remedy = "continue as it was begun, on machines that are alike, or choose another --out"
+        raise SpatialEmbedError("plan_changed", what, remedy, USAGE)
 
 
 def make_or_check(
@@ -125,7 +158,7 @@ def make_or_check(
 ) -> Plan:
     """The plan of the store, made or extended if need be.
 
-    Raises SpatialEmbedError ``plan_changed`` (exit 2), naming all that is not as it was; of
+    Raises SpatialEmbedError ``plan_changed`` (exit 2), see ``refuse_changes``; of
     ``refuse_collisions`` for appended images.
     """
     plan = read_plan(store)
@@ -133,16 +166,7 @@ def make_or_check(
         plan = Plan(dict(fingerprint), shard)
         plan.add(store, images)
         return plan
-    now, then = {**fingerprint, "shard": shard}, {**plan.fingerprint, "shard": plan.shard}
-    changed = [
-        f"{name} {json.dumps(then.get(name))} -> {json.dumps(now.get(name))}"
-        for name in sorted({*now, *then})
-        if now.get(name) != then.get(name)
-    ]
-    if changed:
-        what = f"not as it was begun: {', '.join(changed)}"
-        remedy = "continue as it was begun, or choose another --out"
-        raise SpatialEmbedError("plan_changed", what, remedy, USAGE)
+    refuse_changes(plan, {**fingerprint, "shard": shard})
     known = set(plan.inputs_of_all(store))
     new = [image for image in images if image not in known]
     gone = len(known) + len(new) - len(images)

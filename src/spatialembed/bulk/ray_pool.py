@@ -13,9 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from spatialembed.bulk.process import Died, Message, Process, started
+from spatialembed.bulk.process import START_S, Died, Message, Process, started
 from spatialembed.bulk.todo import Report, Todo
 from spatialembed.concurrency import usable
 from spatialembed.errors import RESOURCE, SpatialEmbedError, missing_extra
@@ -109,19 +110,20 @@ class RayPool:
         room = gpus or total.get("CPU", 1) / self._needs["num_cpus"]
         self._wanted = self._workers or max(1, int(room))
         first = self._new(settings)
-        self._get(first.there.remote(), PLACE_S)
-        facts = self._get(first.facts.remote(), None)
+        self._get(first.there.remote(), PLACE_S, "Ray placed no worker")
+        limit = START_S + settings["no_progress"] * 60
+        facts = self._get(first.facts.remote(), limit, "no model was loaded")
         if "error" in facts:
             passed_on: list[Any] = facts["error"]
             raise SpatialEmbedError(*passed_on)
         self._actors = [first]
         return facts
 
-    def _get(self, answer: Any, limit: float | None) -> Any:
+    def _get(self, answer: Any, limit: float, late: str) -> Any:
         try:
             return self._ray.get(answer, timeout=limit)
         except self._ray.exceptions.GetTimeoutError as error:
-            what = f"Ray placed no worker within {limit:g} s: {self.state()}"
+            what = f"{late} within {limit:g} s: {self.state()}"
             remedy = "give it room, or fewer --threads"
             raise SpatialEmbedError("no_progress", what, remedy, RESOURCE) from error
         except self._ray.exceptions.RayError as error:
@@ -149,8 +151,7 @@ class RayPool:
             self._actors = [*idle, *starting.values(), *(actor for actor, _ in at_work.values())]
             answers = [*at_work, *starting]
             ready = ray.wait(answers, timeout=1)[0] if answers else []
-            if not ready:
-                yield None
+            yield None  # also where all that is ready has died: somebody looks at the clock
             for answer in ready:
                 actor, number = at_work.pop(answer, None) or (starting.pop(answer), None)
                 try:
@@ -186,6 +187,8 @@ class RayPool:
 
     def close(self) -> None:
         """Let Ray end its actors, and itself where it was started here."""
-        for actor in self._actors:
-            self._ray.kill(actor)
+        actors, self._actors = self._actors, []  # it may be called once more
+        with suppress(Exception):  # a cluster that is gone: the error at hand is that of the run
+            for actor in actors:
+                self._ray.kill(actor)
         self._ray.shutdown()

@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ import torch
 
 from spatialembed import __version__
 from spatialembed.bulk.ledger import MOST_DEATHS, Ledger
-from spatialembed.bulk.plan import Plan, read_plan
+from spatialembed.bulk.plan import Plan, read_plan, refuse_changes
 from spatialembed.bulk.process import Died, Message, Process, started
 from spatialembed.bulk.sources import Input
 from spatialembed.bulk.store import Bucket, is_url, open_store
@@ -42,6 +42,10 @@ from spatialembed.results import coco, objects_csv
 from spatialembed.results.labels import label_file
 from spatialembed.results.measurements import measure
 
+PACKAGES = (
+    "torch", "numpy", "numba", "pillow", "tifffile", "imagecodecs", "onnxruntime", "openvino",
+)  # fmt: skip
+"""Whose version may change a byte."""
 FETCHED = 8
 """Images that are fetched from a bucket at a time."""
 USUAL_PIXELS = 1 << 18
@@ -90,7 +94,7 @@ class Worker:
         diameter = self.predictor.diameter
         fingerprint = {
             "weights": self.predictor.info.weights_sha256,
-            "classes": self.predictor.info.class_names,
+            "classes": list(self.predictor.info.class_names),
             "engine": engine.name,
             "precision": engine.precision,
             "device": kind,
@@ -102,15 +106,17 @@ class Worker:
             "labels": self.settings["labels"],
             **{f"thresholds.{name}": value for name, value in asdict(self.options).items()},
             "spatialembed": __version__,
-            **{name: version(name) for name in ("torch", "numpy", "pillow", "tifffile")},
+            **{name: _version(name) for name in PACKAGES},
         }
         return {"fingerprint": fingerprint, "gpus": torch.cuda.device_count()}
 
     def shard(self, number: int) -> Message:
-        """Do one, if it is not done. Raises SpatialEmbedError of the store."""
+        """Do one, if it is not done. Raises SpatialEmbedError of the store, ``plan_changed``."""
         if self._plan is None or number >= self._plan.shards:
             self._plan = read_plan(self.store)
             assert self._plan is not None
+            # Of a cluster, the driver has seen one machine only.
+            refuse_changes(self._plan, self.facts()["fingerprint"])
         part, images = self._plan.part(number), self._plan.inputs(self.store, number)
         report = {"shard": number, "images": len(images)}
         if self.store.has(f"{part}.jsonl"):
@@ -269,6 +275,13 @@ class _Local(os.PathLike[str]):
 
     def __str__(self) -> str:
         return self.image.path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _tar(files: Sequence[tuple[str, bytes]]) -> bytes:

@@ -83,7 +83,7 @@ def _of_source(source: str, out: str) -> Iterable[Input]:
         if source.lower().endswith(SUFFIXES):
             return [_of_entry(source, "")]
         root = source.rstrip("/") + "/"
-        names = (name for name in Bucket(source).objects() if name.lower().endswith(SUFFIXES))
+        names = (name for name in Bucket(source).names() if name.lower().endswith(SUFFIXES))
         return (Input(name, root) for name in names if "/." not in f"/{name}")
     if suffix in LISTS and os.path.isfile(source):
         folder = os.path.dirname(os.path.abspath(source))

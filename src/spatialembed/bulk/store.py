@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from spatialembed.errors import INPUT, USAGE, SpatialEmbedError, missing_extra
-from spatialembed.files import disk_full_is_named
+from spatialembed.files import disk_full_is_named, flush
 
 WORK = ".bulk"
 """Folder below the results of all that is gone in the end: marks of attempts, files in making."""
@@ -51,11 +51,10 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def names(self, below: str = "") -> set[str]:
+    def names(self, below: str = "") -> Iterator[str]:
         """Of all files, or of those below a folder, with "/" between."""
-        walk = os.walk(self.root / below)
-        found = (Path(top, name) for top, _, names in walk for name in names)
-        return {path.relative_to(self.root).as_posix() for path in found}
+        for top, _, names in os.walk(self.root / below):
+            yield from (Path(top, name).relative_to(self.root).as_posix() for name in names)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -78,9 +77,10 @@ class Folder:
             with suppress(FileNotFoundError), self._written(target, content) as temporary:
                 try:
                     os.link(temporary, target)
-                    return True
                 except FileExistsError:
                     return False
+                self._keep(target)
+                return True
         return False
 
     def check(self) -> None:
@@ -95,6 +95,18 @@ class Folder:
         """Put a file in place of the one that may be there. Raises as ``put_new``."""
         with self._written(self.root / name, content) as temporary:
             os.replace(temporary, self.root / name)
+            self._keep(self.root / name)
+
+    def _keep(self, target: Path) -> None:
+        """Put its name on the disk too.
+
+        Else the mark of an image that takes down the machine would be gone each time, and the rows
+        of a shard could be there without its label images.
+        """
+        folders = [folder for folder in target.parents if folder.is_relative_to(self.root)]
+        for folder in folders:
+            with suppress(OSError):  # tidied away meanwhile, or a file system that cannot
+                flush(folder)
 
     @contextmanager
     def _written(self, target: Path, content: bytes) -> Iterator[Path]:
@@ -117,6 +129,7 @@ class Folder:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(path, self.root / name)
+        self._keep(self.root / name)
 
     def workplace(self) -> Path:
         """A folder for files in making, of this store where it can be."""
@@ -156,17 +169,13 @@ class Bucket:
             raise _fault(url, error) from error
         self._errors = (BaseError, OSError)
 
-    def objects(self, below: str = "") -> Iterator[str]:
-        """Names as they are listed. Raises SpatialEmbedError ``store_failed``."""
+    def names(self, below: str = "") -> Iterator[str]:
+        """As of a folder. Raises SpatialEmbedError ``store_failed``."""
         try:
             for some in self._obstore.list(self.store, below or None):
                 yield from (each["path"] for each in some)
         except self._errors as error:
             raise _fault(self.url, error) from error
-
-    def names(self, below: str = "") -> set[str]:
-        """As of a folder. Raises SpatialEmbedError ``store_failed``."""
-        return set(self.objects(below))
 
     def has(self, name: str) -> bool:
         """As of a folder. Raises SpatialEmbedError ``store_failed``."""
@@ -229,7 +238,7 @@ class Bucket:
 
     def tidy(self) -> None:
         """As of a folder."""
-        for name in self.names(WORK):
+        for name in list(self.names(WORK)):
             self.remove(name)
 
 

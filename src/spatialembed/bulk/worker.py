@@ -1,10 +1,11 @@
 """The process of a worker: loads the model, says what it found, then answers until nobody asks.
 
-python -m spatialembed.bulk.worker SETTINGS    JSON, see ``run.settings_of``
+python -m spatialembed.bulk.worker SETTINGS    JSON, see ``driver._settings``
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from spatialembed.errors import INPUT, RESOURCE, SpatialEmbedError
 def main(text: str) -> None:
     """text: the settings. Ends the process."""
     source, sink = open(0, "rb"), open(os.dup(1), "wb")  # noqa: SIM115  until it ends
+    _end_with_parent()
     os.dup2(2, 1)  # what a library prints goes to the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks
     questions: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -62,6 +64,17 @@ def main(text: str) -> None:
     except BaseException:
         traceback.print_exc()
     os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """On Linux a killed asker ends this process, even one that is stopped, or stuck in a decoder.
+
+    Elsewhere ``listen`` alone does, as soon as Python runs. If the asker has gone before this, the
+    pipe says so.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _tell(sink: IO[bytes], error: SpatialEmbedError) -> None:

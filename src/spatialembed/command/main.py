@@ -286,7 +286,7 @@ def predict(options: PredictOptions) -> int:
 
 def bulk(options: BulkOptions) -> int:
     """Detect the instances in any number of images, on all cores or on Ray; resumable."""
-    from spatialembed.bulk.run import run
+    from spatialembed.bulk import run
     from spatialembed.pictures.html import counted
 
     result = run(options)

@@ -148,8 +148,8 @@ def _pool(options: BulkOptions) -> Pool:
 
 def _do(pool: Pool, store: Folder | Bucket, plan: Plan, settings: Message, progress: bool) -> None:
     """All shards that are not done. Raises SpatialEmbedError, ``no_progress`` too."""
-    there = store.names()
-    done = {n for n in range(plan.shards) if f"{plan.part(n)}.jsonl" in there}
+    parts = {name for name in store.names() if name.startswith("part-")}
+    done = {n for n in range(plan.shards) if f"{plan.part(n)}.jsonl" in parts}
     limit = settings["no_progress"] * 60
     todo = Todo((n for n in range(plan.shards) if n not in done), limit / 2)
     settings = {**settings, **{n: plan.fingerprint[n] for n in ("device", "engine", "precision")}}
