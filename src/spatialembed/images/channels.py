@@ -34,7 +34,7 @@ def parse_channel(channel: Channel | None) -> Channel | None:
     text = "" if channel is None else str(channel).strip()
     check(channel is None or bool(text), "channel is empty", "give a number, a name, max or sum")
     if text.lstrip("-").isdecimal():
-        fine = int(text) >= 1
+        fine = text.isdecimal() and bool(text.strip("0"))
         check(fine, f"channel is {text[:20]}", "channels are counted from 1, as in ImageJ")
     return None if text.lower() in ("", ALL) else channel
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -51,6 +52,15 @@ class _Stack(NamedTuple):
     step: int  # images from one channel to the next
     images: int
     names: Sequence[str]
+    blocks: Sequence[tuple[int, int, int]] = ()  # first image, how many, first page; sorted
+
+    def page(self, channel: int, pages: Sequence[int]) -> int | None:
+        """The page of the first image of a channel, among the whole ones unless stated."""
+        image = channel * self.step
+        if not self.blocks:
+            return pages[image] if image < len(pages) else None
+        first, count, page = self.blocks[max(0, bisect(self.blocks, (image + 1,)) - 1)]
+        return page + image - first if 0 <= image - first < count else None
 
 
 def read_channel(
@@ -124,13 +134,16 @@ def channel_planes(path: Path, tiff: tifffile.TiffFile) -> list[Plane]:
         return [Plane(name, pages[0], i) for i, name in enumerate(names)]
     if said is None:
         return [Plane("", page, 0) for page in pages[:MOST_CHANNELS]]
-    if (said.channels - 1) * said.step >= len(pages):
+    of_channel = [said.page(i, pages) for i in range(said.channels)]
+    count = len(tiff.pages)
+    places = [page for page in of_channel if page is not None and page < count]
+    if len(places) < said.channels:
         what = f"{said.images} images stored as {len(pages)} pages"
         refuse_codec(path, what, "save each image as a page of its own")
     if said.images > said.channels:
         warn(f"{path}: the first of {said.images // said.channels} planes of the channel was read")
     names = [*said.names, *[""] * said.channels]
-    return [Plane(names[i], pages[i * said.step], 0) for i in range(said.channels)]
+    return [Plane(name, page, 0) for name, page in zip(names, places, strict=False)]
 
 
 def _samples(page: tifffile.TiffPage, colours: bool, names: Sequence[str]) -> Sequence[str]:
@@ -151,11 +164,15 @@ def _stack(names: Sequence[str], channels: int, step: int, images: int) -> _Stac
 
 
 def _of_ome(xml: str) -> _Stack | None:
-    """Of the first image, by expressions: an XML reader would expand entities."""
-    image = re.search(r"<(?:\w+:)?Pixels\b([^>]*)>(.*?)</(?:\w+:)?Pixels>", xml, re.DOTALL)
-    if image is None:
+    """Of the first image, by expressions: an XML reader would expand entities.
+
+    None of them looks twice at one place, however foolish the text is.
+    """
+    begin = re.search(r"<(?:\w+:)?Pixels\b([^<>]*)>", xml)
+    end = begin and re.compile(r"</(?:\w+:)?Pixels>").search(xml, begin.end())
+    if not begin or not end:
         return None
-    said = _attributes(image[1])
+    said, inside = _attributes(begin[1]), xml[begin.end() : end.start()]
     sizes = {axis: said.get(f"Size{axis}", "") for axis in "ZCT"}
     if not all(re.fullmatch(r"\d{1,9}", size) for size in sizes.values()):
         return None
@@ -164,13 +181,42 @@ def _of_ome(xml: str) -> _Stack | None:
     if sorted(order) != ["C", "T", "Z"]:
         return None
     step = math.prod(size[axis] for axis in order[: order.index("C")])
-    channels = re.findall(r"<(?:\w+:)?Channel\b([^>]*)>", image[2])
+    channels = re.findall(r"<(?:\w+:)?Channel\b([^<>]*)>", inside)
     names = [_attributes(channel).get("Name", "") for channel in channels]
-    return _stack(names, size["C"], step, math.prod(size.values()))
+    stack = _stack(names, size["C"], step, math.prod(size.values()))
+    file = _attributes(xml[: begin.start()]).get("UUID", "")
+    return stack and stack._replace(blocks=_blocks(inside, file, order, size))
+
+
+def _blocks(
+    inside: str, file: str, order: Sequence[str], size: Mapping[str, int]
+) -> list[tuple[int, int, int]]:
+    """Where the images lie by TiffData: first image, how many, first page; sorted.
+
+    Microscopes store them in another order than they say. Those in another file than that of the
+    UUID ``file`` get a page that no file has, so that their channels are refused.
+    """
+    found = []
+    for block in re.split(r"<(?:\w+:)?TiffData\b", inside)[1:]:
+        head, _, rest = block.partition(">")
+        said = _attributes(head)
+        if not {"IFD", "PlaneCount"} & set(said):
+            continue  # all pages, in the order of the images
+        stated = [said.get(f"First{axis}", "0") for axis in order]
+        stated += [said.get("PlaneCount", "1"), said.get("IFD", "0")]
+        if not all(re.fullmatch(r"\d{1,9}", number) for number in stated):
+            continue
+        *firsts, count, page = map(int, stated)
+        image, step = 0, 1
+        for axis, first in zip(order, firsts, strict=True):
+            image, step = image + first * step, step * size[axis]
+        other = re.match(r"\s*<(?:\w+:)?UUID\b[^<>]*>([^<]*)<", rest)
+        found.append((image, count, 1 << 62 if other and file not in ("", other[1]) else page))
+    return sorted(found)
 
 
 def _attributes(text: str) -> dict[str, str]:
-    return {name: html.unescape(value) for name, value in re.findall(r'(\w+)="([^"]*)"', text)}
+    return {name: html.unescape(value) for name, value in re.findall(r'\b(\w+)="([^"]*)"', text)}
 
 
 def _of_imagej(said: Mapping[str, Any]) -> _Stack | None:
