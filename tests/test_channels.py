@@ -190,7 +190,7 @@ def test_unknown_names_are_refused_with_those_that_there_are(kind: str, tmp_path
             assert "1 DAPI, 2 GFP, 3 Cy5; or max or sum" in caught.value.remedy
 
 
-@pytest.mark.parametrize("channel", [0, -1, "", " ", "0"])
+@pytest.mark.parametrize("channel", [0, -1, "", " ", "0", "--1", "-" + "9" * 5000])
 def test_channels_that_no_image_has(channel: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", planes(), "pages")
     with pytest.raises(SpatialEmbedError, match="bad_setting: channel is"):
@@ -255,6 +255,67 @@ def test_foolish_descriptions_count_for_nothing(xml: str, tmp_path: Path) -> Non
         for i, plane in enumerate(pixels):
             writer.write(plane, description=ome if i == 0 else None, metadata=None)
     np.testing.assert_array_equal(read_image(path, channel=2), pixels[1])
+
+
+def ome_by_blocks(path: Path, blocks: str, pixels: np.ndarray) -> Path:
+    """Two channels of three planes, said to be in the order of CZT; where they lie by TiffData."""
+    ome = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image '
+        'ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" '
+        f'SizeX="{W}" SizeY="{H}" SizeC="2" SizeZ="3" SizeT="1">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="1" Name="a"/>'
+        f'<Channel ID="Channel:0:1" SamplesPerPixel="1" Name="b"/>{blocks}</Pixels></Image></OME>'
+    )
+    with tifffile.TiffWriter(path) as writer:
+        for i, plane in enumerate(pixels):
+            writer.write(plane, description=ome if i == 0 else None, metadata=None)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["each", "several", "all"])
+def test_ome_planes_where_tiffdata_says(kind: str, tmp_path: Path) -> None:
+    """As tifffile's own series has them; the pages go by Z first, unlike DimensionOrder."""
+    blocks = {
+        "each": "".join(
+            f'<TiffData FirstC="{c}" FirstZ="{z}" FirstT="0" IFD="{3 * c + z}" PlaneCount="1"/>'
+            for c in range(2) for z in range(3)
+        ),
+        "several": '<TiffData FirstZ="1" IFD="0" PlaneCount="4"/>'
+                   '<TiffData IFD="4" PlaneCount="2"/>',
+        "all": "<TiffData/>",
+    }[kind]  # fmt: skip
+    path = ome_by_blocks(tmp_path / "a.tif", blocks, planes(6))
+    with tifffile.TiffFile(path) as tiff:
+        truth = tiff.series[0].asarray()  # ZCYX
+        assert tiff.series[0].axes == "ZCYX"
+    for c, name in enumerate("ab"):
+        np.testing.assert_array_equal(read_image(path, channel=name), truth[0, c])
+
+
+def test_ome_planes_of_another_file_are_refused(tmp_path: Path) -> None:
+    """Its page of that number holds another image."""
+    blocks = "".join(
+        f'<TiffData FirstC="{c}" FirstZ="{z}" IFD="{z}" PlaneCount="1">'
+        f'<UUID FileName="{c}.tif">urn:uuid:{c + 1}</UUID></TiffData>'
+        for c in range(2) for z in range(3)
+    )  # fmt: skip
+    path = ome_by_blocks(tmp_path / "a.tif", blocks, planes(3))
+    with pytest.raises(SpatialEmbedError, match="6 images stored as 3 pages"):
+        read_image(path, channel="b")
+
+
+@pytest.mark.parametrize("text", ["<Pixels>", "<Pixels ", "<Pixels a", "a", '<Pixels a="', "<<a:"])
+def test_endless_descriptions_take_no_time(text: str, tmp_path: Path) -> None:
+    """Each took minutes when an expression looked at the rest of the text from every place."""
+    start = '<?xml version="1.0"?><OME xmlns="x"><Pixels SizeC="3" SizeZ="1" SizeT="1" '
+    for body in (text * 100_000, start + text * 100_000 + "></Pixels>"):
+        pixels = planes(3)
+        with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+            for i, plane in enumerate(pixels):
+                ome = f'<?xml version="1.0"?><OME>{body}</OME>' if i == 0 else None
+                writer.write(plane, description=ome, metadata=None)
+        found = read_image(tmp_path / "a.tif", channel=2)
+        np.testing.assert_array_equal(found, pixels[1])
 
 
 def test_fewer_pages_than_said(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -142,9 +143,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 def test_polygons_become_the_pixels_of_coco(kind: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = WRITERS[kind](tmp_path / "in")
-    found = detect(path)
-    assert found is not None
-    assert found[0] == kind
+    assert detect(path) == kind
     out = tmp_path / "out"
     done = convert(path, out, progress=False)
     assert (done.kind, done.images, done.exit_code, done.failed) == (kind, 1, 0, [])
@@ -544,6 +543,101 @@ def test_unknown_layouts(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('[{"image": "a.png", "label": [{"original_width": 3}]}]')
     with pytest.raises(SpatialEmbedError, match="not as JSON-MIN"):
         convert(tmp_path / "m.json", tmp_path / "out")
+
+
+def test_a_folder_of_several_coco_files_is_converted_whole(tmp_path: Path) -> None:
+    """train/ and valid/ with a file each, as Roboflow; or both in annotations/, named by part."""
+    for part in ("train", "valid"):
+        as_coco(tmp_path / "in" / part).rename(tmp_path / "in" / part / "_annotations.coco.json")
+    done = convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert (done.kind, done.splits, done.images) == ("coco", ("train", "val"), 2)
+    flat = tmp_path / "flat"
+    for part in ("train", "val"):
+        path = as_coco(flat)
+        said = json.loads(path.read_text())
+        said["images"][0]["file_name"] = f"{part}.png"
+        write_png(flat / "images" / f"{part}.png", picture())
+        (flat / "annotations").mkdir(exist_ok=True)
+        (flat / "annotations" / f"instances_{part}2017.json").write_text(json.dumps(said))
+        path.unlink()
+    done = convert(flat, tmp_path / "out2", progress=False)
+    assert (done.splits, done.images) == (("train", "val"), 2)
+    for split in ("train", "val"):
+        dataset = open_data(tmp_path / "out2", split=split)  # type: ignore[arg-type]
+        assert dataset.names == [split]
+        np.testing.assert_array_equal(dataset[0].target.labels.numpy(), truth())
+
+
+@pytest.mark.parametrize("kind", ["labelme", "one-mask-each"])
+def test_images_without_annotation_are_told_of(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_labelme(tmp_path)
+    if kind == "one-mask-each":
+        (tmp_path / "a.json").unlink()
+        (tmp_path / "a.png").rename(tmp_path / "z.png")
+        write_png(tmp_path / "a" / "masks" / "m.png", np.ones((H, W), np.uint8))
+        write_png(tmp_path / "a" / "images" / "a.png", picture())
+    write_png(tmp_path / "b" / "images" / "b.png", picture())
+    done = convert(tmp_path, tmp_path / "out", progress=False)
+    assert (done.kind, done.images) == (kind, 1)
+    count = 1 + (kind != "labelme")
+    assert f"{count} images that no annotation names are left out" in caplog.text
+
+
+def test_masks_without_image_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        write_png(tmp_path / name / "masks" / "m.png", np.ones((H, W), np.uint8))
+    write_png(tmp_path / "a" / "images" / "a.png", picture())
+    with pytest.raises(SpatialEmbedError, match=r"no_layout.*b.images: 0 images"):
+        convert(tmp_path, tmp_path / "out", progress=False)
+
+
+def test_odd_names_keep_their_classes(tmp_path: Path) -> None:
+    """Blanks at the ends, dots, suffixes in capitals; a name that no CSV file can hold fails."""
+    corners = [[[1, 1], [9, 1], [9, 9]], [[20, 1], [29, 1], [29, 9]]]
+    shapes = [{"label": n, "points": xy} for n, xy in zip(("ü, é", "b"), corners, strict=True)]
+    names = [" a ", "v1.5", "-x", "b.PNG", "n" * 246, "zelle\n2", os.fsdecode(b"\xff")]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        write_png(tmp_path / "in" / "a.png", picture())
+        (tmp_path / "in" / "a.png").rename(tmp_path / "in" / f"{name}.PNG")
+        said = {"shapes": shapes, "imagePath": "gone"}
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(said))
+    done = convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert [(name, error.code) for name, error in done.failed] == [(names[-1], "bad_annotation")]
+    dataset = open_data(tmp_path / "out")
+    assert sorted(dataset.names) == sorted(names[:-1])
+    assert dataset.class_names == ("b", "ü, é")
+    assert all(dataset[i].target.classes.tolist() == [1, 0] for i in range(len(dataset)))
+
+
+def test_a_full_disk_ends_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SpatialEmbedError("disk_full", "no space left", "make room", 5)
+
+    as_yolo(tmp_path / "in")
+    monkeypatch.setattr("spatialembed.data.layouts.convert.write_png", full)
+    with pytest.raises(SpatialEmbedError, match="disk_full"):
+        convert(tmp_path / "in", tmp_path / "out", progress=False)
+
+
+def test_label_studio_uploads_of_names_with_blanks(tmp_path: Path) -> None:
+    path = as_label_studio(tmp_path)
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "my cell (1).png")
+    path.write_text(path.read_text().replace("0a1b2c3d-a.png", "0a1b2c3d-my_cell_1.png"))
+    convert(path, tmp_path / "out", progress=False)
+    assert open_data(tmp_path / "out").names == ["my cell (1)"]
+    write_png(tmp_path / "images" / "my_cell_(1).png", picture())  # which of the two?
+    with pytest.raises(SpatialEmbedError, match="missing_pairs"):
+        convert(path, tmp_path / "out2", progress=False)
+
+
+def test_a_pipe_is_no_file_of_annotations(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    for kind in ("coco", "labelme", "label-studio"):
+        with pytest.raises(SpatialEmbedError, match="not_a_file"):
+            convert(tmp_path / "a.json", tmp_path / "out", kind=kind)
 
 
 def test_coco_finds_images_by_any_prefix_and_only_in_its_folders(tmp_path: Path) -> None:

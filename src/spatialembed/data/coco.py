@@ -321,6 +321,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> _File:
+    if path.exists() and not path.is_file():  # a pipe has no end
+        raise SpatialEmbedError("not_a_file", f"{path}: not a plain file", "name a file .json")
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:

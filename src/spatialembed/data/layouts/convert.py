@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,16 +32,16 @@ from spatialembed.data.coco import (
     polygon_runs,
 )
 from spatialembed.data.layouts.cvat import read_cvat
-from spatialembed.data.layouts.detect import Kind, detect
+from spatialembed.data.layouts.detect import Kind, detect, parts_of
 from spatialembed.data.layouts.label_studio import read_label_studio
 from spatialembed.data.layouts.labelme import read_labelme
 from spatialembed.data.layouts.one_mask_each import read_one_mask_each
-from spatialembed.data.layouts.scene import Outline, Scene, Source, broken
+from spatialembed.data.layouts.scene import Outline, Scene, Source, broken, split_of
 from spatialembed.data.layouts.yolo import read_yolo
 from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.images.decode import opened
-from spatialembed.images.listing import SUFFIXES
+from spatialembed.images.listing import image_files
 from spatialembed.images.read import MAX_PIXELS, ImageWarning, read_oriented
 from spatialembed.images.write import write_png
 from spatialembed.options import DataOptions
@@ -154,12 +154,9 @@ def convert(
             ``missing_extra`` (exit 2); ``too_large``, ``disk_full`` (exit 5).
     """
     path, out = Path(source), Path(out)
-    kind, path = _kind(path, kind)
+    kind = _kind(path, kind)
     given = Source(path, None if images is None else Path(images), max_pixels)
-    scenes = list(READERS[kind](given))
-    if not scenes:
-        raise SpatialEmbedError("no_images", f"{path}: no image of {kind} in it", "check the path")
-    scenes = _parted(scenes)
+    scenes = _scenes(given, kind)
     _check_names(path, scenes)
     _check_empty(out)
     done = Converted(kind, out, splits=tuple(sorted({s.split for s in scenes} - {""})))
@@ -168,7 +165,7 @@ def convert(
         try:
             rows += _written(scene, out, max_pixels, done)
         except SpatialEmbedError as error:
-            if error.exit_code == USAGE:
+            if error.exit_code == USAGE or error.code == "disk_full":
                 raise  # of this machine, not of an image
             done.failed.append((scene.name, error))
             logger.error("%s", printable(str(error)))
@@ -183,17 +180,32 @@ def convert(
     return done
 
 
-def _kind(path: Path, kind: Kind | None) -> tuple[Kind, Path]:
+def _kind(path: Path, kind: Kind | None) -> Kind:
     if not os.path.lexists(path):
         raise SpatialEmbedError("not_found", f"{path}: no such file or folder", "check the path")
-    found = detect(path)
-    if kind is None and found is None:
+    if (kind := kind or detect(path)) is None:
         remedy = f"name it with --kind: {', '.join(READERS)}"
         raise SpatialEmbedError("unknown_layout", f"{path}: no layout that is known", remedy)
-    if found is not None and kind in (None, found[0]):
-        return found
-    assert kind is not None
-    return kind, path
+    return kind
+
+
+def _scenes(source: Source, kind: Kind) -> list[Scene]:
+    """Of all files of annotations; images that none of them names are told of."""
+    scenes: list[Scene] = []
+    files = parts_of(source.path, kind)
+    for file in files:
+        those = READERS[kind](replace(source, path=file))
+        part = split_of(file.relative_to(source.path)) if len(files) > 1 else ""
+        scenes += (replace(scene, split=scene.split or part) for scene in those)
+    if not scenes:
+        what = f"{source.path}: no image of {kind} in it"
+        raise SpatialEmbedError("no_images", what, "check the path")
+    if (folder := source.images or source.path).is_dir():
+        used = {scene.image for scene in scenes}
+        alone = (p for p in image_files(folder) if p not in used and p.parent.name != "masks")
+        if count := sum(1 for _ in alone):
+            source.notes["images that no annotation names are left out"] += count
+    return _parted(scenes)
 
 
 def _parted(scenes: list[Scene]) -> list[Scene]:
@@ -233,6 +245,9 @@ class _Row(NamedTuple):
 
 def _written(scene: Scene, out: Path, max_pixels: int, done: Converted) -> list[_Row]:
     """Write image and mask, and count them; its rows of classes.csv."""
+    name = f"{scene.split}/images/{scene.name}.png".lstrip("/")  # as tables know all names
+    if name.encode("utf-8", "ignore").decode() != name:
+        broken(printable(scene.name), "its name is not UTF-8, as classes.csv is")
     folder = out / scene.split
     part = out / ".image.part"
     path = scene.image if isinstance(scene.image, Path) else part
@@ -250,10 +265,8 @@ def _written(scene: Scene, out: Path, max_pixels: int, done: Converted) -> list[
         part.unlink(missing_ok=True)
     done.images += 1
     done.empty += not kept
-    name = f"{scene.split}/{scene.name}" if scene.split else scene.name
-    name += ".png" * name.lower().endswith(SUFFIXES)  # tables drop one suffix: a.png.json
     done.classes.update(o.name for o in kept)
-    return [_Row(name, i, o.name, o.where) for i, o in enumerate(kept, start=1)]
+    return [_Row(name, i, o.name, printable(o.where)) for i, o in enumerate(kept, start=1)]
 
 
 class _Object(NamedTuple):

@@ -17,7 +17,6 @@ from spatialembed.data.layouts.scene import (
     box_runs,
     broken,
     ellipse,
-    files_below,
     not_found,
     number,
     read_text,
@@ -38,13 +37,8 @@ class _Tag(NamedTuple):
 
 
 def read_cvat(source: Source) -> Iterator[Scene]:
-    """Of ``annotations.xml``, or of a folder that holds one; images beside it or in images/."""
+    """Of ``annotations.xml``; images beside it or in images/."""
     path = source.path
-    if path.is_dir():
-        found = list(files_below(path, ".xml"))
-        if not found:
-            raise SpatialEmbedError("not_found", f"{path}: no file .xml", "export it from CVAT")
-        path = next((p for p in found if p.name == "annotations.xml"), found[0])
     folders = [source.images] if source.images else [path.parent / "images", path.parent]
     for said, shapes in _images(path):
         where = f"{path}: image {said.get('id', '')[:20]}"

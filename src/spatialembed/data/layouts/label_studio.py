@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +53,7 @@ def read_label_studio(source: Source) -> Iterator[Scene]:
     path = source.path
     tasks = typed(path, read_json(path), list[Any])
     folders = [source.images] if source.images else [path.parent / "images", path.parent]
+    uploads = _uploads(folders)
     for i, said in enumerate(tasks, start=1):
         if isinstance(said, dict) and "annotations" not in said:
             broken(f"{path}: task {i}", "no annotations: export as JSON, not as JSON-MIN")
@@ -63,7 +66,9 @@ def read_label_studio(source: Source) -> Iterator[Scene]:
         if len(done) > 1:
             source.notes["tasks were annotated more than once: the first annotation counts"] += 1
         names = list(_names(task))
-        if (image := next(filter(None, (find_image(folders, n) for n in names)), None)) is None:
+        found = [f for f in (find_image(folders, n) for n in names) if f]
+        found += [(p.name, p) for n in names if len(those := uploads[n]) == 1 for p in those]
+        if (image := next(iter(found), None)) is None:
             not_found(where, names[0] if names else "", folders)
         split, name = split_and_name(Path(image[0]))
         yield Scene(name, split, image[1], partial(_outlines, source, where, done[0].result))
@@ -82,6 +87,15 @@ def _names(task: _Task) -> Iterator[str]:
             yield name
             if match := re.fullmatch(r"(?:.*/)?[0-9a-f]{8}-([^/]+)", name):
                 yield match[1]
+
+
+def _uploads(folders: Sequence[Path]) -> Mapping[str, list[Path]]:
+    """Files by the name that their upload gets: "my cell (1).png" becomes "my_cell_1.png"."""
+    found = defaultdict(list)
+    for folder in (folder for folder in folders if folder.is_dir()):
+        for file in os.listdir(folder):
+            found[re.sub(r"[^-\w.]", "", file.strip().replace(" ", "_"))].append(folder / file)
+    return found
 
 
 def _outlines(source: Source, where: str, results: list[dict[str, Any]]) -> list[Outline]:

@@ -82,7 +82,8 @@ def _image(source: Source, path: Path, file: _File) -> Path | Callable[[], bytes
     """Its file, or else that in the JSON file, which is read once more, for one image at a time."""
     root = source.path if source.path.is_dir() else path.parent
     folders = [path.parent, root, root / "images", *([source.images] if source.images else [])]
-    for name in (file.imagePath, *(path.stem + suffix for suffix in SUFFIXES)):
+    suffixes = (*SUFFIXES, *map(str.upper, SUFFIXES))
+    for name in (file.imagePath, *(path.stem + suffix for suffix in suffixes)):
         if found := find_image(folders, name):
             return found[1]
     if file.imageData is None:
@@ -114,7 +115,7 @@ def _outline(
         flat = ellipse(*points[0], radius, radius)
     elif kind == "mask" and len(points) == 2 and shape.mask is not None:
         return _mask(source, where, shape, group, size_hw)
-    elif kind not in ("polygon", "rectangle"):
+    elif kind not in ("polygon", "rectangle", "rotation"):  # the last is a turned rectangle
         source.notes[f"shapes of kind {kind[:40]!r} have no area and are left out"] += 1
         return None
     return Outline(where, shape.label, [flat], group=group)

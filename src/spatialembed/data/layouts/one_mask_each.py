@@ -14,10 +14,10 @@ from spatialembed.images.read import read_labels
 
 
 def samples_below(folder: Path) -> Iterator[Path]:
-    """Folders with images/ and masks/ in them, sorted."""
+    """Folders with masks/ in them, sorted."""
     for parent, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "images" in folders and "masks" in folders:
+        if "masks" in folders:
             yield Path(parent)
             folders.clear()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,15 @@ def files_below(folder: Path, suffix: str) -> Iterator[Path]:
         for name in sorted(files):
             if name.lower().endswith(suffix) and not name.startswith("."):
                 yield Path(parent, name)
+
+
+def split_of(file: Path) -> str:
+    """The part that a file of annotations is of, as valid/_annotations.json, instances_train.json.
+
+    The folder next to it counts first; "" where none is named.
+    """
+    words = [*reversed(file.parent.parts), *re.findall("[a-z]+", file.stem.lower())]
+    return next((SPLIT_NAMES[w.lower()] for w in words if w.lower() in SPLIT_NAMES), "")
 
 
 def split_and_name(relative: Path) -> tuple[str, str]:
