@@ -21,6 +21,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 OURS = "spatial_embedding"
 SHOWN = 3
 """Images of the overlays."""
+MARKERS = "osD^v"
+"""Of the other methods in the plot."""
 
 
 def report(
@@ -155,22 +157,28 @@ def plot(runs: Sequence[dict[str, Any]], cost: dict[str, Any] | None, path: Path
     from matplotlib import pyplot
 
     sets = sorted({run["data"] for run in runs})
+    known = cost["methods"] if cost else {}
+    # A legend in place of labels: where several find nothing these would lie over each other.
+    styles = {
+        name: (MARKERS[(i + i // 10) % 5], f"C{i % 10}") for i, name in enumerate(sorted(known))
+    }
+    styles[OURS] = ("*", "black")
     figure, panels = pyplot.subplots(
-        1, len(sets), figsize=(5.6 * len(sets), 4.4), layout="constrained", squeeze=False
+        1, len(sets), figsize=(4.2 * len(sets) + 2.6, 4.4), layout="constrained", squeeze=False
     )
+    entries: dict[str, Any] = {}
     for axes, data in zip(panels[0], sets, strict=True):
         for name, own in by_method(runs, data).items():
-            if cost is None or name not in cost["methods"]:
+            if name not in known:
                 continue
-            x, values = prediction(cost["methods"][name]), [run["ap"] for run in own]
-            color = "#1f6f8b" if name == OURS else "#b4552d"
-            mean = float(np.mean(values))
+            x, values = prediction(known[name]), [run["ap"] for run in own]
+            mean, (marker, color) = float(np.mean(values)), styles[name]
             away = [[mean - min(values)], [max(values) - mean]]
-            axes.errorbar(x, mean, yerr=away, fmt="o", color=color, capsize=2)
-            axes.annotate(
-                own[0]["title"].partition(" (")[0], (x, mean), xytext=(5, 4),
-                textcoords="offset points", fontsize=7, color=color, rotation=40 * (mean < 0.05),
+            point = axes.errorbar(
+                x, mean, yerr=away, fmt=marker, color=color, capsize=2, alpha=0.8,
+                markersize=13 if name == OURS else 7, clip_on=False,
             )  # fmt: skip
+            entries.setdefault(own[0]["title"], point)
         axes.set_title(data)
         axes.set_xlim(left=0)
         axes.set_xlabel("prediction at 1024 x 2048, processor seconds")
@@ -178,6 +186,11 @@ def plot(runs: Sequence[dict[str, Any]], cost: dict[str, Any] | None, path: Path
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("AP, IoU .50 to .90")
+    if entries:
+        figure.legend(
+            entries.values(), entries, loc="outside right upper", fontsize=7, frameon=False,
+            title="by descending AP", title_fontsize=7,
+        )  # fmt: skip
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
 

@@ -44,8 +44,8 @@ SLOWEST = 2.0
 """Processor seconds of grouping a training image, at most."""
 GIVEN_UP = 20.0
 """The same of a validation image, in which nothing is found otherwise."""
-LR, LR_DETECTOR = 1e-3, 1e-4
-"""Of Adam for maps (the configs of lite have it); of AdamW for detectors, as ``contestants``."""
+LR = 1e-3
+"""Of Adam, for all methods; the configs of lite have it."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,7 @@ def trained(method: ModuleType, trial: Trial, plan: Plan, seed: int, state: Path
     """The network after the budget. ``state``: file of a run that is under way, to go on from."""
     net = network_of(method, len(trial.recipe.classes), plan.network, seed).to(plan.device)
     learned = [p for p in net.parameters() if p.requires_grad]
-    if predicts_maps(method):
-        lr, optimizer = LR, torch.optim.Adam(learned, LR, weight_decay=1e-4)
-    else:
-        lr, optimizer = LR_DETECTOR, torch.optim.AdamW(learned, LR_DETECTOR, weight_decay=0.05)
+    optimizer = torch.optim.Adam(learned, LR, weight_decay=1e-4)
     now = Progress()
     if state.exists():
         kept = torch.load(state, map_location=plan.device, weights_only=True)
@@ -146,7 +143,7 @@ def trained(method: ModuleType, trial: Trial, plan: Plan, seed: int, state: Path
                 break
             warm = min(1.0, (now.steps + 1) / ROUND)
             for group in optimizer.param_groups:
-                group["lr"] = lr * warm * max(1 - gone, 0.01) ** 0.9
+                group["lr"] = LR * warm * max(1 - gone, 0.01) ** 0.9
             step(method, net, batch.to(plan.device), optimizer, now)
         if now.seconds - written > 60 or plan.budget.gone(now.seconds, now.steps) == 1:
             written = now.seconds

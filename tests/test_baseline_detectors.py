@@ -20,6 +20,14 @@ def name(method: ModuleType) -> str:
     return method.__name__.rpartition(".")[2]
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of few channels that learn from few boxes: seconds in place of a minute."""
+    monkeypatch.setattr(detectors, "WIDTH", 16)
+    monkeypatch.setattr(detectors.Backbone, "out_channels", 16)
+    monkeypatch.setattr(detectors, "ROIS", 8)
+
+
 def perfect(target: Target) -> Detections:
     truth = detectors.detection_target(target)
     masks = truth["masks"].numpy().astype(bool)
@@ -67,10 +75,10 @@ def test_the_second_way_up_is_that_of_the_equation() -> None:
 
 
 def test_a_filled_box_holds_the_pixels_whose_middles_it_holds() -> None:
-    masks = faster_rcnn.filled(np.array([[1, 0, 3, 2], [0.6, 0, 2.4, 9]]), 3, 4)
+    masks = list(faster_rcnn.filled(np.array([[1, 0, 3, 2], [0.6, 0, 2.4, 9]]), 3, 4))
     assert masks[0].astype(int).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     assert masks[1].astype(int).tolist() == [[0, 1, 0, 0]] * 3
-    assert faster_rcnn.filled(np.zeros((0, 4)), 3, 4).shape == (0, 3, 4)
+    assert not list(faster_rcnn.filled(np.zeros((0, 4)), 3, 4))
 
 
 def test_the_better_detection_owns_a_pixel() -> None:
@@ -105,8 +113,9 @@ def test_networks_learn_and_predict(method: ModuleType) -> None:
     missing = {k for k, _ in net.named_parameters() if ".detail." not in k} - learned
     assert {k for k in missing if "backbone" in k or "encoder" in k} == set()
     net.eval()
-    if method is not box2pix:
-        net.roi_heads.detections_per_img = 20  # of an untrained network the most there may be
+    if method is not box2pix:  # of an untrained network all that there may be come out
+        net.roi_heads.detections_per_img = 20
+        net.rpn._post_nms_top_n = {"training": 50, "testing": 50}
     for found in method.predict(net, torch.rand(2, 3, 50, 70)):
         instances = method.group(found, method.Settings(score=0.05))
         assert instances.labels.shape == (50, 70)
@@ -184,6 +193,29 @@ def test_grouping_of_ideal_maps_and_boxes_is_the_truth(seed: int, classes: int) 
     found = ideal(target, classes)
     # Hidden in part, boxes may overlap by more than half and still be two.
     assert same(box2pix.group(found, box2pix.Settings(overlap=0.8)), target)
+
+
+def test_a_pixel_goes_to_the_box_with_the_nearest_middle_that_holds_it() -> None:
+    """Random boxes, some beyond the image, and offsets, pixel by pixel and box by box."""
+    rng = np.random.default_rng(0)
+    corner, side = rng.uniform(-6, 20, (9, 2)), rng.uniform(2, 14, (9, 2))
+    boxes = np.concatenate((corner, corner + side), axis=1).astype(np.float32)
+    maps = torch.from_numpy(rng.normal(scale=0.1, size=(4, 18, 24))).float()
+    maps[2:] = torch.tensor([-9.0, 9.0])[:, None, None]  # all of the one class
+    found = box2pix.Found(maps, boxes, np.linspace(0.9, 0.5, 9), np.zeros(9, np.int64))
+    expected = np.zeros((18, 24), int)
+    for y, x in np.ndindex(18, 24):
+        to = np.array([x + 0.5, y + 0.5]) + 32 * maps[:2, y, x].numpy().astype(float)
+        away = {
+            k: np.hypot(*(to - [(x1 + x2) / 2, (y1 + y2) / 2]))
+            for k, (x1, y1, x2, y2) in enumerate(boxes.tolist(), 1)
+            if x1 <= x + 0.5 <= x2 and y1 <= y + 0.5 <= y2
+        }
+        expected[y, x] = min(away, key=away.__getitem__) if away else 0
+    labels = box2pix.group(found, box2pix.Settings(overlap=1.0)).labels
+    pairs = {*zip(labels.ravel().tolist(), expected.ravel().tolist(), strict=True)}
+    assert len(pairs) == len(np.unique(expected)) == len(np.unique(labels))
+    assert (0, 0) in pairs
 
 
 def test_grouping_of_nothing_and_of_one_pixel() -> None:

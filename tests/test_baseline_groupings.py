@@ -126,6 +126,13 @@ def test_defaults_lie_in_the_tuned_ranges(method: ModuleType) -> None:
         assert tuned.low <= getattr(settings, name) <= tuned.high
 
 
+def test_modes_of_many_pixels_are_found_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(8, 50), dim=0)
+    whole = recurrent.modes(vectors, recurrent.Settings())
+    monkeypatch.setattr(recurrent, "PIXELS_AT_ONCE", 7)
+    np.testing.assert_array_equal(recurrent.modes(vectors, recurrent.Settings()), whole)
+
+
 def test_an_even_sample() -> None:
     places, run = contract.evenly(torch.tensor([2, 7, 0, 3]), 3)
     assert places.tolist() == [0, 1, 2, 4, 6, 9, 10, 11]

@@ -94,6 +94,17 @@ def test_nothing_and_all_ignored(method: ModuleType) -> None:
     assert [float(term.detach()) for term in terms] == [0] * len(terms)
 
 
+def test_pixels_at_one_place_have_a_finite_gradient() -> None:
+    """Maps of zeros: every distance is 0, and with it every root."""
+    for method in METHODS:
+        maps = torch.zeros((1, sum(method.channels(2)), SIZE, SIZE), requires_grad=True)
+        terms = method.loss(maps, [scene(1, SIZE)])
+        terms.total().backward()
+        assert terms.total().isfinite()
+        assert maps.grad is not None
+        assert maps.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("method", METHODS, ids=name)
 def test_half_precision_is_computed_in_float32(method: ModuleType) -> None:
     maps = maps_for(method, 1, 2, 0)

@@ -99,8 +99,8 @@ def _image_terms(maps: Tensor, target: Target) -> WatershedTerms:
     sloped = (goal != 0).any(0) & (area > 0)
     x, y = maps[:2]
     along, across = x * goal[0] + y * goal[1], x * goal[1] - y * goal[0]  # (H, W)
-    # Where the prediction is 0 the angle has no slope.
-    sloped &= (along != 0) | (across != 0)
+    # Where the prediction is 0, or its square is, the angle has no slope.
+    sloped &= along.square() + across.square() > torch.finfo(maps.dtype).tiny
     angle = torch.atan2(across.where(sloped, 0), along.where(sloped, 1))
     entropy = F.cross_entropy(maps[None, 2 : 2 + LEVELS], level[None], reduction="none")[0]
     return WatershedTerms(

@@ -6,7 +6,7 @@ torchvision's, on the encoder of the wing; see ``detectors``. A pixel is in a bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,13 +61,11 @@ def predict(net: nn.Module, images: Tensor) -> list[detectors.Detections]:
     )
 
 
-def filled(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Masks (N, height, width) bool of boxes (N, 4), x1 y1 x2 y2 px."""
-    x1, y1, x2, y2 = boxes.T[..., None]  # (N, 1) each
+def filled(boxes: np.ndarray, height: int, width: int) -> Iterator[np.ndarray]:
+    """Masks (height, width) bool of boxes (N, 4), x1 y1 x2 y2 px, one after the other."""
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    columns, rows = (x1 <= x) & (x < x2), (y1 <= y) & (y < y2)
-    mask: np.ndarray = rows[:, :, None] & columns[:, None, :]
-    return mask
+    for x1, y1, x2, y2 in boxes:
+        yield ((y1 <= y) & (y < y2))[:, None] & ((x1 <= x) & (x < x2))
 
 
 def group(found: detectors.Detections, settings: detectors.Settings) -> Instances:

@@ -50,6 +50,7 @@ LOOPS = 5
 LOOPS_AT_TEST = 10
 SAMPLED = 16
 ANCHORS = 1500
+PIXELS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,7 @@ def modes(vectors: Tensor, settings: Settings) -> np.ndarray:
     means = torch.zeros(len(vectors), count).index_add(
         1, torch.from_numpy(of_anchor).long(), anchors
     )
-    found = F.normalize(means, dim=0).T @ vectors  # (N, P)
-    return found.argmax(0).numpy()
+    means = F.normalize(means, dim=0)
+    # Of noise every anchor is a mode: N x P similarities at once would take 12 GB at 2 Mpx.
+    found = [(means.T @ some).argmax(0) for some in vectors.split(PIXELS_AT_ONCE, dim=1)]
+    return torch.cat(found).numpy()
