@@ -142,6 +142,8 @@ def test_a_model_that_cannot_start_again_is_live_and_not_ready(tmp_path: Path) -
     server = Served("--model", f"mine={tmp_path / 'own'}")
     try:
         server.wait_until_ready()
+        (model,) = server.get("/v1/models").json["models"]
+        assert model["description"].startswith("Plain compact objects")
         (tmp_path / "own").rename(tmp_path / "away")
         os.kill(server.model_process(), signal.SIGKILL)
         until(lambda: server.measure("restarts_total") >= 2)

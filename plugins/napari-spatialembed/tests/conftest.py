@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,12 @@ def no_window() -> str:
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         return "no display: run it under xvfb-run (Qt's offscreen has no QOpenGLWidget)"
     return ""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; on Linux."""
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 needs_window = pytest.mark.skipif(bool(no_window()), reason=no_window())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import alive
 from napari_spatialembed.client import Answer, ModelClient
 from napari_spatialembed.samples import nuclei, shapes
 from spatialembed.command.main import main
@@ -51,6 +54,11 @@ def answered(client: ModelClient, seconds: float = 300) -> list[Answer]:
             return found
         time.sleep(0.01)
     raise AssertionError(f"no answer: {found}")
+
+
+def answered_to(client: ModelClient, question: Any) -> list[Answer]:
+    client.ask(question)
+    return answered(client)
 
 
 def labels_of(answer: Answer) -> np.ndarray:
@@ -122,18 +130,22 @@ def test_foreseen_faults_are_answers_and_the_process_stays(client: ModelClient) 
     assert labels_of(answered(client)[-1]).any()
 
 
+NOISE = np.random.default_rng(0).integers(90, 110, (96, 96)).astype(np.uint8)
+
+
 def test_no_warning_is_lost(client: ModelClient) -> None:
-    """Of the package in its process, and of what reads the layer in the thread."""
-    noise = np.random.default_rng(0).integers(90, 110, (96, 96)).astype(np.uint8)
+    """Of the model in its process, each time; and of what reads the layer in the thread."""
 
     def question() -> tuple[dict[str, Any], bytes]:
         warnings.warn("a slow layer", UserWarning, stacklevel=1)
-        return detect(noise, model="phase")()
+        return detect(NOISE, model="shapes")()
 
-    client.ask(question)
-    said = [each.meta["text"] for each in answered(client) if each.meta["kind"] == "warning"]
-    assert said[0] == "a slow layer"
-    assert len(said) == len(set(said)), said
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="a slow layer"):
+            answers = answered_to(client, question)
+        said = [each.meta["text"] for each in answers if each.meta["kind"] == "warning"]
+        assert len(said) == 1, said
+        assert "an image of 96 x 96 px: its percentiles lie in the noise" in said[0]
 
 
 def test_a_layer_that_cannot_be_read_is_an_answer(client: ModelClient) -> None:
@@ -168,6 +180,34 @@ def test_a_stop_ends_the_process_in_the_middle_of_the_network() -> None:
     assert time.monotonic() - begun < 0.5  # it does not wait
     wait_for(lambda: client.pid is None, seconds=5)
     assert all(answer.meta["kind"] != "found" for answer in client.answers())
+
+
+def test_without_napari_the_process_ends_in_the_middle_of_the_network(tmp_path: Path) -> None:
+    """napari is killed, and so closes nothing by itself."""
+    (tmp_path / "napari.py").write_text(NAPARI)
+    folder = str(Path(__file__).parent)
+    words = [sys.executable, str(tmp_path / "napari.py"), folder]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as napari:
+        assert napari.stdout is not None
+        pid = int(napari.stdout.readline())
+        assert alive(pid)
+        napari.kill()
+    wait_for(lambda: not alive(pid), seconds=20)
+
+
+NAPARI = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from test_client import ModelClient, PIXELS, detect, wait_for
+
+if __name__ == "__main__":
+    client = ModelClient()
+    client.ask(detect(np.tile(PIXELS, (8, 8)), augment=True))
+    wait_for(lambda: any(a.meta.get("text") == "network" for a in client.answers()))
+    print(client.pid, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_stop_before_the_start() -> None:

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import needs_window, no_window
+from conftest import alive, needs_window, no_window
 from napari_spatialembed.samples import nuclei
 
 if no_window():
@@ -140,9 +139,33 @@ def test_cancel_at_once_and_again(qtbot: Any, viewer: Any) -> None:
     assert detected(qtbot, widget).data.any()
 
 
-def alive(pid: int) -> bool:
-    path = Path(f"/proc/{pid}/stat")
-    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
+def test_a_new_run_before_the_answer_of_a_slider(qtbot: Any, viewer: Any) -> None:
+    """The late answer is about the image before: no layer of the new one is made of it."""
+    viewer.add_image(PIXELS, name="old")
+    widget = opened(viewer)
+    old = detected(qtbot, widget)
+    widget.form.image.value = viewer.add_image(PIXELS[:100, :90], name="new")
+    widget._ask_again()
+    new = detected(qtbot, widget)
+    assert (new.name, new.data.shape) == ("new nuclei", (100, 90))
+    assert old.data.shape == PIXELS.shape
+    assert len(viewer.layers) == 4
+
+
+def test_a_closed_window_ends_the_process(qtbot: Any, make_napari_viewer: Any) -> None:
+    """Python goes on, as in a notebook."""
+    viewer = make_napari_viewer()
+    viewer.add_image(np.tile(PIXELS, (8, 8)))
+    widget = opened(viewer)
+    widget.form.augment.value = True
+    widget.form.run.native.click()
+    waited(qtbot, lambda: widget.form.said.value == "network")
+    pid = widget._client.pid
+    assert alive(pid)
+    viewer.close()
+    widget = None  # nothing of ours holds it
+    settled(qtbot)
+    waited(qtbot, lambda: not alive(pid), 20)
 
 
 def test_napari_goes_on_meanwhile(qtbot: Any, viewer: Any) -> None:
@@ -175,6 +198,13 @@ def test_faults_and_warnings_are_shown(qtbot: Any, viewer: Any) -> None:
     assert any("non_finite" in text for text in said), said
     assert "non_finite" in widget.form.said.value
     assert len(viewer.layers) == 1
+    viewer.layers.clear()
+    viewer.add_image(np.random.default_rng(0).integers(90, 110, (96, 96)).astype(np.uint8))
+    widget.form.model.value = "shapes"
+    with notices() as said:
+        widget.form.run.native.click()
+        waited(qtbot, lambda: widget.form.run.enabled)
+    assert any("lie in the noise" in text for text in said), said
 
 
 class notices:

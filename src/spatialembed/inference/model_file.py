@@ -36,6 +36,7 @@ from spatialembed.inference.bundled import (
     WEIGHTS,
     bundled_folder,
     bundled_models,
+    summary_of,
 )
 from spatialembed.inference.hub import HUB, hub_folder
 from spatialembed.inference.model_json import bad_model, check_keys, parse_fields, parse_json, typed
@@ -408,3 +409,11 @@ def state_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -
     ]
     more = [f"and {len(found) - 4} more"] * (len(found) > 4)
     return "; ".join(found[:4] + more)
+
+
+def summary(path: str | Path) -> str:
+    """First sentence of the card of a model, by name or folder; empty where there is none.
+
+    Raises SpatialEmbedError ``no_model``, ``bad_model``; of the hub those of ``hub_folder``.
+    """
+    return summary_of(_find(path))

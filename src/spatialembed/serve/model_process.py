@@ -24,7 +24,7 @@ import msgspec
 from spatialembed.errors import MODEL, RESOURCE, SpatialEmbedError
 from spatialembed.images.read import MAX_PIXELS
 from spatialembed.images.write import png_bytes
-from spatialembed.inference.bundled import summaries
+from spatialembed.inference.model_file import summary
 from spatialembed.inference.predictor import load_for
 from spatialembed.inference.tiling import TiledEngine
 from spatialembed.method.cluster import ClusterOptions
@@ -81,7 +81,7 @@ class Worker:
             self._made(asked, seen.instances, self.predictor.settings, kept, None)
         info = self.predictor.info
         return {
-            "description": summaries().get(self.path, ""),
+            "description": summary(self.path),
             "licence": info.training.get("licence"),
             "class_names": info.class_names,
             "thresholds": asdict(info.thresholds),

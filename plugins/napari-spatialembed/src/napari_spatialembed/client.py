@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -87,15 +86,12 @@ class ModelClient:
     def _settle(self, question: Question, process: subprocess.Popen[bytes]) -> None:
         """Ask one question, and collect its answers."""
         try:
-            # Shown by the thread of napari: a warning from here has frozen it before.
-            with warnings.catch_warnings(record=True) as said:
-                meta, body = question()
+            # Its warnings go napari's way, which shows them from its own thread. Catching them here
+            # would be for all threads at once, and could lose those of napari.
+            meta, body = question()
         except Exception as error:  # of reading the pixels, whatever library does that
             self._fail(f"the layer could not be read: {type(error).__name__}: {error}")
             return
-        finally:
-            for warning in said:
-                self._answers.put(Answer({"kind": "warning", "text": str(warning.message)}))
         pipe.write(process.stdin, meta, body)  # type: ignore[arg-type]
         while True:
             answer = Answer(*pipe.read(process.stdout))  # type: ignore[arg-type]

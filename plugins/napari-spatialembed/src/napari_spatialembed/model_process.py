@@ -12,12 +12,16 @@ The body of ``found`` is the label image, int32, and behind it the table as JSON
 from __future__ import annotations
 
 import copy
+import os
 import signal
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from io import RawIOBase
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -106,6 +110,21 @@ class Model:
         self._send(facts, labels.tobytes() + msgspec.json.encode(table))
 
 
+def _questions(source: RawIOBase) -> SimpleQueue[tuple[pipe.Meta, pipe.Bytes]]:
+    """Read on while the model works, and end the process in the middle of that without napari."""
+    read: SimpleQueue[tuple[pipe.Meta, pipe.Bytes]] = SimpleQueue()
+
+    def go_on() -> None:
+        try:
+            while True:
+                read.put(pipe.read(source))
+        finally:
+            os._exit(0)  # its end of the pipe was closed, by its end or by that of the widget
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return read
+
+
 def main() -> None:
     """Answer until napari has gone."""
     source, sink = pipe.ends()
@@ -122,13 +141,14 @@ def main() -> None:
             send({"kind": "warning", "text": text})
 
     warnings.showwarning = warn  # type: ignore[assignment]
+    questions = _questions(source)
     try:
         with listening(take, alone=True):
             model = Model(send)
             while True:
-                question, body = pipe.read(source)
+                question, body = questions.get()
                 model.answer(question | {"begun": time.perf_counter()}, body)
-    except (EOFError, BrokenPipeError):
+    except BrokenPipeError:
         return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,7 @@ class DetectWidget(QWidget):
         self._client: ModelClient | None = None
         self._work: _Work | None = None
         self._touched: dict[str, float] = {}  # thresholds that the user has set
-        self._asked = 0  # questions without their last answer
+        self._asked: deque[_Work] = deque()  # of each question without its last answer
         self._behind = False  # a slider was moved while a question was under way
         self._docked = False
         self._looking = QTimer(self, interval=LOOK_MS)
@@ -180,17 +181,18 @@ class DetectWidget(QWidget):
         def question() -> tuple[Meta, Bytes]:
             pixels = plane.pixels(data, rgb)
             more = {"dtype": pixels.dtype.str, "shape": pixels.shape}
-            return asked | more, pixels.tobytes()
+            return asked | more, pixels.ravel().view(np.uint8).data  # no copy
 
         form.working(True)
         form.say("starting")
-        self._ask(question)
+        self._ask(self._work, question)
 
     def cancel(self, _: Any = None) -> None:
         """End what runs, in the middle of it, and start a new process for the next time."""
         if self._client is not None:
             self._client.stop()
-        self._client, self._asked, self._behind = ModelClient(), 0, False
+        self._client, self._behind = self._started(), False
+        self._asked.clear()
         if self._work is not None:
             self._work.answered = False
         self._looking.stop()
@@ -214,14 +216,19 @@ class DetectWidget(QWidget):
             self._behind = True
             return
         asked: Meta = {"do": "again", "thresholds": dict(self._touched), "pixel_um": work.pixel_um}
-        self._ask(lambda: (asked, b""))
+        self._ask(work, lambda: (asked, b""))
 
-    def _ask(self, question: Any) -> None:
+    def _ask(self, work: _Work, question: Any) -> None:
         if self._client is None:
-            self._client = ModelClient()
-        self._asked += 1
+            self._client = self._started()
+        self._asked.append(work)
         self._client.ask(question)
         self._looking.start()
+
+    def _started(self) -> ModelClient:
+        client = ModelClient()
+        self.destroyed.connect(client.stop)  # with the window, where the dock does not go first
+        return client
 
     # ------------------------------------------------------------ answers
 
@@ -241,16 +248,16 @@ class DetectWidget(QWidget):
     def _on_failed(self, answer: Answer) -> None:
         self._settled()
         if answer.meta.get("gone"):
-            self._client, self._asked = None, 0
-            self._work = None
+            self._client = self._work = None
+            self._asked.clear()
+            self.form.working(False)
         text = answer.meta["text"]
         self.form.say(printable(text.strip().splitlines()[-1]))
         show_error(text)
 
     def _on_found(self, answer: Answer) -> None:
-        self._settled()
-        work, facts = self._work, answer.meta
-        if work is None:
+        work, facts = self._settled(), answer.meta
+        if work is not self._work:
             return
         work.answered = True
         self.form.show_thresholds(facts["thresholds"] | self._touched)
@@ -262,14 +269,17 @@ class DetectWidget(QWidget):
         more = "; stopped at max_instances" if facts["truncated"] else ""
         self.form.say(f"{facts['objects']} objects in {facts['seconds']:.2f} s{more}", 1.0)
 
-    def _settled(self) -> None:
-        self._asked -= 1
-        self.form.working(False)
+    def _settled(self) -> _Work:
+        """What the question was about that has its last answer now; maybe no longer the latest."""
+        work = self._asked.popleft()
+        if work is self._work:
+            self.form.working(False)
         if not self._asked:
             self._looking.stop()
         if self._behind:
             self._behind = False
             self._resting.start()
+        return work
 
     def _show(self, work: _Work, labels: np.ndarray, columns: dict[str, list[Any]]) -> None:
         features = {"index": columns["id"], **{k: v for k, v in columns.items() if k != "id"}}
