@@ -330,7 +330,7 @@ def test_crowd_excuses_a_find(tmp_path: Path, crowd: int | None, expected: float
     if crowd is not None:
         whole = {"size": [40, 90], "counts": [60 * 40, 30 * 40]}  # the right third
         truth.append({"category_id": crowd, "segmentation": whole, "iscrowd": 1})
-    dataset = open_coco(coco_file(tmp_path, truth))
+    dataset = open_coco(coco_file(tmp_path, truth)).with_classes(("person", "car"))
     found = squares_found((0, 62), (0, 0), classes=[1, 1])
     report = score([found], dataset, "coco")
     assert report.figures["AP"][1] == pytest.approx(expected)
@@ -341,7 +341,7 @@ def test_true_objects_may_overlap(tmp_path: Path) -> None:
     """The larger of two is found whole: its IoU counts the part below the smaller one too."""
     truth = [{"category_id": 9, "segmentation": box(0, 0, 20, 40), "area": 99999.0}]
     truth += [{"category_id": 9, "segmentation": box(0, 20)}]
-    dataset = open_coco(coco_file(tmp_path, truth))
+    dataset = open_coco(coco_file(tmp_path, truth)).with_classes(("person", "car"))
     labels_of = np.zeros((40, 90), np.int32)
     labels_of[:20, :40] = 1
     found = Instances(labels_of, np.ones(1, np.float32), np.ones(1, np.int64), ("person", "car"))
