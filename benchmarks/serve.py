@@ -14,8 +14,8 @@ The short form takes a few minutes; ``--full`` takes an hour, half of it the soa
     drain     20 requests that wait and 20 that are arriving at SIGTERM: none is lost
 
 The client of ``load`` is a process of its own that does little; its processor time, that of the
-process that listens and that of the model are told apart. All share the machine, so the times are
-those of a server that has not all of it. ``--leak`` plants a leak, which ``soak`` has to find: the
+process that listens and that of the model are told apart. All share the machine: the model has all
+cores but one, which is for the process that listens and for the client. ``--leak`` plants a leak, which ``soak`` has to find: the
 exit code is 1 where memory, descriptors, threads or processes grow. Linux.
 """
 
@@ -64,7 +64,7 @@ def leaking(gate, scope):
 Gate.check = leaking
 sys.exit(main(sys.argv[1:]))
 """
-SAME = {"engine": "torch", "precision": "float32"}
+SAME = {"engine": "torch", "precision": "float32", "threads": max(1, (os.cpu_count() or 1) - 1)}
 
 
 class Answer(NamedTuple):
@@ -80,7 +80,7 @@ class Server:
     """``spatialembed serve`` in a process of its own."""
 
     def __init__(self, model: str, queue: int = QUEUE, leak: bool = False) -> None:
-        flags = [word for name, value in SAME.items() for word in (f"--{name}", value)]
+        flags = [word for name, value in SAME.items() for word in (f"--{name}", str(value))]
         limits = ["--queue", str(queue), "--receive", str(RECEIVE_S), "--port", "0"]
         self.model = model
         self.process = subprocess.Popen(
@@ -342,9 +342,10 @@ async def slow(server: Server, full: bool) -> dict[str, Any]:
         writer.transport.abort()
         return time.monotonic() - begun
 
-    usual = [a.seconds for a in await closed(server, 1, 4)]
+    usual = [a.seconds for a in await closed(server, 1, RECEIVE_S - 1.5)]
     held = [asyncio.create_task(hold(begun_so[i % 4])) for i in range(number)]
-    beside = [a.seconds for a in await closed(server, 1, 4)]
+    await asyncio.sleep(1)  # until all are connected
+    beside = [a.seconds for a in await closed(server, 1, RECEIVE_S - 1.5)]
     times = await asyncio.gather(*held)
     return {
         "sockets": number,
@@ -402,10 +403,12 @@ async def leavers(server: Server, full: bool) -> dict[str, Any]:
         writer.write(head.encode() + image)
         await writer.drain()
         writer.close()
+    taken = await server.get("/healthz")  # comes after them: all have been read
     await asyncio.sleep(2 * usual)  # the one that was at the model
     after = await server.post(image)
     return {
         "leavers": number,
+        "read after ms": round(1000 * taken.seconds, 1),
         "next": after.status,
         "next / usual": round(after.seconds / usual, 2),
     }

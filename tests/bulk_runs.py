@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -36,15 +36,20 @@ def write_images(folder: Path, number: int, poison: int = 0, broken: int = 0) ->
 
 
 def start(
-    source: Path | str, out: Path | str, *flags: str, doings: Path | None = None
+    source: Path | str,
+    out: Path | str,
+    *flags: str,
+    doings: Path | None = None,
+    within: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """A driver; ``doings``: where its sockets and those of its workers are noted."""
+    """A driver; doings: where its sockets and those of its workers are noted; within: a command
+    that runs the one behind it."""
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings["PYTHONPATH"] = os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")])
     settings |= {} if doings is None else {"BULK_DOINGS": str(doings)}
     words = [sys.executable, "-m", "spatialembed", "bulk", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*words, *SETTINGS, *flags],
+        [*within, *words, *SETTINGS, *flags],
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
