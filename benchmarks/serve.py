@@ -15,8 +15,9 @@ The short form takes a few minutes; ``--full`` takes an hour, half of it the soa
 
 The client of ``load`` is a process of its own that does little; its processor time, that of the
 process that listens and that of the model are told apart. All share the machine: the model has all
-cores but one, which is for the process that listens and for the client. ``--leak`` plants a leak, which ``soak`` has to find: the
-exit code is 1 where memory, descriptors, threads or processes grow. Linux.
+cores but one, which is for the process that listens and for the client. ``--leak`` plants a leak,
+which ``soak`` has to find: the exit code is 1 where memory, descriptors, threads or processes grow.
+Linux.
 """
 
 from __future__ import annotations
