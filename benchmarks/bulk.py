@@ -158,7 +158,7 @@ def kills(images: Path, room: Path, given: argparse.Namespace) -> int:
         while not ended:
             starts += 1
             process = start(command("bulk", images, out, *flags))
-            dies = time.monotonic() + chance.uniform(1, 3 * spent["seconds"])
+            dies = time.monotonic() + chance.uniform(1, spent["seconds"])
             dies = dies if done["drivers"] < given.drivers else float("inf")
             while process.poll() is None:
                 time.sleep(chance.uniform(0.1, given.pause))
