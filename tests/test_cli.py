@@ -508,6 +508,12 @@ def test_dashes_underscores_and_bare_flags() -> None:
         assert options.sources == ["a", "b"]
 
 
+@pytest.mark.parametrize("words", [["d"], ["--data", "d"], ["--timing=false", "--data=d"]])
+def test_the_word_alone_may_have_its_name(words: list[str]) -> None:
+    """The doctor takes --data as train does."""
+    assert parsed(main.DoctorOptions, *words, positional="data").data == "d"
+
+
 def test_a_word_alone_is_the_data() -> None:
     for words in (["DIR"], ["--stage1.epochs", "3", "DIR"], ["--data", "DIR"]):
         assert arguments.parse(TrainOptions, words, verb="train", help="").data == "DIR"

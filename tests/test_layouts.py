@@ -6,6 +6,8 @@ import base64
 import csv
 import json
 import os
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from spatialembed.command.main import main
@@ -420,6 +423,19 @@ def test_a_turned_image_becomes_upright(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.image[..., 0] > 0, sample.target.labels.numpy() == 1)
 
 
+def test_a_turned_image_of_several_pages_is_refused(tmp_path: Path) -> None:
+    """Upright it would have its first page alone."""
+    pages = np.zeros((2, W, H), np.uint8)
+    turn = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack", extratags=turn)
+    shape = {"label": "a", "points": [[0, 0], [10, 0], [10, 10], [0, 10]]}
+    said = {"shapes": [shape], "imagePath": "a.tif", "imageHeight": H, "imageWidth": W}
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    done = convert(tmp_path, tmp_path / "out", progress=False)
+    ((_, error),) = done.failed
+    assert (error.code, "6 of 2 pages" in error.message) == ("oriented_image", True)
+
+
 def test_a_broken_image_does_not_end_the_others(tmp_path: Path) -> None:
     as_labelme(tmp_path)
     said = json.loads((tmp_path / "a.json").read_text()) | {"imagePath": "b.png"}
@@ -532,6 +548,32 @@ def test_broken_brushes(rle: Any, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps([task]))
     done = convert(tmp_path / "p.json", tmp_path / "out", progress=False)
     assert [error.code for _, error in done.failed] == ["bad_annotation"]
+
+
+def test_brushes_of_a_false_size_take_no_memory(tmp_path: Path) -> None:
+    """Stated 10,000 x 10,000 px, the image has 40 x 60; or a second brush of another size."""
+    write_png(tmp_path / "a.png", picture())
+    small = {"type": "brushlabels", "original_width": W, "original_height": H,
+             "value": {"rle": brush(np.ones((H, W))), "brushlabels": ["a"]}}  # fmt: skip
+    side = 10_000
+    rle = [*(4 * side**2).to_bytes(4, "big"), *brush(np.ones((H, W)))[4:]]
+    large = small | {"original_width": side, "original_height": side, "value": {"rle": rle}}
+    for results, code in (([large], "size_mismatch"), ([small, large], "bad_annotation")):
+        named = [result | {"id": str(i)} for i, result in enumerate(results)]
+        task = {"data": {"image": "a.png"}, "annotations": [{"result": named}]}
+        (tmp_path / "p.json").write_text(json.dumps([task]))
+        tracemalloc.start()
+        done = convert(tmp_path / "p.json", tmp_path / "out", progress=False)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        tracemalloc.stop()
+        assert [error.code for _, error in done.failed] == [code]
+
+
+def test_a_zip_is_to_be_unpacked(tmp_path: Path) -> None:
+    as_cvat(tmp_path / "in")
+    path = shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path / "in")
+    with pytest.raises(SpatialEmbedError, match=r"unknown_layout.*unpack it"):
+        convert(path, tmp_path / "out")
 
 
 def test_unknown_layouts(tmp_path: Path) -> None:
@@ -654,6 +696,26 @@ def test_coco_finds_images_by_any_prefix_and_only_in_its_folders(tmp_path: Path)
     path.write_text(json.dumps(said))
     with pytest.raises(SpatialEmbedError, match="missing_pairs"):
         open_coco(path)
+
+
+@pytest.mark.parametrize("images", ["val2017", "images/val2017"])
+def test_coco_finds_images_in_the_folder_of_its_part(images: str, tmp_path: Path) -> None:
+    """annotations/instances_val2017.json beside val2017/ as COCO comes, or images/NAME/ by CVAT."""
+    (tmp_path / "annotations").mkdir()
+    path = as_coco(tmp_path).rename(tmp_path / "annotations" / "instances_val2017.json")
+    (tmp_path / images).mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / images / "a.png")
+    np.testing.assert_array_equal(open_coco(path)[0].image, picture())
+
+
+def test_missing_images_of_coco_are_named_by_the_flag_that_helps(tmp_path: Path) -> None:
+    path = as_coco(tmp_path / "in")
+    (tmp_path / "in" / "a.png").rename(tmp_path / "a.png")
+    with pytest.raises(SpatialEmbedError, match=r"missing_pairs.*--allow-missing"):
+        open_coco(path)
+    with pytest.raises(SpatialEmbedError, match=r"missing_pairs.*the images with --images"):
+        convert(path, tmp_path / "out")
+    assert convert(path, tmp_path / "out", images=tmp_path, progress=False).images == 1
 
 
 def test_unused_categories_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

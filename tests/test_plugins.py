@@ -65,7 +65,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(tmp_path: Path, results: Path) -> Path:
     """The program in place of ``spatialembed``; its words are kept in words.txt, a line each."""
-    program = tmp_path / "with space" / "spatialembed"
+    program = tmp_path / "with space, as C:\\new" / "spatialembed"
     program.parent.mkdir()
     program.write_text(
         f"""#!/bin/sh
@@ -127,7 +127,8 @@ def test_macro_in_imagej(
     pixels = (np.arange(size_hw[0] * size_hw[1]) % 251).astype(np.uint8).reshape(size_hw)
     image = write_png(tmp_path / "cells.png", pixels)
     answer, probe = tmp_path / "answer.txt", tmp_path / "probe.ijm"
-    names = {"image": image, "command": command, "answer": answer}
+    names = {"image": image, "answer": answer}
+    names["command"] = str(command).replace("\\", "\\\\")
     names["box"] = " ".join(map(str, box or ()))
     names["macro"] = PLUGINS / "imagej" / "spatialembed.ijm"
     probe.write_text(PROBE.format(**names))
@@ -151,6 +152,7 @@ def test_macro_in_imagej(
     assert [[int(float(word)) for word in roi.split()] for roi in rois] == wanted
     options = asked(tmp_path)
     assert (options.model, options.start, options.diameter) == ("nuclei", 0.8, None)
+    assert options.out.endswith("found")
     assert not list(tmp_path.glob("spatialembed-*"))  # it tidies up
 
 
@@ -240,7 +242,7 @@ def wanted(results: Path) -> list[dict[str, Any]]:
 def test_script_of_qupath_by_the_command(
     qupath: list[str], tmp_path: Path, results: Path, command: Path
 ) -> None:
-    said = in_groovy([*qupath, f"command={command}", "downsample=2", "diameter=30"])
+    said = in_groovy([*qupath, f"command={command}", "downsample=2", "diameter=30", "channel=2"])
     assert "3 objects in region" in said
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer == wanted(results)
@@ -252,6 +254,7 @@ def test_script_of_qupath_by_the_command(
     assert answer[1]["properties"]["measurements"] == {"label": 2, "score": 0.9}
     options = asked(tmp_path)
     assert (options.model, options.diameter, options.format) == ("nuclei", "30", "geojson")
+    assert options.channel == 2
     assert (tmp_path / "sent.tif").read_bytes() == (tmp_path / "region.png").read_bytes()
 
 

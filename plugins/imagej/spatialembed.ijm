@@ -27,11 +27,10 @@ if (given == "") {
         call("ij.Prefs.set", "spatialembed." + keys[i], values[i]);
     }
 } else {
-    List.setList(given);
-    for (i = 0; i < keys.length; i++) {
-        value = List.get(keys[i]);
-        if (value != "") values[i] = value;
-    }
+    lines = split(given, "\n"); // not List.setList, which takes backslashes out of paths
+    for (j = 0; j < lines.length; j++)
+        for (i = 0; i < keys.length; i++)
+            if (startsWith(lines[j], keys[i] + "=")) values[i] = substring(lines[j], lengthOf(keys[i]) + 1);
 }
 for (i = 2; i < keys.length; i++) if (values[i] == "") values[i] = "null";
 
@@ -44,7 +43,7 @@ if (selectionType >= 0) getSelectionBounds(left, top, width, height);
 folder = getDirectory("temp") + "spatialembed-" + floor(getTime()) + "-" + floor(1e6 * random);
 File.makeDirectory(folder);
 file = folder + File.separator + "image.tif";
-out = folder + File.separator + "found" + File.separator;
+out = folder + File.separator + "found";
 run("Duplicate...", "title=spatialembed");
 saveAs("Tiff", file);
 close();
@@ -55,8 +54,9 @@ said = exec(values[0], "predict", file, "--model", values[1], "--out", out,
     "--format", "csv,imagej", "--diameter", values[2], "--start", values[3],
     "--min-pixels", values[4]);
 
-rois = out + "image_rois.zip";
-table = out + "objects.csv";
+within = out + File.separator;
+rois = within + "image_rois.zip";
+table = within + "objects.csv";
 done = false;
 if (File.exists(rois)) done = true;
 found = 0;
@@ -78,8 +78,8 @@ if (done) {
     showStatus("spatialembed: " + found + " objects");
 }
 files = getFileList(out);
-for (i = 0; i < files.length; i++) removed = File.delete(out + files[i]);
-removed = File.delete(out + ".spatialembed-results");
+for (i = 0; i < files.length; i++) removed = File.delete(within + files[i]);
+removed = File.delete(within + ".spatialembed-results");
 removed = File.delete(out);
 removed = File.delete(file);
 removed = File.delete(folder);

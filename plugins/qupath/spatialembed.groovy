@@ -16,6 +16,7 @@ def settings = [
     model     : 'nuclei',
     downsample: '1',             // of the image: 2 sends every region at half its size
     diameter  : 'null',          // px at that size; null: as the model says (command only)
+    channel   : 'null',          // number from 1, name, max or sum; null: as the model says (command only)
 ]
 if (binding.hasVariable('args') && args)
     args.each { def (name, value) = it.split('=', 2); settings[name] = value }
@@ -38,7 +39,7 @@ def placed(String geojson, double scale, double left, double top) {
 def byCommand(settings, File image) {
     def out = new File(image.parentFile, 'found')
     def words = [settings.command, 'predict', image.path, '--model', settings.model, '--out', out.path,
-                 '--format', 'geojson', '--diameter', settings.diameter]
+                 '--format', 'geojson', '--diameter', settings.diameter, '--channel', settings.channel]
     def process = new ProcessBuilder(words).redirectErrorStream(true).start()
     def said = process.inputStream.text
     if (process.waitFor() != 0)

@@ -42,7 +42,7 @@ def parse(kind: type[T], words: Sequence[str], *, verb: str, help: str, position
     """
     settings, alone = dict(_settings(kind)), positional.split()
     parser = _parser(kind, settings, verb, help, alone)
-    plain = _plain(words, settings, data_alone=not alone and "data" in settings)
+    plain = _plain(words, settings, alone)
     try:
         values = parser.instantiate(parser.parse_args(plain))
     except (ArgumentError, argparse.ArgumentError) as error:
@@ -100,8 +100,9 @@ def _parser(
     return parser
 
 
-def _plain(words: Sequence[str], settings: Mapping[str, Any], data_alone: bool) -> list[str]:
+def _plain(words: Sequence[str], settings: Mapping[str, Any], alone: Sequence[str]) -> list[str]:
     """The words as the parser takes them; those after -- stay as they are."""
+    data_alone = not alone and "data" in settings
     end = words.index("--") if "--" in words else len(words)
     plain, todo = [], list(words[:end])
     while todo:
@@ -118,6 +119,8 @@ def _plain(words: Sequence[str], settings: Mapping[str, Any], data_alone: bool) 
                 equals = "+="  # given several times, a flag has several values
         elif data_alone and not flag.startswith("-"):
             flag, equals, value = "--data", "=", flag + equals + value
+        if [flag[2:]] == alone and equals:  # a word alone may have its name too: --data DIR
+            flag, equals = "", ""
         plain.append(flag + equals + value)
     data = [word.partition("=")[2] for word in plain if word.startswith("--data=")]
     if len(data) > 1:

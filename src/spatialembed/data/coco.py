@@ -34,7 +34,7 @@ from spatialembed.types import Sample, Target
 
 logger = logging.getLogger("spatialembed")
 SHOWN_FAULTS = 10
-"""So many broken annotations are named, the others are counted."""
+"""So many broken annotations or missing images are named, the others are counted."""
 DRAWN_BYTES = 1 << 28
 """Drawn truths are kept, packed, up to so many bytes in a process."""
 
@@ -269,7 +269,8 @@ def open_coco(
     Args:
         path: The file.
         images: Folder of the image files; None: ``images`` beside the file, or beside its folder
-            ``annotations``, or the file's own folder.
+            ``annotations``, or the file's own folder; of instances_NAME.json also NAME in these
+            places.
         reading: How files are read: missing images, crowds and the size limit.
 
     Returns:
@@ -304,8 +305,8 @@ def open_coco(
     if missing and not reading.allow_missing:
         raise SpatialEmbedError(
             "missing_pairs",
-            f"{path}: {len(missing)} images are missing: {'; '.join(missing)}",
-            "add them, or leave them out with --allow-missing",
+            f"{path}: {len(missing)} images are missing: {'; '.join(missing[:SHOWN_FAULTS])}",
+            "add them, or leave them out with --allow-missing; data convert takes --images FOLDER",
         )
     if not found:
         raise SpatialEmbedError("no_images", f"{path}: none of its images exists", "add them")
@@ -313,11 +314,11 @@ def open_coco(
 
 
 def _folders(path: Path) -> list[Path]:
-    """Where the images of a file may lie."""
-    folders = [path.parent / "images", path.parent]
-    return (
-        [*folders, path.parent.parent / "images"] if path.parent.name == "annotations" else folders
-    )
+    """Where the images of a file may lie; those of instances_val2017.json in val2017/ too."""
+    bases = [path.parent] + [path.parent.parent] * (path.parent.name == "annotations")
+    folders = [path.parent / "images", path.parent] + [base / "images" for base in bases[1:]]
+    part = path.stem.removeprefix("instances_")
+    return [*folders, *(place / part for base in bases for place in (base / "images", base))]
 
 
 def _read(path: Path) -> _File:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 import tifffile
@@ -42,7 +43,7 @@ from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, check_writable
 from spatialembed.images.decode import opened
 from spatialembed.images.listing import image_files
-from spatialembed.images.read import MAX_PIXELS, ImageWarning, read_oriented
+from spatialembed.images.read import MAX_PIXELS, ImageWarning, each_page, read_oriented
 from spatialembed.images.write import write_png
 from spatialembed.options import DataOptions
 
@@ -51,7 +52,13 @@ logger = logging.getLogger("spatialembed")
 
 def _read_coco(source: Source) -> Iterator[Scene]:
     """COCO instances, as ``train`` reads them; for the doctor, and to correct masks by hand."""
-    dataset = open_coco(source.path, source.images, reading=DataOptions())
+    try:
+        dataset = open_coco(source.path, source.images, reading=DataOptions())
+    except SpatialEmbedError as error:
+        if error.code != "missing_pairs":
+            raise
+        remedy = "name the folder of the images with --images"
+        raise SpatialEmbedError(error.code, error.message, remedy) from error
 
     def outlines(i: int, height: int, width: int) -> list[Outline]:
         found = []
@@ -185,6 +192,8 @@ def _kind(path: Path, kind: Kind | None) -> Kind:
         raise SpatialEmbedError("not_found", f"{path}: no such file or folder", "check the path")
     if (kind := kind or detect(path)) is None:
         remedy = f"name it with --kind: {', '.join(READERS)}"
+        if is_zipfile(path):
+            remedy = "unpack it, and name the folder"
         raise SpatialEmbedError("unknown_layout", f"{path}: no layout that is known", remedy)
     return kind
 
@@ -351,8 +360,10 @@ def _write_image(scene: Scene, path: Path, orientation: int, folder: Path, max_p
     place = folder / "images" / scene.name
     if orientation != 1:
         pixels = read_oriented(path, max_pixels=max_pixels)[0]
-        if pixels.dtype != np.uint8:
-            what = f"{scene.name}: EXIF orientation {orientation} of {pixels.dtype} pixels"
+        pages = len(each_page(path, ""))
+        if pixels.dtype != np.uint8 or pages > 1:
+            kind = f"{pages} pages" if pages > 1 else f"{pixels.dtype} pixels"
+            what = f"{scene.name}: EXIF orientation {orientation} of {kind}"
             raise SpatialEmbedError("oriented_image", what, "save the image upright")
         write_png(place.with_name(place.name + ".png"), pixels)
         return

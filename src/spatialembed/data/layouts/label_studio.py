@@ -71,7 +71,17 @@ def read_label_studio(source: Source) -> Iterator[Scene]:
         if (image := next(iter(found), None)) is None:
             not_found(where, names[0] if names else "", folders)
         split, name = split_and_name(Path(image[0]))
-        yield Scene(name, split, image[1], partial(_outlines, source, where, done[0].result))
+        results = done[0].result
+        size_hw = _brush_size(results)
+        outlines = partial(_outlines, source, where, results, size_hw)
+        yield Scene(name, split, image[1], outlines, size_hw)
+
+
+def _brush_size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """As the first brush states it: the image is held to it before a mask of that size is made."""
+    brush = next((said for said in results if str(said.get("type", "")).startswith("brush")), {})
+    height, width = brush.get("original_height"), brush.get("original_width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _names(task: _Task) -> Iterator[str]:
@@ -98,7 +108,9 @@ def _uploads(folders: Sequence[Path]) -> Mapping[str, list[Path]]:
     return found
 
 
-def _outlines(source: Source, where: str, results: list[dict[str, Any]]) -> list[Outline]:
+def _outlines(
+    source: Source, where: str, results: list[dict[str, Any]], size_hw: tuple[int, int] | None
+) -> list[Outline]:
     labels = _labels(results)
     found: dict[str, Outline] = {}
     for i, said in enumerate(results, start=1):
@@ -112,6 +124,9 @@ def _outlines(source: Source, where: str, results: list[dict[str, Any]]) -> list
             broken(at, "no value")
         if said.get("image_rotation"):
             broken(at, "drawn on a turned image: turn the image, and draw again")
+        stated = said.get("original_height"), said.get("original_width")
+        if kind == "brush" and size_hw is not None and stated != size_hw:
+            broken(at, "another size than the brush before it")
         name = labels.get(str(said.get("id", i)), "object")
         outline = _outline(source, at, kind, name, said, value)
         found[str(said.get("id", i))] = outline  # a shape may be there as such and with its class
