@@ -77,6 +77,7 @@ def test_from_sample_to_labels_and_other_thresholds(
     image = viewer.add_image(PIXELS, name="cells", scale=(0.5, 0.5), units=("um", "um"))
     widget = opened(viewer)
     assert widget.form.image.value is image
+    assert not widget._scrolled.horizontalScrollBar().maximum()  # wide enough
     layer = detected(qtbot, widget)
     found = by_command["upright"]
     areas = np.bincount(found.ravel())[1:]

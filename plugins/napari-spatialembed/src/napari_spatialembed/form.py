@@ -26,6 +26,8 @@ FOLDER = "a folder ..."
 MODELS_OWN, AUTO, NATIVE, PIXELS = "as the model says", "auto", "native", "in px"
 NO_AXIS = "none"
 MAXIMUM = "maximum of all"
+SLIDER_PX = 160
+"""With its number; the rest of the row is its name."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -164,4 +166,5 @@ def _sliders() -> dict[str, Any]:
             lowest = 0.01 if field.name == "membership" else 0.0
             highest = 1.0 if field.name == "start" else 0.99
             made[field.name] = FloatSlider(**about, min=lowest, max=highest, step=0.01)
+            made[field.name].min_width = SLIDER_PX
     return made

@@ -12,6 +12,7 @@ from napari import Viewer
 from napari.layers import Image, Labels
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QEvent, QModelIndex, QTimer
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QAbstractItemView, QScrollArea, QTableView, QVBoxLayout, QWidget
 
 from napari_spatialembed.client import Answer, ModelClient
@@ -63,15 +64,15 @@ class DetectWidget(QWidget):
     # ------------------------------------------------------------ made and taken down
 
     def _lay_out(self) -> None:
-        scrolled = QScrollArea()
-        scrolled.setWidgetResizable(True)
-        scrolled.setWidget(self.form.body.native)
-        scrolled.setMinimumWidth(self.form.body.native.sizeHint().width() + 24)  # a scroll bar
+        self._scrolled = QScrollArea()
+        self._scrolled.setWidgetResizable(True)
+        self._scrolled.setWidget(self.form.body.native)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.verticalHeader().hide()
         self.table.setMinimumHeight(120)
+        self.table.horizontalHeader().setResizeContentsPrecision(0)  # by the rows in sight
         layout = QVBoxLayout(self)
-        layout.addWidget(scrolled, stretch=3)
+        layout.addWidget(self._scrolled, stretch=3)
         layout.addWidget(self.table, stretch=1)
 
     def _connect(self) -> None:
@@ -95,6 +96,18 @@ class DetectWidget(QWidget):
     def _list_events(self) -> list[Any]:
         events = self._layer_events
         return [events.inserted, events.removed, events.reordered]
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Measure the form, now that it has the style of napari."""
+        super().showEvent(event)
+        self._fit_width()
+
+    def _fit_width(self) -> None:
+        """Wide enough for the rows in sight: a form is not to be scrolled sideways."""
+        bar = self._scrolled.verticalScrollBar().sizeHint().width()
+        frame = 2 * self._scrolled.frameWidth()
+        wanted = self.form.body.native.minimumSizeHint().width()
+        self._scrolled.setMinimumWidth(wanted + bar + frame)
 
     def changeEvent(self, event: QEvent) -> None:
         """Go when the dock has gone: napari lets go of the widget, and nobody else would end it."""
@@ -137,12 +150,15 @@ class DetectWidget(QWidget):
         image, sides = self.form.image.value, self._sides()
         names = () if image is None else tuple(image.axis_labels[: len(sides)])
         self.form.offer_axes(sides, names)
+        self._fit_width()
 
     def _axis_changed(self, _: Any = None) -> None:
         self.form.offer_channels(self._sides())
+        self._fit_width()
 
     def _model_changed(self, _: Any = None) -> None:
         self._touched = {}  # those of the new model, from the next run on
+        self._fit_width()
 
     def reset(self, _: Any = None) -> None:
         """The thresholds of the model again."""
@@ -290,6 +306,7 @@ class DetectWidget(QWidget):
             work.layer.data = labels
             work.layer.features = features
         self.table.setModel(TableModel(columns))
+        self.table.resizeColumnsToContents()
 
     def _show_object(self, index: QModelIndex) -> None:
         """Make the object of a row the label that is selected."""
