@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import base64
 import contextlib
 import faulthandler
 import functools
@@ -70,6 +71,7 @@ STUCK_SECONDS = 60
 MORE_BYTES = 1 << 30
 MAX_PIXELS = 1 << 22
 LONGEST = 1 << 16  # bytes of an input that is guided
+SHARD = "part-000000-of-000001"
 
 Target = tuple[Callable[[Path], object], Callable[[], list[bytes]]]
 
@@ -284,6 +286,181 @@ def ome_tiffs() -> list[bytes]:
     return found
 
 
+def onnx_graph(path: Path) -> None:
+    from spatialembed.export.check import OnnxFile
+
+    OnnxFile(path)
+
+
+def onnx_graphs() -> list[bytes]:
+    """One whose maps are its image, with the facts of an exported file."""
+    from onnx import TensorProto, helper
+
+    names = ("offset", "log_precision", "seed")
+    sides = [None, 3, None, None]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, sides) for n in ("image", *names)]
+    nodes = [helper.make_node("Identity", ["image"], [name]) for name in names]
+    graph = helper.make_graph(nodes, "maps", ends[:1], ends[1:])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    facts = {"precision": "float32", "licence": "Apache-2.0", "network": "erfnet"}
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    return [model.SerializeToString()]
+
+
+def checkpoint(path: Path) -> None:
+    from spatialembed.inference.convert import convert
+
+    convert(path, path.parent / "car")
+
+
+def checkpoints() -> list[bytes]:
+    """Of one tensor: a file of the released names and shapes has 9 MB."""
+    import torch
+
+    found = []
+    for zipped in (True, False):
+        stream = io.BytesIO()
+        contents = {"epoch": np.float64(1), "model_state_dict": {"module.a": torch.ones(2)}}
+        torch.save(contents, stream, _use_new_zipfile_serialization=zipped)
+        found.append(stream.getvalue())
+    return found
+
+
+def annotations(name: str, path: Path) -> None:
+    """A file of annotations of that name, beside its image of 12 x 9 px."""
+    from spatialembed.data.layouts.convert import convert
+
+    source = path.parent / "in"
+    (source / "images").mkdir(parents=True)
+    (source / "images" / "a.png").write_bytes(pictures("PNG")[0])
+    os.replace(path, source / name)
+    found = convert(source / name, path.parent / "out", progress=False)
+    for _, error in found.failed:
+        raise error
+
+
+def yolo(path: Path) -> None:
+    """data.yaml, an empty line, the labels of the image."""
+    names, _, lines = path.read_bytes().partition(b"\n\n")
+    labels = path.parent / "in" / "labels"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_bytes(lines)
+    path.write_bytes(names)
+    annotations("data.yaml", path)
+
+
+def labelme_files() -> list[bytes]:
+    png = base64.b64encode(pictures("PNG")[0]).decode()
+    shapes = [
+        {"label": "a", "points": [[1, 1], [7, 1], [7, 6]], "shape_type": "polygon"},
+        {"label": "b", "points": [[1, 7], [3, 9.5]], "shape_type": "rectangle", "group_id": 1},
+        {"label": "b", "points": [[6, 9], [6, 11]], "shape_type": "circle", "group_id": 1},
+        {"label": "c", "points": [[0, 0], [9, 12]], "shape_type": "mask", "mask": png},
+    ]
+    file = {"shapes": shapes, "imageHeight": 12, "imageWidth": 9}
+    return [
+        json.dumps({**file, **image}).encode()
+        for image in ({"imagePath": "a.png"}, {"imageData": png})
+    ]
+
+
+def cvat_files() -> list[bytes]:
+    return [
+        b"""<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
+<image id="0" name="a.png" width="9" height="12" subset="train">
+<polygon label="a" points="1.0,1.0;7.0,1.0;7.0,6.0" z_order="1" group_id="2"/>
+<box label="b" xtl="1" ytl="7" xbr="3" ybr="9.5" rotation="20"/>
+<ellipse label="b" cx="6" cy="9" rx="2" ry="1"/>
+<mask label="c" left="1" top="1" width="3" height="2" rle="1, 4, 1"/>
+<points label="d" points="1,1"/></image></annotations>"""
+    ]
+
+
+def label_studio_files() -> list[bytes]:
+    bits = f"{12 * 9 * 4:032b}" + f"{7:05b}" + "0011011110111111"  # see ``decoded_brush``
+    bits += "110" + f"{12 * 9 * 4 - 1:012b}" + "1" * 8
+    bits += "0" * (-len(bits) % 8)
+    rle = list(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    size = {"original_width": 9, "original_height": 12}
+    values = {
+        "polygonlabels": {"points": [[10, 10], [80, 10], [80, 50]]},
+        "brushlabels": {"format": "rle", "rle": rle},
+        "rectanglelabels": {"x": 10, "y": 60, "width": 30, "height": 20, "rotation": 5},
+        "ellipselabels": {"x": 60, "y": 70, "radiusX": 20, "radiusY": 10},
+    }
+    results = [
+        {"id": kind, "type": kind, "value": {**value, kind: ["cell"]}, **size}
+        for kind, value in values.items()
+    ]
+    task = {
+        "id": 1,
+        "data": {"image": "/data/upload/1/a.png"},
+        "annotations": [{"result": results}],
+    }
+    return [json.dumps([task]).encode()]
+
+
+def inputs(suffix: str, path: Path) -> None:
+    """A list for ``bulk``."""
+    from spatialembed.bulk.sources import list_inputs
+
+    os.replace(path, source := path.with_suffix(suffix))
+    list_inputs([str(source)], str(path.parent / "out"))
+
+
+def plan(path: Path) -> None:
+    """The files of a plan of ``bulk``, and of its only shard, with a line -- between."""
+    from spatialembed.bulk.ledger import Ledger
+    from spatialembed.bulk.merge import merge
+    from spatialembed.bulk.plan import make_or_check, read_plan
+    from spatialembed.bulk.sources import Input
+    from spatialembed.bulk.store import Folder
+
+    names = ("plan.json", "inputs-000.jsonl", f"{SHARD}.jsonl", f".bulk/ledger/{SHARD}/at")
+    (path.parent / ".bulk" / "ledger" / SHARD).mkdir(parents=True)
+    for name, part in zip(names, path.read_bytes().split(b"\n--\n"), strict=False):
+        (path.parent / name).write_bytes(part)
+    store = Folder(path.parent)
+    if (found := read_plan(store)) is None:
+        return
+    Ledger(store, SHARD).begin()
+    images = [Input("a.png", "/in/"), Input("b.png", "/in/")]
+    make_or_check(store, images, {"classes": ["cell"]}, 2, False)
+    merge(store, found, False)
+
+
+def plans() -> list[bytes]:
+    from spatialembed.bulk.plan import Plan
+    from spatialembed.bulk.sources import Input
+    from spatialembed.bulk.store import Folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Folder(Path(folder))
+        made = Plan({"classes": ["cell"]}, 2)
+        made.add(store, [Input("a.png", "/in/"), Input("b.png", "/in/")])
+        rows = [
+            {"part": SHARD, "images": 2},
+            {"image": "a.png", "rows": "a,1\n", "entry": {"image": {"id": 0}, "objects": []}},
+            {"image": "b.png", "error": ["truncated", "b.png: cut"]},
+        ]
+        parts = [
+            store.read("plan.json").replace(b"\n", b""),
+            store.read("inputs-000.jsonl"),
+        ]
+        parts += ["\n".join(map(json.dumps, rows)).encode(), b"[0, 1]"]
+        return [b"\n--\n".join(parts)]
+
+
+def multipart(path: Path) -> None:
+    """The content type, an empty line, the body."""
+    from spatialembed.serve.faults import Refused
+    from spatialembed.serve.multipart import one_file
+
+    kind, _, body = path.read_bytes().partition(b"\n\n")
+    with contextlib.suppress(Refused):
+        one_file(kind.decode("latin-1"), body)
+
+
 def image(path: Path) -> None:
     read_image(path, max_pixels=MAX_PIXELS)
 
@@ -315,6 +492,25 @@ TARGETS: dict[str, Target] = {
     "yaml": (
         settings,
         lambda: [yaml.safe_dump({"data": "x", "stage1": {"crop": 256}}).encode()],
+    ),
+    "onnx": (onnx_graph, onnx_graphs),
+    "checkpoint": (checkpoint, checkpoints),
+    "labelme": (functools.partial(annotations, "a.json"), labelme_files),
+    "cvat": (functools.partial(annotations, "annotations.xml"), cvat_files),
+    "studio": (functools.partial(annotations, "tasks.json"), label_studio_files),
+    "yolo": (
+        yolo,
+        lambda: [b"names:\n  0: a\n  1: b\n\n0 .1 .1 .8 .1 .8 .5\n1 0.5 0.7 0.2 0.2\n"],
+    ),
+    "lines": (functools.partial(inputs, ".txt"), lambda: [b"a.png\n../b/c.png\n/d/e.tif\n"]),
+    "columns": (functools.partial(inputs, ".csv"), lambda: [b'x,image\n1,a.png\n2,"b/c.tif"\n']),
+    "plan": (plan, plans),
+    "multipart": (
+        multipart,
+        lambda: [
+            b"multipart/form-data; boundary=xyz\n\n--xyz\r\nContent-Disposition: form-data; "
+            b'name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\nabc\r\n--xyz--\r\n',
+        ],
     ),
 }
 

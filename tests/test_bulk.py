@@ -8,13 +8,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow
 import pytest
@@ -127,9 +129,12 @@ def test_lists_folders_and_globs_name_the_same_images(images: Path, tmp_path: Pa
     assert [i.path for i in list_inputs([str(tmp_path / "far.txt")], "out")] == [
         image.path for image in want
     ]
-    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SpatialEmbedError, match="bad_list"):
-        list_inputs([str(tmp_path / "odd.csv")], "out")
+    (images / "list.txt").write_text("\r\n".join(names), encoding="utf-8-sig")  # as of Windows
+    assert list_inputs([str(images / "list.txt")], "out") == want
+    for text in ("a,b\n1,2\n", 'image\n"a.png\n' + "b.png\n" * 30_000):
+        (tmp_path / "odd.csv").write_text(text)
+        with pytest.raises(SpatialEmbedError, match="bad_list"):
+            list_inputs([str(tmp_path / "odd.csv")], "out")
 
 
 def test_two_images_of_one_stem_are_refused(images: Path) -> None:
@@ -282,10 +287,55 @@ def test_a_part_with_a_row_too_few_is_refused(
     part.write_text("".join(whole[:-1]))
 
     def unchecked(store: Folder, plan: Plan, number: int) -> Iterator[Any]:
-        yield from map(json.loads, part.read_text().splitlines()[1:])
+        rows = map(json.loads, part.read_text().splitlines()[1:])
+        yield from msgspec.convert(list(rows), list[merging._Row])
 
     monkeypatch.setattr(merging, "rows_of", unchecked)
     assert merge(store, plan, parquet=False).images == 5  # of 6: nobody would notice
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "\xff", '{"image": 1}', '{"image": "a.png", "entry": {"image": 3}}', "[" * 9999],
+)
+def test_a_part_that_is_damaged_is_named(images: Path, tmp_path: Path, line: str) -> None:
+    store, plan = planned(images, tmp_path / "out", 100)
+    worker(tmp_path / "out").shard(0)
+    part = tmp_path / "out" / f"{plan.part(0)}.jsonl"
+    whole = part.read_bytes().splitlines()
+    for at in (0, 1):
+        lines = [line.encode("latin-1") if i == at else given for i, given in enumerate(whole)]
+        part.write_bytes(b"\n".join(lines))
+        with pytest.raises(SpatialEmbedError, match=f"rows_missing: {part.name}"):
+            merge(store, plan, parquet=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("plan.json", lambda text: "5"),
+        ("plan.json", lambda text: "[" * 9999),
+        ("plan.json", lambda text: text.replace('"shard": 3', '"shard": 0')),
+        ("plan.json", lambda text: text.replace('"version": 1', '"version": 2')),
+        ("plan.json", lambda text: json.dumps({**json.loads(text), "lists": [3]})),
+        ("plan.json", lambda text: re.sub(r'"offsets": \[\s*0', '"offsets": [9999999', text)),
+        ("inputs-000.jsonl", lambda text: "{}\n" + text),
+        ("inputs-000.jsonl", lambda text: text.replace("a.png", "c.png")),
+        ("inputs-000.jsonl", None),
+    ],
+)
+def test_a_plan_that_is_damaged_is_named(
+    images: Path, tmp_path: Path, file: str, change: Callable[[str], str] | None
+) -> None:
+    planned(images, tmp_path / "out")
+    damaged = tmp_path / "out" / file
+    if change is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(change(damaged.read_text()))
+    with pytest.raises(SpatialEmbedError, match=f"bad_plan: {file}") as caught:
+        planned(images, tmp_path / "out")
+    assert caught.value.exit_code == 2
 
 
 def test_the_public_call_names_a_wrong_setting(images: Path, tmp_path: Path) -> None:

@@ -663,3 +663,45 @@ def test_pillow_image_refused(image: Image.Image, code: str) -> None:
     with pytest.raises(SpatialEmbedError, match="PIL image") as caught:
         read_pixels(image)
     assert caught.value.code == code
+
+
+# ------------------------------------------------- PNG with fewer pixels than it says
+
+
+def png_of(header: tuple[int, ...], raw: bytes) -> bytes:
+    """header: width, height, bits, colour type, interlaced."""
+    width, height, bits, colour, interlaced = header
+    facts = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colour == 3 else b""
+    data = chunk(b"IDAT", zlib.compress(raw))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", facts) + palette + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "pixel_bits"),
+    [(8, 0, 8), (16, 0, 16), (1, 0, 1), (4, 0, 4), (8, 3, 8), (2, 3, 2), (8, 2, 24), (16, 2, 48),
+     (8, 4, 16), (8, 6, 32)],
+)  # fmt: skip
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_missing_rows_are_not_read_as_black(
+    bits: int, colour: int, pixel_bits: int, interlaced: int, tmp_path: Path
+) -> None:
+    """Found by fuzzing: Pillow takes a stream that ends early as such, and leaves the rest zero."""
+    path = tmp_path / "a.png"
+    seven = [(1, 1), (1, 1), (1, 1), (3, 1), (2, 2), (5, 2)]  # of 5 x 4 px one has none
+    passes = seven if interlaced else [(5, 4)]
+    rows = [bytes(1 + -(-w * pixel_bits // 8)) for w, h in passes for _ in range(h)]
+    header = (5, 4, bits, colour, interlaced)
+    path.write_bytes(png_of(header, b"".join(rows)))
+    assert not read_image(path)[..., :1].any()  # black, as it is stored
+    for kept in (rows[:-1], [*rows[:-1], rows[-1][:-1]]):
+        path.write_bytes(png_of(header, b"".join(kept)))
+        with pytest.raises(SpatialEmbedError, match="truncated"):
+            read_image(path)
+
+
+def test_room_is_made_for_no_more_pixels_than_the_data_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of((1 << 13, 1 << 14, 16, 0, 0), bytes(100)))
+    with pytest.raises(SpatialEmbedError, match=r"truncated.* bytes, its pixels need 268\d+"):
+        read_labels(path)

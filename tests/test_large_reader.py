@@ -358,6 +358,23 @@ def test_zarr_refused(make: str, tmp_path: Path) -> None:
     assert image_size(path) is None
 
 
+@pytest.mark.parametrize("tag", [256, 257])
+@pytest.mark.parametrize("kind", [(3, 2), (11, 1)], ids=["two numbers", "a float"])
+def test_a_side_that_is_no_number_of_pixels(
+    tag: int, kind: tuple[int, int], tmp_path: Path
+) -> None:
+    """Found by fuzzing: the size is asked for before all else, to choose an engine."""
+    path = tmp_path / "a.tif"
+    write_tiff(path, picture(), "one strip")
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<HHI", tag, 4, 1))
+    content[at : at + 8] = struct.pack("<HHI", tag, *kind)
+    path.write_bytes(content)
+    assert image_size(path) is None
+    with pytest.raises(SpatialEmbedError):
+        read_image(path)
+
+
 def test_zarr_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "zarr.json").touch()
     monkeypatch.setitem(sys.modules, "zarr", None)

@@ -186,6 +186,8 @@ def test_draining_comes_before_the_token() -> None:
         (["--host", "0.0.0.0"], "no_token"),
         (["--host", "::"], "no_token"),
         (["--token-file", "short"], "no_token"),
+        (["--token-file", "bytes"], "no_token"),
+        (["--host", "é" * 70, "--token-file", "long"], "bad_address"),
         (["--queue", "0"], "bad_setting"),
         (["--model", "nuclei", "--model", "nuclei"], "bad_setting"),
         (["--model", "a/b=nuclei"], "bad_setting"),
@@ -198,6 +200,8 @@ def test_settings_that_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("short").write_text("secret")
+    Path("bytes").write_bytes(b"\xff" * 40)
+    Path("long").write_text("s" * 40)
     assert main(["serve", *words]) == 2
     assert capsys.readouterr().err.startswith(f"error {code}: ")
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
+
+import msgspec
 
 from spatialembed.bulk.store import WORK, Bucket, Folder
 
@@ -35,7 +38,9 @@ class Ledger:
         while not self._store.put_new(f"{self._below}/attempt-{number}", _mine()):
             number += 1
         if number > 1 and "at" in marks:
-            self._at, self._ends = json.loads(self._store.read(f"{self._below}/at"))
+            with suppress(ValueError, RecursionError, msgspec.ValidationError):  # damaged: as none
+                said = json.loads(self._store.read(f"{self._below}/at"))
+                self._at, self._ends = msgspec.convert(said, tuple[int, int])
         return number > 1
 
     def deaths(self, image: int) -> int:

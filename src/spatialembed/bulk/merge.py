@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from spatialembed.bulk.plan import Plan
 from spatialembed.bulk.store import Bucket, Folder
 from spatialembed.errors import INPUT, SpatialEmbedError, missing_extra
@@ -34,6 +36,29 @@ class Tally:
     failed: int = 0
 
 
+class _Entry(msgspec.Struct):
+    """As ``coco.Entry``."""
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+
+
+class _Row(msgspec.Struct):
+    """Of an image: its entry and rows, or the error."""
+
+    image: str
+    rows: str = ""
+    entry: _Entry | None = None
+    error: tuple[str, str] = ("internal", "nothing is said of it")
+
+
+class _Said(msgspec.Struct):
+    """The first line of a part."""
+
+    images: int
+    tar: str | None = None
+
+
 def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
     """Write the shared files of all parts.
 
@@ -51,17 +76,20 @@ def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
         for number in range(plan.shards):
             lines = []
             for row in rows_of(store, plan, number):
-                if "error" in row:
-                    failed.writerow((row["image"], *row["error"]))
+                if row.entry is None:
+                    failed.writerow((row.image, *row.error))
                     tally.failed += 1
                     continue
-                table.append(row["rows"])
-                file.append(Entry(**row["entry"]))
-                lines.append(row["rows"])
+                table.append(row.rows)
+                file.append(Entry(row.entry.image, row.entry.objects))
+                lines.append(row.rows)
                 tally.images += 1
-                tally.objects += len(row["entry"]["objects"])
+                tally.objects += len(row.entry.objects)
             if typed is not None:
-                typed.append("".join(lines))
+                try:
+                    typed.append("".join(lines))
+                except (ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
+                    raise _missing(plan.part(number), f"no rows of objects: {error}") from error
     made = [table.write(), file.write(), Path(failures.name)]
     if typed is not None:
         typed.close()
@@ -74,25 +102,26 @@ def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
     return tally
 
 
-def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[dict[str, Any]]:
+def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[_Row]:
     """The rows of a part, held to be one for each image of the plan, in its order.
 
     Raises SpatialEmbedError ``rows_missing``, also where its label images are gone.
     """
     part, images = plan.part(number), plan.inputs(store, number)
     try:
-        facts, *lines = store.read(f"{part}.jsonl").splitlines()
-    except (FileNotFoundError, ValueError) as error:
+        facts, *lines = map(json.loads, store.read(f"{part}.jsonl").splitlines())
+        said, rows = msgspec.convert(facts, _Said), msgspec.convert(lines, list[_Row])
+    except FileNotFoundError as error:
         raise _missing(part, "it is not there") from error
-    said = json.loads(facts)
-    if len(lines) != len(images) or said["images"] != len(images):
-        raise _missing(part, f"{len(lines)} rows of {len(images)} images")
-    if "tar" in said and not store.has(f"{part}.tar"):
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise _missing(part, f"it is damaged: {error}") from error
+    if len(rows) != len(images) or said.images != len(images):
+        raise _missing(part, f"{len(rows)} rows of {len(images)} images")
+    if said.tar is not None and not store.has(f"{part}.tar"):
         raise _missing(part, "its label images, the .tar, are not there")
-    for image, line in zip(images, lines, strict=True):
-        row = json.loads(line)
-        if row["image"] != image.name:
-            raise _missing(part, f"a row of {row['image']} in place of {image.name}")
+    for image, row in zip(images, rows, strict=True):
+        if row.image != image.name:
+            raise _missing(part, f"a row of {row.image} in place of {image.name}")
         yield row
 
 

@@ -15,7 +15,10 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import msgspec
 
 from spatialembed.bulk.sources import Input, refuse_collisions
 from spatialembed.bulk.store import Bucket, Folder
@@ -67,14 +70,20 @@ class Plan:
             at = number - first
             if at < len(each.offsets) - 1:
                 start, end = each.offsets[at : at + 2]
-                return _parsed(store.read(_file(i), start, end))
+                return _parsed(_file(i), store.read(_file(i), start, end))
             first += len(each.offsets) - 1
         raise IndexError(number)
 
     def inputs_of_all(self, store: Folder | Bucket) -> Iterator[Input]:
-        """The images of all lists."""
-        for i in range(len(self.lists)):
-            yield from _parsed(store.read(_file(i)))
+        """The images of all lists. Raises SpatialEmbedError ``bad_plan`` (exit 2)."""
+        for i, each in enumerate(self.lists):
+            try:
+                content = store.read(_file(i))
+            except FileNotFoundError:
+                _unreadable(_file(i), "missing")
+            if hashlib.sha256(content).hexdigest() != each.sha256:
+                _unreadable(_file(i), "not as it was written")
+            yield from _parsed(_file(i), content)
 
     def add(self, store: Folder | Bucket, images: Sequence[Input]) -> None:
         """Plan more images: put their list, then the plan with it.
@@ -108,8 +117,16 @@ def _put_once(store: Folder | Bucket, name: str, content: bytes) -> None:
         raise SpatialEmbedError("plan_changed", what, remedy, USAGE)
 
 
-def _parsed(content: bytes) -> list[Input]:
-    return [Input(name, root) for root, name in map(json.loads, content.splitlines())]
+def _parsed(file: str, content: bytes) -> list[Input]:
+    try:
+        pairs = msgspec.convert(list(map(json.loads, content.splitlines())), list[tuple[str, str]])
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        _unreadable(file, "not as it was written")
+    return [Input(name, root) for root, name in pairs]
+
+
+def _unreadable(file: str, what: str) -> NoReturn:
+    raise SpatialEmbedError("bad_plan", f"{file}: {what}", "choose another --out", USAGE)
 
 
 def read_plan(store: Folder | Bucket) -> Plan | None:
@@ -123,13 +140,14 @@ def read_plan(store: Folder | Bucket) -> Plan | None:
         return None
     try:
         facts = json.loads(content)
-        if facts.pop("version") != 1:
-            raise ValueError
-        facts["lists"] = [List(**each) for each in facts["lists"]]
-        return Plan(**facts)
-    except (ValueError, KeyError, TypeError) as error:
-        what, remedy = f"{PLAN}: not readable by this version", "choose another --out"
-        raise SpatialEmbedError("bad_plan", what, remedy, USAGE) from error
+        plan = msgspec.convert(facts, Plan)
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        _unreadable(PLAN, "not readable by this version")
+    rising = all(a <= b for each in plan.lists for a, b in pairwise([0, *each.offsets]))
+    whole = all(each.offsets and each.images >= 0 for each in plan.lists)
+    if facts.get("version") != 1 or plan.shard < 1 or not (rising and whole):
+        _unreadable(PLAN, "not readable by this version")
+    return plan
 
 
 def refuse_changes(plan: Plan, now: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _of_entry(entry: str, folder: str) -> Input:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         yield from (line.rstrip("\n") for line in file)
 
 
@@ -127,8 +127,11 @@ def _column(path: Path, names: Iterable[str]) -> str:
 def _csv(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
-        column = _column(path, reader.fieldnames or ())
-        yield from (row[column] or "" for row in reader)
+        try:
+            column = _column(path, reader.fieldnames or ())
+            yield from (row[column] or "" for row in reader)
+        except csv.Error as error:  # a quote that is not closed, in a long file
+            raise SpatialEmbedError("bad_list", f"{path}: {error}", "check the file") from error
 
 
 def _parquet(path: Path) -> Iterator[str]:

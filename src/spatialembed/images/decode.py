@@ -30,7 +30,7 @@ from PIL import (
 from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.channels import Channel, pick
 from spatialembed.images.checks import check_size, refuse_codec, refuse_damaged, refuse_size, warn
-from spatialembed.images.png import plain_png
+from spatialembed.images.png import plain_png, refuse_missing_rows
 from spatialembed.images.tiff import (
     DAMAGED,
     ORIENTATION_TAG,
@@ -154,6 +154,8 @@ def _read_pillow(
         if moves or getattr(image, "is_animated", False):  # of a GIF it looks for a second frame
             warn(f"{path}: the first of several frames was read")
         image.load()
+        if form == "PNG" and _may_lack_rows(image):
+            refuse_missing_rows(path, file)
         orientation = valid_orientation(image.getexif().get(ORIENTATION_TAG))
         pixels = _deep_png(file) if raw in _DEEP else _plain_array(image, as_ids)
         if form == "JPEG":
@@ -163,6 +165,12 @@ def _read_pillow(
     except DAMAGED as error:
         refuse_damaged(path, form, error)
     return Decoded(upright(pixels, orientation), orientation, {"L;2": 2, "L;4": 4}.get(raw, 8))
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether its last row is zero, as it is where its data end early, or it has no last one."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or not np.asarray(last).any()
 
 
 def _check_pillow_size(

@@ -27,6 +27,18 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PALETTE = 3
 BLOCK_BYTES = 1 << 24
 """Rows are unpacked in blocks of about so many bytes."""
+DEFLATE = 1032
+"""Bytes that one compressed byte can become at most."""
+PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+"""Of an interlaced image: first column and row, steps of columns and rows."""
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -49,7 +61,7 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
 
     Raises SpatialEmbedError: truncated, too_large, empty_image, unsupported_codec.
     """
-    kept, moves, room, palette_due = [START], False, 0, False
+    kept, moves, room, palette_due, packed, needed = [START], False, 0, False, 0, 0
     size = file.seek(0, io.SEEK_END)
     for kind, length in _chunks(file):
         if length > size:  # room for as much would be made before it is read
@@ -67,9 +79,9 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
         if not sound and pixels:
             refuse_damaged(path, "PNG", f"wrong checksum of a chunk {kind.decode('ascii')}")
         if kind == b"IHDR":
-            room = _room(path, body, max_pixels)
+            room, needed = _room(path, body, max_pixels), raw_bytes(body)
             palette_due = body[9] == PALETTE
-        elif kind == b"IDAT" and (room := room - length) < 0:
+        elif kind == b"IDAT" and (packed := packed + length) > room:
             refuse_size(path, "PNG with more data than its pixels can take", max_pixels)
         if sound and (not kind.endswith(b"Xt") or body.startswith(TURN_WORDS)):
             kept += [struct.pack(">I4s", length, kind), body]
@@ -77,6 +89,7 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
         if kind == b"IDAT" and palette_due:  # Pillow would take one of its own
             refuse_damaged(path, "PNG", "its palette is missing")
         if kind == b"IEND":
+            _check_needed(path, needed, packed)
             return io.BytesIO(b"".join(kept)), moves
     refuse_damaged(path, "PNG", "it has no end")
 
@@ -89,6 +102,38 @@ def _room(path: Path, header: bytes, max_pixels: int) -> int:
     pixel_bits = bits * CHANNELS.get(colour, 4)
     check_size(path, width, height, max(1, pixel_bits // 8), max_pixels)
     return 2 * height * (width * pixel_bits // 8 + 2) + (1 << 20)
+
+
+def _check_needed(path: Path, needed: int, packed: int) -> None:
+    """Before room is made for pixels: whether so many bytes can be so many unpacked ones."""
+    if needed > DEFLATE * packed:
+        refuse_damaged(path, "PNG", f"{packed} bytes, its pixels need {needed} unpacked ones")
+
+
+def raw_bytes(header: bytes) -> int:
+    """Bytes of the unpacked pixels, filters included, of the contents of IHDR."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    pixel_bits = bits * CHANNELS.get(colour, 4)
+    total = 0
+    for left, top, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        total += max(0, rows) * (-(-columns * pixel_bits // 8) + 1) if columns > 0 else 0
+    return total
+
+
+def refuse_missing_rows(path: Path, file: BinaryIO) -> None:
+    """Refuse a PNG whose compressed pixels end early, as such: Pillow leaves those rows zero.
+
+    Raises SpatialEmbedError ``truncated``.
+    """
+    file.seek(len(START) + 8)
+    needed, box, found = raw_bytes(file.read(13)), zlib.decompressobj(), 0
+    for packed in _packed(path, file):
+        while packed and found < needed:
+            found += len(box.decompress(packed, BLOCK_BYTES))
+            packed = box.unconsumed_tail  # noqa: PLW2901
+    if found < needed:
+        refuse_damaged(path, "PNG", f"{found} of {needed} bytes of pixels")
 
 
 # ---------------------------------------------------------------- row by row

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +103,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
             if form == "TIFF":
                 with tifffile.TiffFile(file) as tiff:
                     page = tiff.pages[next(whole_pages(tiff), 0)].aspage()
-                    return page.imagelength, page.imagewidth
+                    return index(page.imagelength), index(page.imagewidth)  # not of two numbers
             return header_of(path, file, form)[:2]
     except (SpatialEmbedError, *DAMAGED):
         return None  # reading it reports the fault

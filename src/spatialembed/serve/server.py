@@ -126,8 +126,8 @@ class _Server(uvicorn.Server):
 
 def _token(options: ServeOptions) -> str | None:
     if options.token_file is not None:
-        token = Path(options.token_file).read_text(encoding="utf-8").strip()
-        if len(token) < LEAST_TOKEN or not token.isprintable() or " " in token:
+        token = Path(options.token_file).read_bytes().decode("utf-8", "surrogateescape").strip()
+        if len(token) < LEAST_TOKEN or not token.isprintable() or " " in token:  # nor other bytes
             what = f"{options.token_file}: a token has {LEAST_TOKEN} characters or more, no spaces"
             raise SpatialEmbedError("no_token", what, "openssl rand -hex 32 makes one", USAGE)
         return token
@@ -190,7 +190,7 @@ def _bound(options: ServeOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         return socket.create_server((options.host, options.port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: no name of a host
         what, remedy = f"{options.host}:{options.port}: {error}", "give another --host or --port"
         if isinstance(error, OSError) and error.errno == EADDRINUSE:
             what = f"port {options.port} of {options.host} is taken by another program"
