@@ -4,28 +4,39 @@
 
 Each trial starts a command, kills it and all that it started at a moment drawn from the time an
 unbroken run takes, starts it again (train with --resume) to the end, and compares every result
-with that of the unbroken run, bit for bit; besides, nothing temporary may be left. One line a
-trial goes to the log; with the same log the next call goes on where the last one stopped.
+with that of the unbroken run, bit for bit; besides, nothing temporary may be left. Commands are
+forks of this process, which has imported all that they need: most kills would meet the import of
+torch. One line a trial goes to the log; with the same log the next call goes on where the last one
+stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
+
+from spatialembed.command import main
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 
-CLI = [sys.executable, "-m", "spatialembed"]
+IMPORTED = (
+    "training.train", "inference.predict_folder", "inference.predict_large", "evaluation.tune",
+    "data.open", "results.outline_files", "results.overlay",
+)  # fmt: skip
+"""Before a command is forked: else most kills would meet the import of torch."""
 CPU = ["--device", "cpu"]
 ENGINE = [*CPU, "--engine", "torch", "--precision", "float32"]
 STAGE = ["--stage1.epochs", "3", "--stage1.crop", "32", "--stage1.batch", "2"]
@@ -36,33 +47,66 @@ COMPARED = (".png", ".csv", ".json", ".tif", ".safetensors", ".geojson")
 
 def command(kind: str, data: Path, out: Path, *, again: bool = False) -> list[str]:
     images = str(data / "images")
-    predict = [*CLI, "predict", images, "--model", "shapes", "--out", str(out), *ENGINE]
+    predict = ["predict", images, "--model", "shapes", "--out", str(out), *ENGINE]
     if kind == "predict":
         return [*predict, "--batch", "1", "--format", "labels,overlay,csv,coco,geojson"]
     if kind == "tiled":
         return [*predict, "--tile", "32", "--context", "16", "--format", "labels,csv,coco"]
     if again and (out / "run" / "config.yaml").exists():
-        return [*CLI, "train", "--resume", str(out / "run")]
-    return [*CLI, "train", "--data", str(data), "--out", str(out), "--name", "run", *LEARN]
+        return ["train", "--resume", str(out / "run")]
+    return ["train", "--data", str(data), "--out", str(out), "--name", "run", *LEARN]
 
 
-def run(words: list[str], kill_after: float | None = None) -> tuple[int, float, str]:
-    """Exit code, seconds, and the end of what it said; killed with its children if it lives on."""
+def run(
+    words: list[str], kill_after: float | None = None, *, fork: bool = False
+) -> tuple[int, float, str]:
+    """Exit code, seconds, and the end of what it said; killed with its children if it lives on.
+
+    fork: of this process, which must not have computed with torch; else in a new Python.
+    """
     began = time.monotonic()
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        words,
-        env=settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        try:
-            text, _ = process.communicate(timeout=kill_after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            text, _ = process.communicate()
-    return process.returncode, time.monotonic() - began, text.decode("utf-8", "replace")[-2000:]
+    with tempfile.TemporaryFile() as said:
+        if fork:
+            pid = os.fork()
+            if pid == 0:
+                _become(words, said.fileno())
+        else:
+            python = [sys.executable, "-m", "spatialembed", *words]
+            settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+            files = [(os.POSIX_SPAWN_DUP2, said.fileno(), stream) for stream in (1, 2)]
+            pid = os.posix_spawn(python[0], python, settings, file_actions=files, setsid=True)
+        code = _ended(pid, None if kill_after is None else began + kill_after)
+        said.seek(0)
+        text = said.read().decode("utf-8", "replace")
+    return code, time.monotonic() - began, text[-2000:]
+
+
+def _become(words: list[str], output: int) -> NoReturn:
+    code = 99
+    try:
+        os.setsid()
+        torch.set_num_threads(1)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+        code = main.main(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _ended(pid: int, until: float | None) -> int:
+    """As ``Popen.returncode``."""
+    while until is None or time.monotonic() < until:
+        found, status = os.waitpid(pid, 0 if until is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.killpg(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def results(kind: str, out: Path) -> dict[str, str]:
@@ -98,12 +142,13 @@ def trial(
     expected: dict[str, str],
     *,
     exactly: bool = False,
+    fork: bool = False,
 ) -> dict[str, Any]:
     """One kill within so many seconds, or exactly then, one run to the end, the faults found."""
     shutil.rmtree(out, ignore_errors=True)
     after = seconds if exactly else random.uniform(0, seconds)
-    killed, _, _ = run(command(kind, data, out), kill_after=after)
-    code, _, text = run(command(kind, data, out, again=True))
+    killed, _, _ = run(command(kind, data, out), after, fork=fork)
+    code, _, text = run(command(kind, data, out, again=True), fork=fork)
     found = results(kind, out)
     faults = [f"exit {code}: {text}"] if code else []
     names = expected.keys() | found.keys()
@@ -113,7 +158,7 @@ def trial(
     return {"kind": kind, "after": round(after, 2), "killed": hit, "faults": faults}
 
 
-def main() -> int:
+def campaign() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of each kind, with those in the log")
     parser.add_argument("--what", default=",".join(KINDS))
@@ -124,6 +169,8 @@ def main() -> int:
     lines = given.log.read_text().splitlines() if given.log.exists() else []
     rows = [json.loads(line) for line in lines]
     data = room / "data"
+    for module in IMPORTED:
+        importlib.import_module(f"spatialembed.{module}")
     if not data.exists():
         write_folder(SyntheticDataset("shapes", (64, 64), 6, seed=1), data, progress=False)
     for kind in given.what.split(","):
@@ -132,13 +179,13 @@ def main() -> int:
             continue
         unbroken = room / f"{kind}_unbroken"
         shutil.rmtree(unbroken, ignore_errors=True)
-        code, seconds, text = run(command(kind, data, unbroken))
+        code, seconds, text = run(command(kind, data, unbroken), fork=True)
         if code:
             print(f"{kind}: the unbroken run fails: {text}", file=sys.stderr)
             return 1
         expected = results(kind, unbroken)
         while done < given.kills:
-            row = trial(kind, data, room / kind, seconds, expected)
+            row = trial(kind, data, room / kind, seconds, expected, fork=True)
             rows.append(row)
             done += row["killed"]
             with given.log.open("a") as log:
@@ -151,4 +198,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(campaign())

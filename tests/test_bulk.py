@@ -131,6 +131,8 @@ def test_lists_folders_and_globs_name_the_same_images(images: Path, tmp_path: Pa
     ]
     (images / "list.txt").write_text("\r\n".join(names), encoding="utf-8-sig")  # as of Windows
     assert list_inputs([str(images / "list.txt")], "out") == want
+    (tmp_path / "dot.txt").write_text(".\n")  # it fails as an image
+    assert [image.name for image in list_inputs([str(tmp_path / "dot.txt")], "out")] == ["."]
     for text in ("a,b\n1,2\n", 'image\n"a.png\n' + "b.png\n" * 30_000):
         (tmp_path / "odd.csv").write_text(text)
         with pytest.raises(SpatialEmbedError, match="bad_list"):

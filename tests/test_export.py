@@ -413,8 +413,9 @@ def foreign(entry: str = "image", **metadata: str) -> bytes:
         (foreign(), "metadata: 'precision'"),
         (foreign(precision='"float32"', licence="MIT"), "metadata: "),
         (foreign(precision="[" * 100_000), "metadata: "),
+        (foreign(precision="float32").replace(b"float32", b"float3\xff"), "codec can't decode"),
     ],
-    ids=["text", "other names", "no metadata", "no JSON", "deep"],
+    ids=["text", "other names", "no metadata", "no JSON", "deep", "no UTF-8"],
 )
 def test_a_file_that_is_no_model_of_ours_is_refused(
     content: bytes, said: str, tmp_path: Path

@@ -34,7 +34,8 @@ class Input(NamedTuple):
     @property
     def stem(self) -> str:
         """Name of its label image, without suffix."""
-        return PurePosixPath(self.name).with_suffix("").as_posix()
+        path = PurePosixPath(self.name)
+        return (path.with_suffix("") if path.name else path).as_posix()  # "." has no name
 
 
 def list_inputs(sources: Sequence[str], out: str) -> list[Input]:

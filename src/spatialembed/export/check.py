@@ -63,15 +63,15 @@ class OnnxFile:
             self._session = session(
                 model if isinstance(model, bytes) else where, threads, "running an exported file"
             )
+            ends = self._session.get_inputs(), self._session.get_outputs()
+            names = [tuple(value.name for value in values) for values in ends]
+            entries = self._session.get_modelmeta().custom_metadata_map
         except SpatialEmbedError:
             raise
-        except Exception as error:  # its faults share no class that is public
+        except Exception as error:  # its faults share no class; text need not be UTF-8
             raise bad_model(where, first_line(error)) from error
-        ends = self._session.get_inputs(), self._session.get_outputs()
-        names = [tuple(value.name for value in values) for values in ends]
         if names != [(INPUT,), Embeddings._fields] or ends[0][0].type != "tensor(float)":
             raise bad_model(where, f"from {names[0]} to {names[1]}: not exported by spatialembed")
-        entries = self._session.get_modelmeta().custom_metadata_map
         try:
             self.metadata = {key: json.loads(value) for key, value in entries.items()}
             self.precision = str(self.metadata["precision"])
