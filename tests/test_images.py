@@ -548,6 +548,11 @@ LABELS_REFUSED: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("LBL-04-tif", "colour_labels", lambda d: saved(d / "a.tif", RGB)),
     ("pages", "several_masks", lambda d: tiff(d / "a.tif", np.stack([GREY, GREY]))),
     (
+        "one-page",
+        "several_masks",
+        lambda d: tiff(d / "a.tif", np.stack([GREY] * 3), truncate=True, photometric="minisblack"),
+    ),
+    (
         "pages-imagej",
         "several_masks",
         lambda d: tiff(d / "a.tif", np.stack([GREY] * 3), imagej=True, photometric=None),

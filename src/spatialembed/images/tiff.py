@@ -160,9 +160,13 @@ def images_in(tiff: tifffile.TiffFile) -> int:
 
 
 def _images_in_one(tiff: tifffile.TiffFile) -> int:
-    """ImageJ writes stacks beyond 4 GB as one page that names the number of images."""
+    """Stacks of one page that names their number: ImageJ's beyond 4 GB, tifffile's truncated."""
+    first = tiff.pages.first
     images = int((tiff.imagej_metadata or {}).get("images", 1))
-    return max(tiff.pages.first.imagedepth, images)
+    for said in (tiff.shaped_metadata or ())[:1]:
+        if said.get("truncated"):
+            images = max(images, math.prod(said["shape"]) // max(1, math.prod(first.shape)))
+    return max(first.imagedepth, images)
 
 
 # ---------------------------------------------------------------- checks of the header
