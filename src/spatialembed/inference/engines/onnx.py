@@ -104,7 +104,9 @@ def session(model: bytes | str, threads: int | None, purpose: str) -> InferenceS
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors, which are raised too
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    # Else it tries the same provider once more, and says so on the screen.
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def maps_of(running: InferenceSession, images: Tensor) -> Embeddings:
