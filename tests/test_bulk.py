@@ -147,6 +147,23 @@ def test_two_images_of_one_stem_are_refused(images: Path) -> None:
     assert "a.png" in str(caught.value)
 
 
+def test_a_name_without_room_for_that_of_its_labels_fails_alone(
+    images: Path, tmp_path: Path
+) -> None:
+    """Found by trying: the error of the system ended every run at this shard."""
+    long = "n" * 251 + ".png"
+    Image.fromarray(scene(1)).save(images / long)
+    store, plan = planned(images, tmp_path / "loose", 100, labels="loose")
+    worker(tmp_path / "loose", "loose").shard(0)
+    assert merge(store, plan, parquet=False).failed == 2
+    failed = list(csv.DictReader((tmp_path / "loose" / "failed.csv").open()))
+    assert {row["image"]: row["code"] for row in failed}[long] == "long_name"
+    assert len(list((tmp_path / "loose" / "labels").rglob("*.png"))) == 6
+    store, plan = planned(images, tmp_path / "tar", 100)
+    worker(tmp_path / "tar").shard(0)
+    assert merge(store, plan, parquet=False).failed == 1
+
+
 def test_names_that_are_no_utf8(images: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     Image.fromarray(scene(1)).save(images / name)

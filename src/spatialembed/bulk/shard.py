@@ -48,6 +48,8 @@ PACKAGES = (
 """Whose version may change a byte."""
 FETCHED = 8
 """Images that are fetched from a bucket at a time."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly all file systems."""
 USUAL_PIXELS = 1 << 18
 """Of an image, by which an engine is chosen: to read the headers first could kill."""
 
@@ -186,7 +188,11 @@ class Worker:
         if self.settings["labels"] == "none":
             return Made(row)
         suffix, content = label_file(found.labels)
-        return Made(row, f"{image.stem}_labels{suffix}", content)
+        name = f"{image.stem}_labels{suffix}"
+        if self.settings["labels"] == "loose" and _too_long(name):  # else no later shard is done
+            what = f"{image.path}: the name of its label image is too long; --labels tar takes it"
+            return Made({"image": image.name, "error": ["long_name", what]})
+        return Made(row, name, content)
 
     def _put(self, part: str, made: Sequence[Made]) -> None:
         """The files of a shard, that of the rows last."""
@@ -275,6 +281,10 @@ class _Local(os.PathLike[str]):
 
     def __str__(self) -> str:
         return self.image.path
+
+
+def _too_long(name: str) -> bool:
+    return any(len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/"))
 
 
 def _version(package: str) -> str | None:
