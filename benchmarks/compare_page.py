@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from compare_costs import LONGEST, loaded
-from compare_runs import Plan, method_of, raw, spread
+from compare_runs import Plan, grouped, method_of, raw, spread
 from race_data import Trial
 from race_report import show, write_json
 from report import RESULTS, Table
 
 from spatialembed.command.bench import machine
 from spatialembed.files import atomic_write
+from spatialembed.types import Sample
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 OURS = "spatial_embedding"
 SHOWN = 3
 """Images of the overlays."""
+WINDOW_PX = 192
+"""Side of what is shown of them, cut out before the network sees it."""
+COLORS = ("red", "gold", "limegreen", "cyan", "dodgerblue", "violet", "orange", "deeppink")
+"""Of instances, one after the other."""
 MARKERS = "osD^v"
 """Of the other methods in the plot."""
 
@@ -48,7 +54,8 @@ def report(
     images = DOCS / "images"
     images.mkdir(exist_ok=True)
     plot(runs, cost, images / f"compare_{size}.png")
-    overlays(runs, trials, plan, images / f"compare_{size}_overlays.png")
+    for data, trial in trials.items():
+        overlays(runs, trial, plan, data, images / f"compare_{size}_{data}.png")
     renew(DOCS / "compare.md", size, markdown(facts, made))
 
 
@@ -58,7 +65,7 @@ def markdown(facts: dict[str, Any], made: Sequence[Table]) -> Iterator[str]:
     yield (
         f"on {where['gpu'] or where['processor']}, 1 thread; "
         f"torch {where['packages'].get('torch')}. "
-        f"Network {plan['network']}, {plan['budget']} of training for each run, crops of "
+        f"Network {plan['network']}, training counted in processor time, crops of "
         f"{plan['crop']} px, {plan['batch']} a step; {plan['trials']} settings of each grouping on "
         f"{plan['tuning']} training images."
     )
@@ -67,7 +74,9 @@ def markdown(facts: dict[str, Any], made: Sequence[Table]) -> Iterator[str]:
         yield f"| {' | '.join(table.columns)} |"
         yield "|---" + "|--:" * (len(table.columns) - 1) + "|"
         yield from (f"| {' | '.join(row)} |" for row in table.rows)
-    yield f"\n![The same images by all methods](images/compare_{facts['size']}_overlays.png)"
+    for data in sorted({run["data"] for run in facts["runs"]}):
+        name = f"compare_{facts['size']}_{data}.png"
+        yield f"\n![The same windows of three images of {data} by all methods](images/{name})"
 
 
 def renew(page: Path, size: str, lines: Iterator[str]) -> None:
@@ -113,7 +122,10 @@ def accuracy(runs: Sequence[dict[str, Any]], data: str) -> Table:
         figures = [_spread(own, "ap"), _spread(own, "ap50"), f"{_mean(own, 'steps'):.0f}"]
         rows.append([own[0]["title"], *figures, str(len(own)), tuned])
     any_run = next(run for run in runs if run["data"] == data)
-    title = f"{data}: {any_run['val_images']} validation images, {any_run['objects']} objects"
+    title = (
+        f"{data}: {any_run['budget']} of training each, {any_run['val_images']} validation images "
+        f"with {any_run['objects']} objects"
+    )
     columns = ["method", "AP", "AP50", "steps", "seeds", "tuned on training images (seed 0)"]
     return Table(title, columns, rows)
 
@@ -196,41 +208,77 @@ def plot(runs: Sequence[dict[str, Any]], cost: dict[str, Any] | None, path: Path
 
 
 def overlays(
-    runs: Sequence[dict[str, Any]], trials: Mapping[str, Trial], plan: Plan, path: Path
+    runs: Sequence[dict[str, Any]], trial: Trial, plan: Plan, title: str, path: Path
 ) -> None:
-    """The same three validation images in a row for each method, below the truth."""
+    """The same windows of three validation images for the truth and each method, in two columns."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
-    from skimage.color import label2rgb
 
-    data = sorted({run["data"] for run in runs})[0]
-    trial = trials.get(data)
-    own = by_method(runs, data)
-    if trial is None:
-        return
-    samples = spread(trial.val, SHOWN)
-    rows = [("truth", [s.target.labels.numpy() for s in samples])]
-    for name, found in own.items():
+    windows = [window(sample) for sample in spread(trial.val, SHOWN)]
+    rows = [(f"truth, {title}", [labels for _, labels in windows])]
+    for name, found in by_method(runs, trial.name).items():
         run = min(found, key=lambda r: r["seed"])
         if not Path(run["state"]).exists():
             continue
         method = method_of(name)
         net = loaded(name, len(trial.recipe.classes), plan.network, Path(run["state"]))
-        settings = method.Settings(**run["settings"])
-        maps = (raw(method, net.to(plan.device), s, trial, plan) for s in samples)
-        labels = [method.group(m, settings).numpy().labels for m in maps]
-        rows.append((f"{run['title']}: AP {run['ap']:.3f}", labels))
+        net, settings = net.to(plan.device), method.Settings(**run["settings"])
+        masks = [
+            grouped(method, raw(method, net, sample, trial, plan), settings, sample).labels
+            for sample, _ in windows
+        ]
+        rows.append((f"{run['title']}: AP {run['ap']:.3f}", masks))
+    half = -(-len(rows) // 2)
     figure, grid = pyplot.subplots(
-        len(rows), SHOWN, figsize=(2.6 * SHOWN, 2.3 * len(rows)), squeeze=False,
+        half, 2 * SHOWN, figsize=(2 * SHOWN * 1.3, 1.45 * half), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for (title, labels), row in zip(rows, grid, strict=True):
-        for axes, mask, sample in zip(row, labels, samples, strict=True):
-            image = np.asarray(sample.image, float)
-            axes.imshow(label2rgb(mask, image / max(image.max(), 1), alpha=0.45, bg_label=0))
-            axes.set_axis_off()
-        row[0].set_title(title, fontsize=7, loc="left")
-    figure.savefig(path, dpi=60)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for n, (said, masks) in enumerate(rows):
+        left = SHOWN * (n // half)
+        for k, (mask, (sample, _)) in enumerate(zip(masks, windows, strict=True)):
+            grid[n % half, left + k].imshow(coloured(sample, mask), interpolation="nearest")
+        grid[n % half, left].set_title(said, fontsize=7, loc="left", pad=2)
+    save_small(figure, path)
+
+
+def window(sample: Sample) -> tuple[Sample, np.ndarray]:
+    """The part of an image with the most pixels of objects, and its truth (H, W)."""
+    labels = sample.target.labels.numpy()
+    y, x, best = 0, 0, -1
+    for top in range(0, max(1, labels.shape[0] - WINDOW_PX + 1), WINDOW_PX // 4):
+        for left in range(0, max(1, labels.shape[1] - WINDOW_PX + 1), WINDOW_PX // 4):
+            inside = np.count_nonzero(labels[top : top + WINDOW_PX, left : left + WINDOW_PX])
+            if inside > best:
+                y, x, best = top, left, inside
+    part = (slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX))
+    target = replace(sample.target, labels=sample.target.labels[part].clone())
+    return replace(sample, image=sample.image[part], target=target), labels[part]
+
+
+def coloured(sample: Sample, labels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) in [0, 1]: the image in grey, brightened, each instance in a colour."""
+    from skimage.color import label2rgb
+
+    grey = np.asarray(sample.image, float)
+    grey = (grey.mean(-1) if grey.ndim == 3 else grey) / max(np.percentile(grey, 99.5), 1)
+    picture: np.ndarray = label2rgb(
+        labels, grey.clip(0, 1) ** 0.7, colors=COLORS, alpha=0.5, bg_label=0
+    )
+    return picture
+
+
+def save_small(figure: Any, path: Path) -> None:
+    """As a PNG of 128 colours, a third of the size."""
+    import io
+
+    from matplotlib import pyplot
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format="png")
     pyplot.close(figure)
+    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)

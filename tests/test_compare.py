@@ -141,7 +141,7 @@ def test_runs_table_and_page(
     assert (
         "| regression to the centre (Neven 2019, eq. 1) | 1.00 | 2.00 | 3.00 | 5.00 | 5 |" in text
     )
-    for picture in ("compare_quick.png", "compare_quick_overlays.png"):
+    for picture in ("compare_quick.png", "compare_quick_nuclei.png"):
         assert (docs / "images" / picture).stat().st_size > 1000
 
     monkeypatch.setattr(compare, "costs", lambda *_: pytest.fail("timed again"))

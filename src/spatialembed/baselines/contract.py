@@ -30,6 +30,11 @@ MOST_ROUNDS = 2000
 """Groups of a class at most: maps of an untrained network would give one for every pixel."""
 
 
+MOST_PIXELS = 1 << 16
+"""Pixels that a slow search looks at, at even steps; all others are then assigned at once. Images
+of 256 px a side are searched whole; of 2 megapixels about every thirtieth pixel is looked at."""
+
+
 class Range(NamedTuple):
     """Where a setting is tuned; drawn evenly, or evenly in its logarithm, as a float."""
 

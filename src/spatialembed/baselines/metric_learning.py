@@ -18,6 +18,10 @@ the largest log seediness + a log(1 - largest similarity to the seeds so far), a
 that at its threshold, an instance if more than half of it is free. Here no pixel of a mask, kept or
 not, is a seed any more, and it ends when no seed is left whose seediness is high enough; the paper
 draws a fixed number of seeds.
+
+Each seed is compared with all pixels, which takes minutes of noise. So seeds, and the share of
+their masks that is free, come from at most ``MOST_PIXELS`` pixels of an image; every other pixel
+then goes to the first instance whose mask it is in.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spatialembed.baselines.contract import (
+    MOST_PIXELS,
     MOST_ROUNDS,
     Range,
     as_instances,
@@ -49,6 +54,7 @@ THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
 SAMPLED = 10
 BACKGROUND = 64
 PAIRS_AT_ONCE = 1 << 24
+PIXELS_AT_ONCE = 1 << 14
 TINY = 1e-9
 
 
@@ -162,11 +168,26 @@ def group(maps: Tensor, settings: Settings) -> Instances:
     own = np.take_along_axis(chances, best[None, None], 0)[0]  # (1 + classes, P)
     seediness = own[1:].max(0)
     reaches = np.array([reach(t) for t in THRESHOLDS])[best]
+    places = evenly(torch.tensor([len(points)]), MOST_PIXELS)[0].numpy()
+    labels, seeds = _search(points[places], seediness[places], reaches[places], settings)
+    if len(places) < len(points):
+        labels = _first_mask(points, points[places[seeds]], reaches[places[seeds]])
+    probabilities = own.reshape(-1, *maps.shape[-2:])
+    return as_instances(labels.reshape(maps.shape[-2:]), probabilities, settings.min_pixels)
+
+
+def _search(
+    points: np.ndarray, seediness: np.ndarray, reaches: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (P,) of points (P, D), and the seed (N,) of each of them, as indices of points.
+
+    reaches: (P,) squared distance at which the mask of each point ends.
+    """
     squares = (points**2).sum(1)
-    labels = np.zeros(len(points), np.int32)
+    labels, kept = np.zeros(len(points), np.int32), []
     apart = np.ones(len(points))  # 1 - the largest similarity to a seed
     able = seediness >= settings.seediness
-    for number in range(1, MOST_ROUNDS):
+    for _ in range(MOST_ROUNDS):
         if not able.any():
             break
         height = np.log(np.maximum(seediness, TINY))
@@ -179,6 +200,19 @@ def group(maps: Tensor, settings: Settings) -> Instances:
         able &= ~mask
         free = mask & (labels == 0)
         if free.sum() > settings.min_free * mask.sum():
-            labels[free] = number
-    probabilities = own.reshape(-1, *maps.shape[-2:])
-    return as_instances(labels.reshape(maps.shape[-2:]), probabilities, settings.min_pixels)
+            kept.append(seed)
+            labels[free] = len(kept)
+    return labels, np.array(kept, np.int64)
+
+
+def _first_mask(points: np.ndarray, seeds: np.ndarray, reaches: np.ndarray) -> np.ndarray:
+    """Labels (P,) of points (P, D): the first of seeds (N, D) that reaches it, from 1; or 0."""
+    labels = np.zeros(len(points), np.int32)
+    if not len(seeds):
+        return labels
+    limits = (seeds**2).sum(1) - reaches  # (N,)
+    for start in range(0, len(points), PIXELS_AT_ONCE):
+        some = points[start : start + PIXELS_AT_ONCE]
+        inside = (some**2).sum(1)[:, None] + limits < 2 * some @ seeds.T  # (P, N)
+        labels[start : start + PIXELS_AT_ONCE] = np.where(inside.any(1), inside.argmax(1) + 1, 0)
+    return labels

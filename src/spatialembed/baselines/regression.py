@@ -2,7 +2,9 @@
 
     regression   1/K sum_k 1/N_k sum_i |e_i - C_k|,   e_i = x_i + o_i, C_k the centroid
 
-The paper sums over pixels; here, as in all its later losses, each instance counts the same.
+The distance itself, not its square: so eq. 1 stands, as sum_i |o_i - (C_k - x_i)|, in the notes on
+the paper by L. Zhang (leijiezhang001.github.io), where the square of other centre regressions is
+not. The paper sums over pixels; here, as in its later losses, each instance counts the same.
 Lengths are in units of 32 px, so that outputs are of order one at first; the classes are a softmax
 with weight 1. The paper does not say how regressed centres are grouped but that the pixels must be
 assigned to centres that are found by clustering. Here the embeddings vote, as in a Hough
