@@ -302,7 +302,15 @@ def test_a_part_with_a_row_too_few_is_refused(
     labels.rename(tmp_path / "gone")
     with pytest.raises(SpatialEmbedError, match=r"rows_missing.*\.tar"):
         merge(store, plan, parquet=False)
-    (tmp_path / "gone").rename(labels)
+    labels.write_bytes((tmp_path / "gone").read_bytes()[:-512])
+    with pytest.raises(SpatialEmbedError, match=r"rows_missing.*\.tar, are \d+ bytes of"):
+        merge(store, plan, parquet=False)
+    labels.unlink()
+    part.unlink()
+    store.tidy()  # as a run does in the end
+    worker(tmp_path / "out").shard(0)
+    assert labels.read_bytes() == (tmp_path / "gone").read_bytes()
+    assert part.read_text() == "".join(whole)
     part.write_text("".join(whole[:-1]))
 
     def unchecked(store: Folder, plan: Plan, number: int) -> Iterator[Any]:

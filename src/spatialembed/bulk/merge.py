@@ -56,7 +56,7 @@ class _Said(msgspec.Struct):
     """The first line of a part."""
 
     images: int
-    tar: str | None = None
+    tar_bytes: int | None = None
 
 
 def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
@@ -105,7 +105,7 @@ def merge(store: Folder | Bucket, plan: Plan, parquet: bool) -> Tally:
 def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[_Row]:
     """The rows of a part, held to be one for each image of the plan, in its order.
 
-    Raises SpatialEmbedError ``rows_missing``, also where its label images are gone.
+    Raises SpatialEmbedError ``rows_missing``, also where its label images are gone or cut.
     """
     part, images = plan.part(number), plan.inputs(store, number)
     try:
@@ -117,8 +117,9 @@ def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[_Row]:
         raise _missing(part, f"it is damaged: {error}") from error
     if len(rows) != len(images) or said.images != len(images):
         raise _missing(part, f"{len(rows)} rows of {len(images)} images")
-    if said.tar is not None and not store.has(f"{part}.tar"):
-        raise _missing(part, "its label images, the .tar, are not there")
+    if said.tar_bytes is not None and (there := store.size(f"{part}.tar")) != said.tar_bytes:
+        what = "not there" if there is None else f"{there} bytes of {said.tar_bytes}"
+        raise _missing(part, f"its label images, {part}.tar, are {what}")
     for image, row in zip(images, rows, strict=True):
         if row.image != image.name:
             raise _missing(part, f"a row of {row.image} in place of {image.name}")
@@ -126,7 +127,7 @@ def rows_of(store: Folder | Bucket, plan: Plan, number: int) -> Iterator[_Row]:
 
 
 def _missing(part: str, what: str) -> SpatialEmbedError:
-    remedy = "remove that file, and run the same command again"
+    remedy = f"remove {part}.*, and run the same command again"
     return SpatialEmbedError("rows_missing", f"{part}.jsonl: {what}", remedy, INPUT)
 
 

@@ -201,7 +201,7 @@ class Worker:
         if self.settings["labels"] == "tar":
             content = _tar(labels)
             self._put_once(f"{part}.tar", content)
-            facts["tar"] = hashlib.sha256(content).hexdigest()
+            facts |= {"tar": hashlib.sha256(content).hexdigest(), "tar_bytes": len(content)}
         else:
             for name, content in labels:
                 self._put_once(f"labels/{name}", content)

@@ -58,7 +58,14 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
-        return (self.root / name).exists()
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes of a file from ``start`` to before ``end``. Raises FileNotFoundError."""
@@ -179,13 +186,16 @@ class Bucket:
 
     def has(self, name: str) -> bool:
         """As of a folder. Raises SpatialEmbedError ``store_failed``."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """As of a folder. Raises SpatialEmbedError ``store_failed``."""
         try:
-            self._obstore.head(self.store, name)
+            return int(self._obstore.head(self.store, name)["size"])
         except self._missing:
-            return False
+            return None
         except self._errors as error:
             raise _fault(f"{self.url}/{name}", error) from error
-        return True
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """As of a folder. Raises FileNotFoundError, SpatialEmbedError ``store_failed``."""
