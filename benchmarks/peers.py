@@ -161,10 +161,10 @@ def report(stored: dict[str, Any]) -> None:
     images = next(iter(stored["runs"].values()))["images"]
     text = f"""# Peers on the same data
 
-StarDist and ours learned from the same images for {stored["minutes"]:g} minutes of processor time on
-one thread, each by its own training code and the settings that its authors recommend, and were
-scored by one evaluator on {images} images of fields of view that neither had seen. Mean AP per image
-over IoU .50 to .90, its mean over the images and the standard error.
+StarDist and ours learned from the same images for {stored["minutes"]:g} minutes of processor time
+on one thread, each by its own training code and the settings that its authors recommend, and were
+scored by one evaluator on {images} images of fields of view that neither had seen. Mean AP per
+image over IoU .50 to .90, its mean over the images and the standard error.
 
 <!-- not run: it installs StarDist and TensorFlow -->
 ```sh
@@ -174,8 +174,8 @@ over IoU .50 to .90, its mean over the images and the standard error.
 {chr(10).join(rows(stored["runs"]))}
 
 One seed each, on {stored["machine"]["processor"]}. A method chose its epoch and thresholds on a
-fifth of the training groups, beside the time. So little time shows how soon a method learns on a processor,
-not how far it comes: with hours on a GPU StarDist has its published figure, see
+fifth of the training groups, beside the time. So little time shows how soon a method learns on a
+processor, not how far it comes: with hours on a GPU StarDist has its published figure, see
 [accuracy](accuracy.md).
 """
     PAGE.write_text(text, encoding="utf-8")
