@@ -137,3 +137,21 @@ def test_an_even_sample() -> None:
     places, run = contract.evenly(torch.tensor([2, 7, 0, 3]), 3)
     assert places.tolist() == [0, 1, 2, 4, 6, 9, 10, 11]
     assert run.tolist() == [0, 0, 1, 1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", [discriminative, metric_learning], ids=["balls", "seeds"])
+def test_a_search_among_a_fifth_of_the_pixels_finds_the_same(
+    method: ModuleType, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = scene(seed, SIZE, classes=1, ignored=0)
+    settings = replace(method.Settings(), min_pixels=20)
+    maps = ideal(method, target, 1)
+    of_all = method.group(maps, settings)
+    pool = int((target.labels > 0).sum()) if method is discriminative else SIZE**2
+    monkeypatch.setattr(method, "MOST_PIXELS", pool // 5)
+    found = method.group(maps, settings)
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.labels > 0, of_all.labels > 0)
+    pairs = {*zip(found.labels.ravel().tolist(), of_all.labels.ravel().tolist(), strict=True)}
+    assert len(pairs) == len(of_all) + 1  # the same parts, whatever their order
