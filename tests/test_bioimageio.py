@@ -113,6 +113,7 @@ def test_nuclei_finds_the_same_elsewhere(
     np.testing.assert_array_equal(found[0, 0], labels)
 
 
+@pytest.mark.slow
 def test_circular_model_of_two_classes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = SpatialEmbeddingNet(2, False).eval()
@@ -154,6 +155,7 @@ def test_refusals(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_facts_that_the_format_refuses(tmp_path: Path) -> None:
     net = SpatialEmbeddingNet(1).eval()
     info = ModelInfo(

@@ -122,6 +122,7 @@ def results(out: str, source: str) -> dict[str, bytes]:
     return {name: store.read(name) for name in names if name.startswith(("part", "obj", "inst"))}
 
 
+@pytest.mark.slow
 def test_a_bucket_holds_the_same_bytes(
     tmp_path: Path, bucket: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -393,6 +393,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         main.main(["predict", "a", "--model", "m", "--out", "o"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_in_a_finaliser_is_not_lost(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch

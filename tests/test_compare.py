@@ -112,6 +112,7 @@ def _weights(runs: ModuleType, trial: object, plan: object, state: Path) -> torc
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
+@pytest.mark.slow
 def test_runs_table_and_page(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

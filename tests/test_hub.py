@@ -66,6 +66,7 @@ def python(code: str, *words: str, url: str, cache: Path, offline: bool = False)
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_commit_is_fetched_once_and_gives_the_same_labels(hub: Hub, tmp_path: Path) -> None:
     name = f"hf://lab/shapes@{hub.push('lab/shapes', MODEL | NOT_OURS | {'README.md': CARD})}"
     ours, again, bundled = python(LABELS, name, name, "shapes", url=hub.url, cache=tmp_path)

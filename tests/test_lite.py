@@ -290,6 +290,7 @@ def test_bands_of_rows_are_the_whole(
         assert_near(folded.for_torch_on_cpu(core)(images), whole, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "precision", "most"),
     [

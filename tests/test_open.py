@@ -105,6 +105,7 @@ def test_the_folder_of_a_coco_file_names_the_file(coco: Path) -> None:
     assert str(coco) in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_a_coco_file(coco: Path, tmp_path: Path) -> None:
     words = ["--stage1.crop=32", "--stage1.epochs=1", "--stage1.batch=2", "--workers=0"]
     words += ["--device=cpu", "--precision=float32", "--out", str(tmp_path / "runs")]
@@ -155,6 +156,7 @@ def test_a_broken_file_ends_the_command(
     assert ("annotation 31" in line) == (code == "bad_annotation")
 
 
+@pytest.mark.slow
 def test_photographs(data_root: Path, tmp_path: Path) -> None:
     """Four real ones, the classes of all, through the command."""
     names = open_data(data_root / "coco" / "instances.json").class_names
@@ -172,6 +174,7 @@ def test_photographs(data_root: Path, tmp_path: Path) -> None:
     assert len(report["per_image"]) == 4
 
 
+@pytest.mark.slow
 def test_all_photographs(data_root: Path) -> None:
     """All 62 through evaluation by a predictor that sees nothing: each object is missed."""
     dataset = open_data(data_root / "coco" / "instances.json")

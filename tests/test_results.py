@@ -267,6 +267,7 @@ def test_truncated_images_are_marked(tmp_path: Path) -> None:
     assert [image["truncated"] for image in images] == [False, True]
 
 
+@pytest.mark.slow
 def test_seventy_thousand_instances_keep_distinct_ids(tmp_path: Path) -> None:
     labels = scattered(70_000, 300, 300)
     write_both(tmp_path, "x", found_in(labels))

@@ -101,6 +101,7 @@ def test_work_of_leavers_is_dropped(server: Served) -> None:
     assert server.post(PNG).status == 200
 
 
+@pytest.mark.slow
 def test_a_killed_model_fails_its_image_and_is_replaced(server: Served) -> None:
     before = server.model_process()
     (decoder,) = children(before)
@@ -117,6 +118,7 @@ def test_a_killed_model_fails_its_image_and_is_replaced(server: Served) -> None:
     until(lambda: not alive(decoder))
 
 
+@pytest.mark.slow
 def test_a_stopped_model_is_given_up_at_the_deadline(server: Served) -> None:
     with Stopped(server) as before:
         answer = server.post(PNG)
@@ -169,6 +171,7 @@ def test_a_model_that_is_not_there_ends_the_server() -> None:
     assert "error no_model: " in log
 
 
+@pytest.mark.slow
 def test_drain_finishes_what_was_accepted() -> None:
     server = Served("--model", "shapes", "--queue", str(QUEUE))
     try:
@@ -190,6 +193,7 @@ def test_drain_finishes_what_was_accepted() -> None:
         server.process.kill()
 
 
+@pytest.mark.slow
 def test_requests_lost_at_the_end_of_the_grace_are_told() -> None:
     server = Served("--model", "shapes", "--grace", "0.5", "--receive", "1")
     try:

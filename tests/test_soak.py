@@ -19,6 +19,7 @@ import chaos
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts as Linux does")
 
 
+@pytest.mark.slow
 def test_descriptors_and_threads_stay_as_many() -> None:
     predictor = load("shapes", device="cpu", engine="torch", precision="float32")
     rng = np.random.default_rng(0)
