@@ -440,7 +440,7 @@ def test_engines_on_cuda(reference: NetworkEngine, name: str, precision: str) ->
 
 
 STACKS = """
-import ctypes, faulthandler, gc, signal, sys, threading
+import ctypes, faulthandler, gc, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from spatialembed.inference.engines.onnx import onnxruntime_run
@@ -474,6 +474,7 @@ use = lambda: runs[-1](torch.rand(1, 3, 16, 16))
 let_go = lambda: (runs.clear(), gc.collect())
 heard = []
 faulthandler.enable()
+faulthandler.dump_traceback_later(240, exit=True)
 signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
 threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
 for first, second in ((Main(), threads[0]), (threads[0], threads[1]), (threads[1], Main())):
@@ -484,7 +485,7 @@ for first, second in ((Main(), threads[0]), (threads[0], threads[1]), (threads[1
 idents = [thread.submit(threading.get_ident).result() for thread in threads]
 for ident in (threading.get_ident(), *idents):
     signal.pthread_kill(ident, signal.SIGUSR1)
-    while not heard: pass
+    while not heard: time.sleep(0.001)  # CPython looks again for a signal of another thread
     heard.clear()
 print("alive")
 """
