@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import os
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -243,8 +244,10 @@ def test_yolo_of_ultralytics(tmp_path: Path) -> None:
     assert (done.splits, dict(done.classes)) == (("train", "val"), {"b": 2})
     assert open_data(tmp_path / "out", split="train")[0].target.labels.sum() == H * W // 4
     (tmp_path / "labels" / "val" / "b.txt").write_text("")
-    with pytest.raises(SpatialEmbedError, match="1 files of labels without image"):
-        convert(tmp_path, tmp_path / "out2")
+    shutil.rmtree(tmp_path / "out")  # it has images, and lies below the source
+    done = convert(tmp_path, tmp_path / "out2", progress=False)
+    assert (done.images, done.exit_code) == (2, 6)
+    assert [(name, error.code) for name, error in done.failed] == [("b", "missing_pairs")]
 
 
 def test_our_own_folders_are_no_foreign_layout(tmp_path: Path) -> None:
@@ -744,3 +747,83 @@ def test_training_and_validation_have_their_own_files(tmp_path: Path) -> None:
         open_split(options)
     with pytest.raises(SpatialEmbedError, match="val_data and group_by"):
         TrainOptions(data="a", val_data="b", group_by="c")
+
+
+def lose_one(kind: str, at: Path, path: Path) -> None:
+    """A second image in the annotations, whose file is not there."""
+    if kind == "labelme":
+        said = json.loads((at / "a.json").read_text()) | {"imagePath": "b.png"}
+        (at / "b.json").write_text(json.dumps(said))
+    elif kind == "yolo":
+        shutil.copy(at / "labels" / "a.txt", at / "labels" / "b.txt")
+    elif kind == "cvat":
+        text = (at / "annotations.xml").read_text()
+        more = f'<image id="1" name="b.png" width="{W}" height="{H}"/></annotations>'
+        (at / "annotations.xml").write_text(text.replace("</annotations>", more))
+    elif kind == "label-studio":
+        tasks = json.loads(path.read_text())
+        tasks.append(tasks[0] | {"id": 9, "data": {"image": "/x/b.png"}})
+        path.write_text(json.dumps(tasks))
+    else:
+        said = json.loads(path.read_text())
+        said["images"].append({"id": 2, "file_name": "b.png", "height": H, "width": W})
+        path.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_missing_image_does_not_end_the_others(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = WRITERS[kind](tmp_path / "in")
+    lose_one(kind, tmp_path / "in", path)
+    done = convert(path, tmp_path / "out", progress=False)
+    assert (done.images, done.exit_code) == (1, 6)
+    assert [error.code for _, error in done.failed] == ["missing_pairs"]
+    assert re.search(r"missing_pairs.*'(/x/)?b\.(png|\*)'.*--images", caplog.text)
+    np.testing.assert_array_equal(open_data(tmp_path / "out")[0].target.labels.numpy(), truth())
+
+
+def test_label_studio_bitmasks(tmp_path: Path) -> None:
+    """A PNG in the JSON file, black where the object is, on transparent ground."""
+    mask = disk(8.0, 7.0, 5.0)
+
+    def said(pixels: np.ndarray, head: str = "data:image/png;base64,") -> str:
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        value = {
+            "imageDataURL": head + base64.b64encode(file.getvalue()).decode(),
+            "bitmasklabels": ["cell"],
+        }
+        result = {"id": "a", "type": "bitmasklabels", "original_width": W, "original_height": H,
+                  "image_rotation": 0, "value": value}  # fmt: skip
+        task = {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": [result]}]}
+        return json.dumps([task])
+
+    write_png(tmp_path / "images" / "a.png", picture())
+    rgba = np.zeros((H, W, 4), np.uint8)
+    rgba[..., 3] = mask * 255
+    path = tmp_path / "project.json"
+    path.write_text(said(rgba))
+    assert convert(path, tmp_path / "out", progress=False).classes == {"cell": 1}
+    np.testing.assert_array_equal(open_data(tmp_path / "out")[0].target.labels.numpy(), mask)
+    for i, (wrong, code) in enumerate(
+        (
+            (said(rgba[1:]), "bad_annotation"),
+            (said(np.zeros((H * 9, W, 4), np.uint8)), "too_large"),
+            (said(rgba, "data:image/webp;base64,"), "bad_annotation"),
+            (said(rgba, "data:image/png;base64,?"), "bad_annotation"),
+            (said(rgba, "data:image/png;base64,AAAA"), "truncated"),
+        )
+    ):
+        path.write_text(wrong)
+        done = convert(path, tmp_path / f"bad{i}", progress=False)
+        assert [error.code for _, error in done.failed] == [code]
+
+
+def test_coco_names_below_images_lose_that_folder(tmp_path: Path) -> None:
+    path = as_coco(tmp_path)
+    path.write_text(path.read_text().replace("C:\\\\data\\\\set\\\\a.png", "images/a.png"))
+    write_png(tmp_path / "images" / "a.png", picture())
+    convert(path, tmp_path / "out", progress=False)
+    assert open_data(tmp_path / "out").names == ["a"]

@@ -115,6 +115,8 @@ class CocoDataset:
     class_names: tuple[str, ...]
     reading: DataOptions
     drawn: _Drawn = field(default_factory=_Drawn)
+    missing: tuple[str, ...] = ()
+    """Files of images that were left out, since they are not there."""
 
     @property
     def names(self) -> list[str]:
@@ -148,7 +150,7 @@ class CocoDataset:
         for image in self.images:
             those = (replace(a, class_index=number[a.class_index]) for a in image.annotations)
             images.append(replace(image, annotations=tuple(those)))
-        return CocoDataset(images, tuple(names), self.reading)
+        return replace(self, images=images, class_names=tuple(names), drawn=_Drawn())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -310,7 +312,7 @@ def open_coco(
         )
     if not found:
         raise SpatialEmbedError("no_images", f"{path}: none of its images exists", "add them")
-    return CocoDataset(found, tuple(names.values()), reading)
+    return CocoDataset(found, tuple(names.values()), reading, missing=tuple(missing))
 
 
 def _folders(path: Path) -> list[Path]:

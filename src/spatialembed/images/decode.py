@@ -167,6 +167,22 @@ def _read_pillow(
     return Decoded(upright(pixels, orientation), orientation, {"L;2": 2, "L;4": 4}.get(raw, 8))
 
 
+def png_alpha(where: object, data: bytes, max_pixels: int) -> np.ndarray:
+    """Opacity (H, W) uint8 of a PNG in memory, 255 where it states none.
+
+    Raises SpatialEmbedError: truncated, empty_image, too_large (exit 5), unsupported_codec.
+    """
+    file, _ = plain_png(where, io.BytesIO(data), max_pixels)
+    try:
+        image = PngImagePlugin.PngImageFile(file)
+        image.load()
+        if _may_lack_rows(image):
+            refuse_missing_rows(where, file)
+        return np.asarray(image.convert("RGBA"))[..., 3]
+    except DAMAGED as error:
+        refuse_damaged(where, "PNG", error)
+
+
 def _may_lack_rows(image: Image.Image) -> bool:
     """Whether its last row is zero, as it is where its data end early, or it has no last one."""
     last = image.crop((0, image.height - 1, image.width, image.height))

@@ -54,7 +54,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         place += 12 + length
 
 
-def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bool]:
+def plain_png(path: object, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bool]:
     """A PNG of its pixels and its orientation only, and whether it was an animation.
 
     Pillow checks no checksum of pixels, and unpacks every text and colour profile, however large.
@@ -94,7 +94,7 @@ def plain_png(path: Path, file: BinaryIO, max_pixels: int) -> tuple[BinaryIO, bo
     refuse_damaged(path, "PNG", "it has no end")
 
 
-def _room(path: Path, header: bytes, max_pixels: int) -> int:
+def _room(path: object, header: bytes, max_pixels: int) -> int:
     """Bytes that the compressed pixels of this header can take at most; checks its size."""
     if len(header) < 17:
         refuse_damaged(path, "PNG", "its header is short")
@@ -104,7 +104,7 @@ def _room(path: Path, header: bytes, max_pixels: int) -> int:
     return 2 * height * (width * pixel_bits // 8 + 2) + (1 << 20)
 
 
-def _check_needed(path: Path, needed: int, packed: int) -> None:
+def _check_needed(path: object, needed: int, packed: int) -> None:
     """Before room is made for pixels: whether so many bytes can be so many unpacked ones."""
     if needed > DEFLATE * packed:
         refuse_damaged(path, "PNG", f"{packed} bytes, its pixels need {needed} unpacked ones")
@@ -121,7 +121,7 @@ def raw_bytes(header: bytes) -> int:
     return total
 
 
-def refuse_missing_rows(path: Path, file: BinaryIO) -> None:
+def refuse_missing_rows(path: object, file: BinaryIO) -> None:
     """Refuse a PNG whose compressed pixels end early, as such: Pillow leaves those rows zero.
 
     Raises SpatialEmbedError ``truncated``.
@@ -190,7 +190,7 @@ def _rows(path: Path, file: BinaryIO, left: int, width: int, step: int) -> Itera
                 yield rows[:, 1:]
 
 
-def _packed(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _packed(path: object, file: BinaryIO) -> Iterator[bytes]:
     """The compressed pixels piece by piece, each chunk held to its checksum."""
     for kind, length in _chunks(file):
         if kind != b"IDAT":

@@ -37,7 +37,14 @@ from spatialembed.data.layouts.detect import Kind, detect, parts_of
 from spatialembed.data.layouts.label_studio import read_label_studio
 from spatialembed.data.layouts.labelme import read_labelme
 from spatialembed.data.layouts.one_mask_each import read_one_mask_each
-from spatialembed.data.layouts.scene import Outline, Scene, Source, broken, split_of
+from spatialembed.data.layouts.scene import (
+    Outline,
+    Scene,
+    Source,
+    broken,
+    not_found,
+    split_of,
+)
 from spatialembed.data.layouts.yolo import read_yolo
 from spatialembed.errors import PARTIAL, USAGE, SpatialEmbedError
 from spatialembed.files import atomic_write, check_writable
@@ -53,12 +60,13 @@ logger = logging.getLogger("spatialembed")
 def _read_coco(source: Source) -> Iterator[Scene]:
     """COCO instances, as ``train`` reads them; for the doctor, and to correct masks by hand."""
     try:
-        dataset = open_coco(source.path, source.images, reading=DataOptions())
+        reading = DataOptions(allow_missing=True)
+        dataset = open_coco(source.path, source.images, reading=reading)
     except SpatialEmbedError as error:
-        if error.code != "missing_pairs":
+        if error.code != "no_images":
             raise
         remedy = "name the folder of the images with --images"
-        raise SpatialEmbedError(error.code, error.message, remedy) from error
+        raise SpatialEmbedError("missing_pairs", error.message, remedy) from error
 
     def outlines(i: int, height: int, width: int) -> list[Outline]:
         found = []
@@ -72,7 +80,11 @@ def _read_coco(source: Source) -> Iterator[Scene]:
 
     for i, image in enumerate(dataset.images):
         late = partial(outlines, i, *image.size_hw)
-        yield Scene(image.name, "", image.path, late, image.size_hw)
+        name = image.name.removeprefix("images/")
+        yield Scene(name, "", image.path, late, image.size_hw)
+    for path in dataset.missing:
+        lack = not_found(source.path, Path(path).name, [Path(path).parent])
+        yield Scene(path, "", lack, list)
 
 
 READERS: dict[Kind, Callable[[Source], Iterator[Scene]]] = {
@@ -199,7 +211,10 @@ def _kind(path: Path, kind: Kind | None) -> Kind:
 
 
 def _scenes(source: Source, kind: Kind) -> list[Scene]:
-    """Of all files of annotations; images that none of them names are told of."""
+    """Of all files of annotations; images that none of them names are told of.
+
+    Raises SpatialEmbedError: no_images; missing_pairs where no scene at all has its image.
+    """
     scenes: list[Scene] = []
     files = parts_of(source.path, kind)
     for file in files:
@@ -209,6 +224,9 @@ def _scenes(source: Source, kind: Kind) -> list[Scene]:
     if not scenes:
         what = f"{source.path}: no image of {kind} in it"
         raise SpatialEmbedError("no_images", what, "check the path")
+    lacks = [scene.image for scene in scenes if isinstance(scene.image, SpatialEmbedError)]
+    if len(lacks) == len(scenes):  # rather another folder than so many lost images
+        raise lacks[0]
     if (folder := source.images or source.path).is_dir():
         used = {scene.image for scene in scenes}
         alone = (p for p in image_files(folder) if p not in used and p.parent.name != "masks")
@@ -228,7 +246,8 @@ def _parted(scenes: list[Scene]) -> list[Scene]:
 
 
 def _check_names(path: Path, scenes: Sequence[Scene]) -> None:
-    counts = Counter((scene.split, scene.name) for scene in scenes)
+    there = (scene for scene in scenes if not isinstance(scene.image, SpatialEmbedError))
+    counts = Counter((scene.split, scene.name) for scene in there)
     twice = [f"{split}/{name}".lstrip("/") for (split, name), n in counts.items() if n > 1]
     if twice:
         what = f"{path}: {len(twice)} names of images occur twice, one is {printable(twice[0])}"
@@ -254,6 +273,8 @@ class _Row(NamedTuple):
 
 def _written(scene: Scene, out: Path, max_pixels: int, done: Converted) -> list[_Row]:
     """Write image and mask, and count them; its rows of classes.csv."""
+    if isinstance(scene.image, SpatialEmbedError):
+        raise scene.image
     name = f"{scene.split}/images/{scene.name}.png".lstrip("/")  # as tables know all names
     if name.encode("utf-8", "ignore").decode() != name:
         broken(printable(scene.name), "its name is not UTF-8, as classes.csv is")

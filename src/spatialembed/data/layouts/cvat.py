@@ -48,12 +48,11 @@ def read_cvat(source: Source) -> Iterator[Scene]:
         name = said.get("name", "")
         part = said.get("subset", "")  # some exports have folders of that name
         image = find_image(folders, f"{part}/{name}") or find_image(folders, name)
-        if image is None:
-            not_found(where, name, folders)
-        split, short = split_and_name(Path(image[0]))
+        inside, at = image or (name or where, not_found(where, name, folders))
+        split, short = split_and_name(Path(inside))
         subset, _ = split_and_name(Path(part or "-", "a"))
         outlines = partial(_outlines, source, where, shapes, size_hw)
-        yield Scene(short, split or subset, image[1], outlines, size_hw)
+        yield Scene(short, split or subset, at, outlines, size_hw)
 
 
 def _images(path: Path) -> Iterator[tuple[dict[str, str], list[_Tag]]]:

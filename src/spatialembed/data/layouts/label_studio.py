@@ -1,4 +1,4 @@
-"""Label Studio: one JSON file of tasks, exported as JSON (not JSON-MIN); polygons, brush, boxes."""
+"""Label Studio: one JSON file of tasks, exported as JSON (not JSON-MIN); outlines and masks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from spatialembed.data.layouts.scene import (
     box_runs,
     broken,
     ellipse,
+    from_base64,
     not_found,
     number,
     read_json,
@@ -30,10 +31,12 @@ from spatialembed.data.layouts.scene import (
     typed,
 )
 from spatialembed.data.pairing import find_image
+from spatialembed.images.decode import png_alpha
 from spatialembed.images.listing import SUFFIXES
 
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
-KINDS = ("polygon", "brush", "rectangle", "ellipse")
+MASKS = ("brush", "bitmask")
+KINDS = ("polygon", *MASKS, "rectangle", "ellipse")
 
 
 class _Annotation(msgspec.Struct):
@@ -68,19 +71,24 @@ def read_label_studio(source: Source) -> Iterator[Scene]:
         names = list(_names(task))
         found = [f for f in (find_image(folders, n) for n in names) if f]
         found += [(p.name, p) for n in names if len(those := uploads[n]) == 1 for p in those]
-        if (image := next(iter(found), None)) is None:
-            not_found(where, names[0] if names else "", folders)
-        split, name = split_and_name(Path(image[0]))
+        missing = names[0] if names else ""
+        inside, image = next(iter(found), (missing or where, not_found(where, missing, folders)))
+        split, name = split_and_name(Path(inside))
         results = done[0].result
-        size_hw = _brush_size(results)
+        size_hw = _mask_size(results)
         outlines = partial(_outlines, source, where, results, size_hw)
-        yield Scene(name, split, image[1], outlines, size_hw)
+        yield Scene(name, split, image, outlines, size_hw)
 
 
-def _brush_size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """As the first brush states it: the image is held to it before a mask of that size is made."""
-    brush = next((said for said in results if str(said.get("type", "")).startswith("brush")), {})
-    height, width = brush.get("original_height"), brush.get("original_width")
+def _kind(said: Mapping[str, Any]) -> str:
+    """Of a result: polygon, brush, ..., whether it has a class with it or not."""
+    return str(said.get("type", "")).removesuffix("labels")
+
+
+def _mask_size(results: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """As the first mask states it: the image is held to it before a mask of that size is made."""
+    mask = next((said for said in results if _kind(said) in MASKS), {})
+    height, width = mask.get("original_height"), mask.get("original_width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
@@ -114,19 +122,19 @@ def _outlines(
     labels = _labels(results)
     found: dict[str, Outline] = {}
     for i, said in enumerate(results, start=1):
-        kind = str(said.get("type", "")).removesuffix("labels")
+        kind = _kind(said)
         value, at = said.get("value"), f"{where}, result {str(said.get('id', i))[:40]}"
         if kind not in KINDS:
             if kind != "":  # "labels" alone is the class of a shape of the same id
-                source.notes[f"results of kind {kind[:40]!r} have no area and are left out"] += 1
+                source.notes[f"results of kind {kind[:40]!r} are left out"] += 1
             continue
         if not isinstance(value, dict):
             broken(at, "no value")
         if said.get("image_rotation"):
             broken(at, "drawn on a turned image: turn the image, and draw again")
         stated = said.get("original_height"), said.get("original_width")
-        if kind == "brush" and size_hw is not None and stated != size_hw:
-            broken(at, "another size than the brush before it")
+        if kind in MASKS and size_hw is not None and stated != size_hw:
+            broken(at, "another size than the mask before it")
         name = labels.get(str(said.get("id", i)), "object")
         outline = _outline(source, at, kind, name, said, value)
         found[str(said.get("id", i))] = outline  # a shape may be there as such and with its class
@@ -147,9 +155,12 @@ def _labels(results: list[dict[str, Any]]) -> dict[str, str]:
 def _outline(
     source: Source, at: str, kind: str, name: str, said: Mapping[str, Any], value: dict[str, Any]
 ) -> Outline:
-    if kind == "brush":
+    if kind in MASKS:
         size = source.size(at, said.get("original_height"), said.get("original_width"))
-        mask = decoded_brush(at, value.get("rle"), *size)
+        if kind == "brush":
+            mask = decoded_brush(at, value.get("rle"), *size)
+        else:
+            mask = _decoded_bitmask(at, value.get("imageDataURL"), size)
         return Outline(at, name, runs=box_runs(mask, 0, 0, size[0]), size_hw=size)
     if kind == "polygon":
         points = typed(at, value.get("points"), list[tuple[float, float]])
@@ -167,6 +178,18 @@ def _outline(
         radii = number(at, value, "radiusX") * width, number(at, value, "radiusY") * height
         corners = ellipse(x, y, radii[0] / 100, radii[1] / 100, degrees)
     return Outline(at, name, [corners])
+
+
+def _decoded_bitmask(where: str, url: Any, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool of a PNG in the text: black where the object is, else transparent."""
+    head, _, text = typed(where, url, str).partition(",")
+    if head != "data:image/png;base64":
+        broken(where, f"a bitmask as {head[:40]!r}, not as a PNG")
+    most = 2 * size_hw[0] * size_hw[1]  # the limit is one of RGB
+    mask = png_alpha(where, from_base64(where, text), most) > 0
+    if mask.shape != size_hw:
+        broken(where, f"a bitmask of {mask.shape} px for an image of {size_hw}")
+    return mask
 
 
 def decoded_brush(where: object, rle: Any, height: int, width: int) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from spatialembed.data.layouts.scene import (
     broken,
     ellipse,
     files_below,
+    from_base64,
     not_found,
     read_json,
     rectangle,
@@ -28,6 +27,7 @@ from spatialembed.data.layouts.scene import (
     typed,
 )
 from spatialembed.data.pairing import find_image
+from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import SUFFIXES
 from spatialembed.images.read import read_labels
 
@@ -78,7 +78,9 @@ def _outlines(
     return [outline for outline in found if outline is not None]
 
 
-def _image(source: Source, path: Path, file: _File) -> Path | Callable[[], bytes]:
+def _image(
+    source: Source, path: Path, file: _File
+) -> Path | Callable[[], bytes] | SpatialEmbedError:
     """Its file, or else that in the JSON file, which is read once more, for one image at a time."""
     root = source.path if source.path.is_dir() else path.parent
     folders = [path.parent, root, root / "images", *([source.images] if source.images else [])]
@@ -87,15 +89,8 @@ def _image(source: Source, path: Path, file: _File) -> Path | Callable[[], bytes
         if found := find_image(folders, name):
             return found[1]
     if file.imageData is None:
-        not_found(path, file.imagePath, folders)
-    return lambda: _decoded(path, str(read_json(path)["imageData"]))
-
-
-def _decoded(where: object, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        broken(where, f"embedded data is not base64: {error}")
+        return not_found(path, file.imagePath, folders)
+    return lambda: from_base64(path, str(read_json(path)["imageData"]))
 
 
 def _outline(
@@ -127,7 +122,7 @@ def _mask(
     """A mask is a PNG of the box whose corners are its points."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mask.png")
-        path.write_bytes(_decoded(where, shape.mask or ""))
+        path.write_bytes(from_base64(where, shape.mask or ""))
         mask = read_labels(path, max_pixels=source.max_pixels) > 0
     left, top = (round(corner) for corner in shape.points[0])
     if size_hw is None:

@@ -6,6 +6,8 @@ Runs are in column-major order as in COCO: places are x H + y, ends are not incl
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
 import re
@@ -50,7 +52,7 @@ class Scene:
 
     name: str  # below images/, without suffix
     split: str  # train, val, test or ""
-    image: Path | Callable[[], bytes]  # its file, or the bytes of one, read late
+    image: Path | Callable[[], bytes] | SpatialEmbedError  # file; bytes of one, read late; its lack
     outlines: Callable[[], list[Outline]]  # read late: of a broken one the others are converted
     size_hw: tuple[int, int] | None = None  # as the source has it
 
@@ -78,11 +80,19 @@ def broken(where: object, what: object) -> NoReturn:
     raise SpatialEmbedError("bad_annotation", message, "correct or remove what is named")
 
 
-def not_found(where: object, image: object, folders: Sequence[Path]) -> NoReturn:
-    """Raise ``missing_pairs``: the image of an annotation is not there."""
+def not_found(where: object, image: object, folders: Sequence[Path]) -> SpatialEmbedError:
+    """``missing_pairs``: the image of an annotation is not there; the other images are."""
     looked = ", ".join(str(folder) for folder in folders)
     what = f"{where}: no image {str(image)[:200]!r} in {looked}"
-    raise SpatialEmbedError("missing_pairs", what, "name the folder of the images with --images")
+    return SpatialEmbedError("missing_pairs", what, "name the folder of the images with --images")
+
+
+def from_base64(where: object, text: str) -> bytes:
+    """Bytes that a file of annotations holds. Raises SpatialEmbedError ``bad_annotation``."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        broken(where, f"embedded data is not base64: {error}")
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:

@@ -20,11 +20,11 @@ from spatialembed.data.layouts.scene import (
     Source,
     broken,
     files_below,
+    not_found,
     read_text,
     rectangle,
     split_and_name,
 )
-from spatialembed.errors import SpatialEmbedError
 from spatialembed.images.listing import image_files
 
 MOST_NAMES = 1 << 20
@@ -45,10 +45,11 @@ def read_yolo(source: Source) -> Iterator[Scene]:
             source.notes["images without a file of labels have no object"] += 1
         yield Scene(name, split, path, partial(_outlines, source, text, names))
     texts = (t for t in files_below(root, ".txt") if t.name not in ("classes.txt", "labels.txt"))
-    alone = [t for t in texts if "labels" in t.relative_to(root).parts and t not in used]
-    if alone:
-        what = f"{root}: {len(alone)} files of labels without image, one is {alone[0]}"
-        raise SpatialEmbedError("missing_pairs", what, "add the images, or name them by --images")
+    for text in texts:
+        if "labels" in text.relative_to(root).parts and text not in used:
+            split, name = split_and_name(text.relative_to(root))
+            lack = not_found(text, f"{text.stem}.*", [source.images or root])
+            yield Scene(name, split, lack, list)
 
 
 def _texts(image: Path, root: Path, images: Path | None) -> Iterator[Path]:
