@@ -5,6 +5,7 @@
     python benchmarks/bulk.py plan                  a million names: seconds and memory
     python benchmarks/bulk.py memory --images 200   of a worker, after each of its shards of four
     python benchmarks/bulk.py kills --drivers 20 --workers 100 [--on ray]    kill -9 at random
+    python benchmarks/bulk.py nodes --images 2000   Ray on two nodes: one is lost, five times
 
 All print one line of JSON a row. Images have 64 px, the model is shapes, engine torch in float32.
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 
+ROOT = Path(__file__).parents[1]
 CLI = [sys.executable, "-m", "spatialembed"]
 SETTINGS = [
     "--model", "shapes", "--device", "cpu", "--engine", "torch", "--precision", "float32",
@@ -184,15 +186,55 @@ def kills(images: Path, room: Path, given: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def nodes(images: Path, room: Path, given: argparse.Namespace) -> int:
+    """Of two nodes one at a time is lost as without power, and replaced; then the hash."""
+    flags = ["--shard", str(given.shard)]
+    print(json.dumps(run(command("bulk", images, room / "whole", *flags))), flush=True)
+    cluster = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "ray_cluster.py"), "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    begun, lost, out = time.monotonic(), [], room / "out"
+    try:
+        said = next(line for line in cluster.stdout if line.startswith("address "))
+        driver = start(command("bulk", images, out, *flags, "--on", said.split()[1]))
+        while len(lost) < given.lost and driver.poll() is None:
+            before = len(list(out.glob("part-*.jsonl")))
+            while len(list(out.glob("part-*.jsonl"))) < before + 4 and driver.poll() is None:
+                time.sleep(0.1)
+            cluster.stdin.write("\n")
+            cluster.stdin.flush()
+            next(line for line in cluster.stdout if line.startswith("replaced"))
+            lost.append(len(list(out.glob("part-*.jsonl"))))
+        words = driver.communicate()[0].decode("utf-8", "replace")
+    finally:
+        cluster.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            cluster.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(cluster.pid, signal.SIGKILL)
+    same = driver.returncode == 0 and digest(out) == digest(room / "whole")
+    row = {"nodes lost after so many parts": lost, "exit": driver.returncode, "same": same}
+    row["seconds"] = round(time.monotonic() - begun, 1)
+    print(json.dumps(row), "" if same else words[-3000:], flush=True)
+    return 0 if same and len(lost) == given.lost else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    what = {f.__name__: f for f in (demo, ratios, plan, memory, kills)}
+    what = {f.__name__: f for f in (demo, ratios, plan, memory, kills, nodes)}
     parser.add_argument("what", choices=what)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--on", default="local", choices=("local", "ray"))
     parser.add_argument("--shard", type=int, default=8)
     parser.add_argument("--drivers", type=int, default=20)
     parser.add_argument("--workers", type=int, default=100)
+    parser.add_argument("--lost", type=int, default=5, help="nodes")
     parser.add_argument("--pause", type=float, default=4.0, help="s between kills, at most")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
