@@ -131,8 +131,12 @@ def test_lists_folders_and_globs_name_the_same_images(images: Path, tmp_path: Pa
     ]
     (images / "list.txt").write_text("\r\n".join(names), encoding="utf-8-sig")  # as of Windows
     assert list_inputs([str(images / "list.txt")], "out") == want
-    (tmp_path / "dot.txt").write_text(".\n")  # it fails as an image
-    assert [image.name for image in list_inputs([str(tmp_path / "dot.txt")], "out")] == ["."]
+    for name in (".", "//[a.png", "s3:a.png"):  # each fails as an image
+        (tmp_path / "odd.txt").write_text(f"{name}\n")
+        found = list_inputs([str(tmp_path / "odd.txt")], "out")
+        assert [image.name for image in found] == [name.lstrip("/")]
+    with pytest.raises(SpatialEmbedError, match="store_failed"):
+        list_inputs(["s3://[x/y"], "out")
     for text in ("a,b\n1,2\n", 'image\n"a.png\n' + "b.png\n" * 30_000):
         (tmp_path / "odd.csv").write_text(text)
         with pytest.raises(SpatialEmbedError, match="bad_list"):

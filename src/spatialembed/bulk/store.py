@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from spatialembed.errors import INPUT, USAGE, SpatialEmbedError, missing_extra
 from spatialembed.files import disk_full_is_named, flush
@@ -32,7 +32,8 @@ PIECE = 8 << 20
 
 def is_url(text: str) -> bool:
     """Whether obstore opens it; file:// is a path like others, see ``as_path``."""
-    return urlsplit(text).scheme in SCHEMES
+    scheme, found, _ = text.partition("://")
+    return found != "" and scheme.lower() in SCHEMES
 
 
 def as_path(text: str) -> str:
@@ -172,7 +173,7 @@ class Bucket:
         retry: Any = {"max_retries": 20, "retry_timeout": timedelta(seconds=RETRY_S)}
         try:
             self.store: Any = store.from_url(url, client_options=limits, retry_config=retry)
-        except BaseError as error:
+        except (BaseError, ValueError) as error:  # the latter of no address at all
             raise _fault(url, error) from error
         self._errors = (BaseError, OSError)
 
