@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 import oracle_baselines
 from baseline_scenes import empty, scene
 from spatialembed.baselines import (
+    affinities,
     associative,
+    contract,
+    deep_watershed,
     discriminative,
     hinge,
     metric_learning,
+    proposal_free,
     recurrent,
     regression,
     semi_convolutional,
@@ -94,15 +99,65 @@ def test_nothing_and_all_ignored(method: ModuleType) -> None:
     assert [float(term.detach()) for term in terms] == [0] * len(terms)
 
 
-def test_pixels_at_one_place_have_a_finite_gradient() -> None:
-    """Maps of zeros: every distance is 0, and with it every root."""
-    for method in METHODS:
-        maps = torch.zeros((1, sum(method.channels(2)), SIZE, SIZE), requires_grad=True)
-        terms = method.loss(maps, [scene(1, SIZE)])
-        terms.total().backward()
-        assert terms.total().isfinite()
-        assert maps.grad is not None
-        assert maps.grad.isfinite().all()
+@pytest.mark.parametrize("value", [0.0, 1e-30, 0.5])
+@pytest.mark.parametrize("method", [*METHODS, affinities, deep_watershed, proposal_free], ids=name)
+def test_pixels_at_one_place_have_a_gradient_of_order_one(method: ModuleType, value: float) -> None:
+    """Maps of one value: every distance between embeddings is 0, and with it every root."""
+    shape = (1, sum(method.channels(2)), SIZE, SIZE)
+    maps = torch.full(shape, value, requires_grad=True)
+    terms = method.loss(maps, [scene(1, SIZE)])
+    terms.total().backward()
+    assert terms.total().isfinite()
+    assert maps.grad is not None
+    assert maps.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("method", [associative, discriminative], ids=name)
+def test_one_instance_is_not_pushed(method: ModuleType) -> None:
+    labels = torch.zeros((SIZE, SIZE), dtype=torch.int32)
+    labels[2:7, 3:9] = 1
+    alone = Target(labels, torch.zeros(1, dtype=torch.int64), torch.zeros((SIZE, SIZE)).bool())
+    maps = maps_for(method, 1, 1, 0).requires_grad_()
+    terms = method.loss(maps, [alone])
+    terms.total().backward()
+    assert float(terms.push.detach()) == 0
+    assert float(terms.pull.detach()) > 0
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_every_image_counts_the_same(method: ModuleType) -> None:
+    """However many pixels and instances it has, and if it has none."""
+    targets = [scene(0, SIZE), scene(7, SIZE, instances=2, ignored=8), empty(SIZE)]
+    maps = maps_for(method, 3, 2, 5)
+    alone = [method.loss(maps[i : i + 1], [targets[i]]) for i in range(3)]
+    every = torch.tensor([[float(term) for term in terms] for terms in alone])
+    torch.testing.assert_close(torch.stack(list(method.loss(maps, targets))).float(), every.mean(0))
+
+
+def test_terms_of_a_scene_worked_out_by_hand() -> None:
+    """Two instances of one class, tags and embeddings on a line, and one of another class."""
+    labels = torch.tensor([[1, 1, 2, 2, 3]], dtype=torch.int32)
+    target = Target(labels, torch.tensor([0, 0, 1]), torch.zeros((1, 5)).bool())
+    places = torch.tensor([[[[0.0, 2.0, 2.0, 2.0, 2.0]]]])
+    maps = torch.cat((places, torch.zeros(1, 10, 1, 5)), dim=1)  # 8 + 3 channels
+    found = discriminative.loss(maps, [target])
+    # Means 1, 2, 2. Away from them: 1, 1 | 0, 0 | 0, of which the margin forgives 0.5.
+    assert [float(t) for t in found[:3]] == pytest.approx([0.25 / 3, 2.0**2, 5 / 3])
+    tags = associative.loss(maps[:, [0, 8, 9, 10]], [target])
+    push = (4 * math.exp(-0.5) + 2) / 9
+    assert [float(t) for t in tags[:2]] == pytest.approx([1 / 3, push])
+
+
+def test_vectors_without_length_have_no_direction() -> None:
+    vectors = torch.tensor([[3.0, 0.0, 1e-9], [4.0, 0.0, 0.0]], requires_grad=True)
+    found = contract.unit(vectors)
+    found.sum().backward()
+    assert vectors.grad is not None
+    np.testing.assert_allclose(found.detach(), [[0.6, 0, 0], [0.8, 0, 0]], rtol=1e-6)
+    slope = [[(1 - 0.6 * 1.4) / 5, 0, 0], [(1 - 0.8 * 1.4) / 5, 0, 0]]
+    np.testing.assert_allclose(vectors.grad, slope, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=name)

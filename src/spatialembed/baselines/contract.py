@@ -28,8 +28,8 @@ IGNORED = -1
 """Class of pixels without truth in ``class_map``."""
 MOST_ROUNDS = 2000
 """Groups of a class at most: maps of an untrained network would give one for every pixel."""
-
-
+SHORTEST = 1e-6
+"""Length below which a vector has no direction."""
 MOST_PIXELS = 1 << 16
 """Pixels that a slow search looks at, at even steps; all others are then assigned at once. Images
 of 256 px a side are searched whole; of 2 megapixels about every thirtieth pixel is looked at."""
@@ -44,7 +44,11 @@ class Range(NamedTuple):
 
 
 class Terms(Protocol):
-    """A NamedTuple of unweighted scalars, each a mean over the batch."""
+    """A NamedTuple of unweighted scalars, each a mean over the batch.
+
+    Each image is reduced by itself first, so that all images count the same, and one without
+    instances counts with 0 in the terms of instances.
+    """
 
     def total(self) -> Tensor:
         """Their sum with the weights of the paper."""
@@ -147,6 +151,16 @@ def norm(vectors: Tensor, at_least: float = 0.0) -> Tensor:
     """Euclidean length (N,) of vectors (D, N), or ``at_least``; no slope where it is not longer."""
     floor = max(at_least**2, torch.finfo(vectors.dtype).tiny)
     return vectors.square().sum(0).clamp_min(floor).sqrt()
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (D, N) of length 1; those shorter than ``SHORTEST`` become 0, without slope.
+
+    Not ``F.normalize``: the slope of that at 0 is 10^12.
+    """
+    length = norm(vectors)
+    known = length >= SHORTEST
+    return vectors.where(known, 0) / length.where(known, 1)
 
 
 # ---------------------------------------------------------------- for groupings

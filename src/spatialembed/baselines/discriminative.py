@@ -1,14 +1,17 @@
 """Discriminative loss (De Brabandere, Neven, Van Gool 2017, arXiv 1708.02551).
 
     pull    1/K sum_k 1/N_k sum_i max(|mu_k - x_i| - dv, 0)^2
-    push    1/(K (K - 1)) sum_{k != l} max(2 dd - |mu_k - mu_l|, 0)^2
+    push    mean over the pairs k != l of one class of max(2 dd - |mu_k - mu_l|, 0)^2
     norm    1/K sum_k |mu_k|
     total   1 pull + 1 push + 0.001 norm, with dv = 0.5, dd = 1.5
 
-x_i in D = 8 dimensions, as for Cityscapes in the paper; mu_k is the mean of instance k. Means of
-different classes are not pushed apart, since the classes part them. The paper leaves open whether
-lengths are L1 or L2 (L2 here), and takes the classes from another network: here they are a softmax
-of the same one, with weight 1.
+x_i in D = 8 dimensions, as for Cityscapes in the paper; mu_k is the mean of instance k. Of one
+class the push is the paper's 1/(K (K - 1)) sum; of one instance there is none, and it is 0. For
+several classes the paper takes its loss class by class, so that means of different classes are not
+pushed apart; here each term is one mean over the instances, or such pairs, of all classes. The
+paper leaves open whether lengths are L1 or L2 (L2 here), and takes the classes from another
+network: here they are a softmax of the same one, with weight 1. Background has no embedding to
+learn.
 
 Grouping is the fast mean-shift of the paper within each class: from a free pixel the mean of all
 within the bandwidth, again and again until that set stays; it is an instance, and its pixels are

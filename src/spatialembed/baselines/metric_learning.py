@@ -5,13 +5,18 @@
     seediness   - sum over t of the mean over p of log C_p,t(y_p,t)
     total       1 similarity + 0.2 seediness
 
-w_pq goes with 1 / (size of p's instance * size of q's), sizes in the sample. The sample has ten
-pixels of each instance; the paper draws them, here they stand at even steps, so that the loss is a
-function. C_p,t is a softmax over background and classes, one for each threshold t of .25, .5, .75
-and .9: y_p,t is the class of the instance of p if the mask {q: sigma_pq > t} has an IoU above 0.5
-with it, else background. 64 pixels of the background join the sample: pairs of one with an
-instance differ, pairs of two are left out (no one asks that the background be one cluster), and its
-y is background; the paper leaves this open. The embedding has 64 dimensions.
+w_pq goes with 1 / (size of p's instance * size of q's), sizes in the sample, over all ordered
+pairs, p = q too. The paper also divides by the size of the sample; with weights whose sum is 1 that
+would leave next to nothing of the term, so it is not done. log(1 - sigma) ends at |e_p - e_q|^2 =
+1e-6, since two instances at one place are infinitely wrong. The weight of the seediness grows from
+0 to 0.2 in the paper; here it is 0.2 from the start.
+
+The sample has ten pixels of each instance; the paper draws them, here they stand at even steps, so
+that the loss is a function. C_p,t is a softmax over background and classes, one for each threshold
+t of .25, .5, .75 and .9: y_p,t is the class of the instance of p if the mask {q: sigma_pq > t} has
+an IoU above 0.5 with it, else background. 64 pixels of the background join the sample: pairs of one
+with an instance differ, pairs of two are left out (no one asks that the background be one cluster),
+and its y is background; the paper leaves this open. The embedding has 64 dimensions.
 
 Grouping: the seediness of a pixel is the largest C over thresholds and classes. The next seed has
 the largest log seediness + a log(1 - largest similarity to the seeds so far), a = 0.3; its mask is
@@ -55,6 +60,8 @@ SAMPLED = 10
 BACKGROUND = 64
 PAIRS_AT_ONCE = 1 << 24
 PIXELS_AT_ONCE = 1 << 14
+LEAST_SQ = 1e-6
+"""Squared distance of pixels of two instances, at least, in the loss."""
 TINY = 1e-9
 
 
@@ -132,8 +139,7 @@ def _similarity_term(embedding: Tensor, owner: Tensor) -> Tensor:
     distance_sq = torch.cdist(embedding.T, embedding.T, compute_mode=exactly).square()  # (S, S)
     same = owner[:, None] == owner
     together = math.log(2) - F.softplus(distance_sq)  # log sigma
-    # Two pixels at one place are infinitely wrong.
-    apart = (distance_sq.clamp_min(1e-6) / 2).tanh().log()  # log(1 - sigma)
+    apart = (distance_sq.clamp_min(LEAST_SQ) / 2).tanh().log()  # log(1 - sigma)
     _, which, sizes = owner.unique(return_inverse=True, return_counts=True)
     weight = 1 / (sizes[which][:, None] * sizes[which]).to(embedding.dtype)
     weight = weight * ~(same & (owner < 0))

@@ -7,10 +7,11 @@
 
 The sample has SAMPLED pixels of each instance, at even steps (the paper draws them); w of a pixel
 is 1 / (sampled pixels of its instance * instances), so that the weights of a sample add up to 1 and
-each instance counts the same. alpha = 0.5. The loss is taken before the first and after each of
-five loops of Gaussian blurring mean-shift (step 1) and flows back through all of them; the paper
-has delta such that three standard deviations are the margin: 1 / delta = (1 - alpha) / 3, so 6.
-64 dimensions. The background is left to the classes, a softmax of the same network.
+each instance counts the same; the paper has weights that go with 1 / (pixels of the instance), and
+leaves open what they add up to. i = j is among the pairs. alpha = 0.5. The loss is taken before the
+first and after each of five loops of Gaussian blurring mean-shift (step 1) and flows back through
+all of them; in the paper three standard deviations are the margin: 1 / delta = (1 - alpha) / 3, so
+delta is 6. 64 dimensions. The background is left to the classes, a softmax of the same network.
 
 Grouping: ten loops, within each class. The paper blurs all pixels of small maps, which takes
 pixels^2; here at most ANCHORS of them, at even steps, are blurred. Those that end within the
@@ -28,7 +29,6 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch.nn import functional as F
 
 from spatialembed.baselines.contract import (
     Range,
@@ -38,6 +38,7 @@ from spatialembed.baselines.contract import (
     images_of,
     mean_terms,
     semantic_term,
+    unit,
     within_classes,
 )
 from spatialembed.method.instance_term import Truth
@@ -87,7 +88,7 @@ def channels(num_classes: int) -> tuple[int, int]:
 def blurred(vectors: Tensor, delta: float) -> Tensor:
     """One loop of mean-shift: vectors (D, S) of length 1 -> likewise."""
     kernel = (delta**2 * (vectors.T @ vectors - 1)).exp()  # (S, S)
-    return F.normalize(vectors @ (kernel / kernel.sum(0)), dim=0)
+    return unit(vectors @ (kernel / kernel.sum(0)))
 
 
 def loss(maps: Tensor, targets: Sequence[Target]) -> RecurrentTerms:
@@ -98,7 +99,7 @@ def loss(maps: Tensor, targets: Sequence[Target]) -> RecurrentTerms:
 def _image_terms(maps: Tensor, target: Target) -> RecurrentTerms:
     truth = Truth.of(target)
     places, instance = evenly(truth.counts, SAMPLED)  # (S,) both
-    vectors = F.normalize(maps[:DIMENSIONS].flatten(1)[:, truth.pixels[places]], dim=0)  # (D, S)
+    vectors = unit(maps[:DIMENSIONS].flatten(1)[:, truth.pixels[places]])  # (D, S)
     sizes = truth.counts.clamp_max(SAMPLED)[instance]
     weight = 1 / (sizes * max(len(truth), 1)).to(maps.dtype)
     same = instance[:, None] == instance
@@ -118,7 +119,7 @@ def group(maps: Tensor, settings: Settings) -> Instances:
     points = maps[:DIMENSIONS].detach().float().cpu().flatten(1)  # (D, P)
 
     def assign(pixels: np.ndarray, _: int) -> np.ndarray:
-        return modes(F.normalize(points[:, pixels], dim=0), settings)
+        return modes(unit(points[:, pixels]), settings)
 
     labels = within_classes(probabilities, assign)
     return as_instances(labels, probabilities, settings.min_pixels)
@@ -136,7 +137,7 @@ def modes(vectors: Tensor, settings: Settings) -> np.ndarray:
     means = torch.zeros(len(vectors), count).index_add(
         1, torch.from_numpy(of_anchor).long(), anchors
     )
-    means = F.normalize(means, dim=0)
+    means = unit(means)
     # Of noise every anchor is a mode: N x P similarities at once would take 12 GB at 2 Mpx.
     found = [(means.T @ some).argmax(0) for some in vectors.split(PIXELS_AT_ONCE, dim=1)]
     return torch.cat(found).numpy()

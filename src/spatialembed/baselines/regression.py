@@ -4,7 +4,9 @@
 
 The distance itself, not its square: so eq. 1 stands, as sum_i |o_i - (C_k - x_i)|, in the notes on
 the paper by L. Zhang (leijiezhang001.github.io), where the square of other centre regressions is
-not. The paper sums over pixels; here, as in its later losses, each instance counts the same.
+not, and in a second summary, which has the squares of all later equations. So it is the hinge, the
+next step of that paper, with a margin of 0. The paper sums over pixels; here, as in its later
+losses, each instance counts the same.
 Lengths are in units of 32 px, so that outputs are of order one at first; the classes are a softmax
 with weight 1. The paper does not say how regressed centres are grouped but that the pixels must be
 assigned to centres that are found by clustering. Here the embeddings vote, as in a Hough

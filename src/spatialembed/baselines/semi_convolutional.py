@@ -5,13 +5,15 @@
     K(u,v)  exp(-|Psi_u - Psi_v| / sigma), the steered bilateral kernel, Laplacian
     total   pull + 1 semantic
 
-Nothing pushes instances apart: the positions do. The first two of D = 8 dimensions are steered by
-the position, the others know of appearance alone; how many of these there are is open in the paper.
-Positions are in units of 32 px, so that outputs of order one can move a pixel across an object.
-The classes are a softmax of the same network.
+Nothing pushes instances apart: the positions do. The paper has this pull, the length and not its
+square, of each instance; here it is their mean. The first two of D = 8 dimensions, as in the paper,
+are steered by the position, the others know of appearance alone. Positions are in units of 32 px,
+so that outputs of order one can move a pixel across an object. The classes are a softmax of the
+same network. sigma is learned in the paper, with the mask of Mask R-CNN; here it is a setting.
 
-Grouping: pixels of a class whose kernel is above 1/2 are neighbours, and DBSCAN joins them (the
-paper clusters its maps of worms so). It sees the occupied cells of a grid, a quarter of that
+Grouping: pixels of a class whose kernel is above 1/2 are neighbours, and DBSCAN joins them. Of the
+paper's own groupings only k-means with the true number of instances, on synthetic images, could be
+read. DBSCAN sees the occupied cells of a grid, a quarter of that
 distance wide, each with the number of its pixels, since 300,000 equal points have 10^11 pairs.
 """
 
