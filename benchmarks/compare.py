@@ -154,6 +154,8 @@ def command(given: argparse.Namespace) -> str:
     """What makes these figures again; where files lie does not matter."""
     words = ["python benchmarks/compare.py --data DATA", *(["--quick"] if given.quick else [])]
     words += [f"--budget {given.budget}"] if given.budget else []
+    words += [f"--seeds {given.seeds}"] if given.seeds else []
+    words += [f"--methods {' '.join(given.methods)}"] if set(given.methods) != set(METHODS) else []
     words += [f"--sets {' '.join(given.sets)}"] if set(given.sets) != set(SETS) else []
     words += [f"--network {given.network}"] if given.network != "lite" else []
     return " ".join(words)

@@ -82,6 +82,15 @@ def test_grouping_of_nothing_and_of_one_pixel() -> None:
     assert same(method.group(ideal(one, 1), method.Settings()), one)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sixth_of_the_far_pairs_gives_the_same_on_ideal_maps(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method, "MOST_EDGES", 1)
+    target = scene(seed, classes=1 + seed % 3, ignored=0)
+    assert same(method.group(ideal(target, 3), method.Settings()), target)
+
+
 def test_a_short_reach_leaves_parts_apart() -> None:
     labels = torch.zeros((9, 20), dtype=torch.int32)
     labels[2:6, :8], labels[2:6, 12:] = 1, 1  # hidden in the middle

@@ -133,6 +133,20 @@ def test_modes_of_many_pixels_are_found_piece_by_piece(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(recurrent.modes(vectors, recurrent.Settings()), whole)
 
 
+def test_of_too_many_modes_those_with_the_most_pixels_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truth = np.repeat([0, 1, 2, 3], [40, 3, 60, 5])
+    vectors = torch.eye(8)[:, truth]
+    ids = recurrent.modes(vectors, recurrent.Settings())
+    np.testing.assert_array_equal(ids, truth)
+    monkeypatch.setattr(recurrent, "MOST_SIMILARITIES", 2 * len(truth) + 1)
+    ids = recurrent.modes(vectors, recurrent.Settings())
+    assert set(ids[truth == 0]) == {0}
+    assert set(ids[truth == 2]) == {1}
+    assert ids.max() == 1
+
+
 def test_an_even_sample() -> None:
     places, run = contract.evenly(torch.tensor([2, 7, 0, 3]), 3)
     assert places.tolist() == [0, 1, 2, 4, 6, 9, 10, 11]
@@ -155,3 +169,44 @@ def test_a_search_among_a_fifth_of_the_pixels_finds_the_same(
     np.testing.assert_array_equal(found.labels > 0, of_all.labels > 0)
     pairs = {*zip(found.labels.ravel().tolist(), of_all.labels.ravel().tolist(), strict=True)}
     assert len(pairs) == len(of_all) + 1  # the same parts, whatever their order
+
+
+@pytest.mark.parametrize(("cells", "pairs"), [(1 << 16, 1 << 23), (300, 1 << 23), (1 << 16, 5000)])
+@pytest.mark.parametrize("core", [1, 4])
+def test_scattered_instances_are_found_from_a_part_of_their_pixels(
+    cells: int, pairs: int, core: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Balls of a half-trained network, of 400 to 700 pixels, and pixels that are alone."""
+    monkeypatch.setattr(semi_convolutional, "MOST_CELLS", cells)
+    monkeypatch.setattr(semi_convolutional, "MOST_PAIRS", pairs)
+    rng = np.random.default_rng(0)
+    truth = rng.permutation(np.repeat([0, 1, 2, 3, -1], [400, 500, 600, 700, 20]))
+    points = rng.normal(0, 0.02, (len(truth), 8))
+    points[:, 0] += np.where(truth >= 0, truth, 10 + np.arange(len(truth)))
+    found = semi_convolutional.density_clusters(
+        points, semi_convolutional.Settings(sigma=0.2, core=core)
+    )
+    for k in range(4):
+        ids, counts = np.unique(found[truth == k], return_counts=True)
+        assert counts.max() > 0.99 * counts.sum()
+        assert ids[counts.argmax()] >= 0
+    assert len({np.bincount(found[truth == k] + 1).argmax() for k in range(4)}) == 4
+    if core > 1:
+        assert (found[truth < 0] == -1).all()
+
+
+def test_a_part_without_any_cluster_leaves_all_pixels_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(semi_convolutional, "MOST_CELLS", 10)
+    points = np.arange(100.0)[:, None] * np.ones(8)
+    found = semi_convolutional.density_clusters(points, semi_convolutional.Settings())
+    assert (found == -1).all()
+
+
+def test_equal_rows_are_of_one_kind() -> None:
+    rows = np.random.default_rng(0).integers(-2, 3, (500, 3))
+    first, kind, counts = contract.bins_of(rows)
+    np.testing.assert_array_equal(rows[first][kind], rows)
+    np.testing.assert_array_equal(counts, np.bincount(kind))
+    assert len(first) == len(np.unique(rows, axis=0))

@@ -51,6 +51,24 @@ def test_budgets(script: Script, text: str, seconds: float, steps: int, share: f
     assert budget.gone(1e9, 10**9) == 1
 
 
+def test_the_page_names_the_command_of_its_figures(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = script("compare")
+    words = "--data D --quick --seeds 2 --methods hinge panet --sets nuclei --network erfnet"
+    monkeypatch.setattr("sys.argv", ["compare.py", *words.split()])
+    said = compare.command(compare.parsed()).split()
+    assert said[:4] == ["python", "benchmarks/compare.py", "--data", "DATA"]
+    monkeypatch.setattr("sys.argv", said[1:])
+    again = compare.parsed()
+    assert again.quick
+    assert again.seeds == 2
+    assert (again.methods, again.sets) == (["hinge", "panet"], ["nuclei"])
+    assert again.network == "erfnet"
+    monkeypatch.setattr("sys.argv", ["compare.py"])
+    assert compare.command(compare.parsed()) == "python benchmarks/compare.py --data DATA"
+
+
 def test_what_takes_too_long_is_given_up(script: Script) -> None:
     def busy() -> None:
         with script("compare_runs").at_most(0.05):

@@ -171,6 +171,18 @@ def class_probabilities(logits: Tensor) -> np.ndarray:
     return logits.detach().float().softmax(0).cpu().numpy()
 
 
+def bins_of(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Equal rows of (P, D) int64: the first (N,) of each kind, the kind (P,) and the counts (N,).
+
+    A random sum of its numbers stands for a row: rows are slow to sort, 8 s at 2 Mpx.
+    """
+    keys = whole @ np.random.default_rng(0).integers(1 << 62, size=whole.shape[1])
+    _, first, kind, counts = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    return first, kind.ravel(), counts
+
+
 def within_classes(
     probabilities: np.ndarray, assign: Callable[[np.ndarray, int], np.ndarray]
 ) -> np.ndarray:

@@ -3,9 +3,10 @@
     hinge   1/K sum_k 1/N_k sum_i max(|e_i - C_k| - delta, 0)     C_k the centroid
     seed    squared distance of the seed map from exp(-|e_i - C_k|^2 ln 2 / delta^2), see the paper
 
-The loss is ``method.loss.hinge_loss``, the grouping ``method.cluster`` with one bandwidth for all:
-the difference to ours is the learned bandwidth alone. The published margin is not known; the loss
-has that at which ours starts, 5.7 px, smaller than most objects, as the paper asks for.
+The paper sums over pixels; here each instance counts the same. Pixels within the margin have no
+slope. The loss is ``method.loss.hinge_loss``, the grouping ``method.cluster`` with one bandwidth
+for all: the difference to ours is the learned bandwidth alone. The published margin is not known;
+the loss has that at which ours starts, 5.7 px, smaller than most objects, as the paper asks for.
 """
 
 from __future__ import annotations

@@ -7,16 +7,18 @@
 
 The sample has SAMPLED pixels of each instance, at even steps (the paper draws them); w of a pixel
 is 1 / (sampled pixels of its instance * instances), so that the weights of a sample add up to 1 and
-each instance counts the same; the paper has weights that go with 1 / (pixels of the instance), and
-leaves open what they add up to. i = j is among the pairs. alpha = 0.5. The loss is taken before the
-first and after each of five loops of Gaussian blurring mean-shift (step 1) and flows back through
-all of them; in the paper three standard deviations are the margin: 1 / delta = (1 - alpha) / 3, so
-delta is 6. 64 dimensions. The background is left to the classes, a softmax of the same network.
+each instance counts the same. In the paper too they go with 1 / (pixels of the instance); their sum
+could not be read. i = j is among the pairs. alpha = 0.5. The loss is taken before the first and
+after each of five loops of Gaussian blurring mean-shift (step 1) and flows back through all of
+them; in the paper three standard deviations are the margin: 1 / delta = (1 - alpha) / 3, so delta
+is 6. 64 dimensions. The background is left to the classes, a softmax of the same network.
 
 Grouping: ten loops, within each class. The paper blurs all pixels of small maps, which takes
 pixels^2; here at most ANCHORS of them, at even steps, are blurred. Those that end within the
 merging similarity of each other are an instance, and each pixel goes to the instance whose anchors
-are, on average before blurring, most similar to it.
+are, on average before blurring, most similar to it. Of noise every anchor ends alone, and that last
+step costs pixels * ANCHORS products of vectors; so in a class of more than 700,000 pixels only the
+instances of the most anchors are kept, ``MOST_SIMILARITIES`` / pixels of them.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ LOOPS = 5
 LOOPS_AT_TEST = 10
 SAMPLED = 16
 ANCHORS = 1500
-PIXELS_AT_ONCE = 1 << 16
+MOST_SIMILARITIES = 1 << 30
+"""Of pixels to instances, in a class: three seconds."""
+PIXELS_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ def modes(vectors: Tensor, settings: Settings) -> np.ndarray:
     means = torch.zeros(len(vectors), count).index_add(
         1, torch.from_numpy(of_anchor).long(), anchors
     )
-    means = unit(means)
-    # Of noise every anchor is a mode: N x P similarities at once would take 12 GB at 2 Mpx.
-    found = [(means.T @ some).argmax(0) for some in vectors.split(PIXELS_AT_ONCE, dim=1)]
+    fullest = np.argsort(-np.bincount(of_anchor), kind="stable")
+    kept = np.sort(fullest[: max(1, MOST_SIMILARITIES // vectors.shape[1])])
+    means = unit(means[:, kept])
+    # In pieces that stay in the cache: N x P similarities at once would take 12 GB at 2 Mpx.
+    found = [(some.T @ means).argmax(1) for some in vectors.split(PIXELS_AT_ONCE, dim=1)]
     return torch.cat(found).numpy()

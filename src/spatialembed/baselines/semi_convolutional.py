@@ -13,8 +13,12 @@ same network. sigma is learned in the paper, with the mask of Mask R-CNN; here i
 
 Grouping: pixels of a class whose kernel is above 1/2 are neighbours, and DBSCAN joins them. Of the
 paper's own groupings only k-means with the true number of instances, on synthetic images, could be
-read. DBSCAN sees the occupied cells of a grid, a quarter of that
-distance wide, each with the number of its pixels, since 300,000 equal points have 10^11 pairs.
+read. DBSCAN sees the occupied cells of a grid, a quarter of that distance wide, each with the
+number of its pixels, since 300,000 equal points have 10^11 pairs. Before the network has learned to
+collapse instances, their pixels scatter over as many cells, and the pairs are as many again. So of
+more than ``MOST_CELLS`` cells, or about ``MOST_PAIRS`` neighbours, it sees those of an even part of
+the pixels; then every other cell goes to the nearest one in a cluster, if that is within the
+distance.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from spatialembed.baselines.contract import (
     Range,
     as_instances,
+    bins_of,
     class_probabilities,
+    evenly,
     images_of,
     mean_terms,
     norm,
@@ -47,6 +55,10 @@ TITLE = "semi-convolutional (Novotny 2018)"
 DIMENSIONS = 8
 SCALE_PX = 32.0
 """Length of 1 in the embedding."""
+MOST_CELLS = 1 << 16
+MOST_PAIRS = 1 << 23
+"""Neighbours that DBSCAN lists, all together: one to two seconds, 70 MB."""
+PROBES = 1024
 
 
 @dataclass(frozen=True)
@@ -117,10 +129,43 @@ def density_clusters(points: np.ndarray, settings: Settings) -> np.ndarray:
     from sklearn.cluster import DBSCAN
 
     distance = settings.sigma * math.log(2)  # the kernel is 1/2 there
-    cell = np.floor(points / (distance / 4)).astype(np.int64)
-    _, which = np.unique(cell, axis=0, return_inverse=True)
-    which = which.ravel()
-    counts = np.bincount(which)
+    _, which, counts = bins_of(np.floor(points / (distance / 4)).astype(np.int64))
     means = np.stack([np.bincount(which, axis) for axis in points.T], axis=1) / counts[:, None]
-    clusters = DBSCAN(eps=distance, min_samples=max(1, round(settings.core)))
-    return clusters.fit_predict(means, sample_weight=counts)[which]
+    seen, weight, core = _looked_at(means, which, counts, distance, max(1, round(settings.core)))
+    # In eight dimensions balls prune better than boxes, which are the default.
+    clusters = DBSCAN(eps=distance, min_samples=core, algorithm="ball_tree")
+    found = clusters.fit_predict(means[seen], sample_weight=weight)
+    if len(seen) == len(means):
+        return found[which]
+    ids = np.append(found[found >= 0], -1)  # the last one: no cluster is near
+    _, nearest = KDTree(means[seen][found >= 0]).query(means, distance_upper_bound=distance)
+    return ids[nearest][which]
+
+
+def _looked_at(
+    means: np.ndarray, which: np.ndarray, counts: np.ndarray, distance: float, core: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Cells (S,) that DBSCAN sees, of (N,), the pixels in each, and how many make a core.
+
+    All of them where that is quick; else those of every second, fourth, ... pixel.
+    """
+    seen, weight, pixels = np.arange(len(means)), counts, len(which)
+    while len(seen) > MOST_CELLS or _pairs(means[seen], distance) > MOST_PAIRS:
+        pixels //= 2
+        weight = np.bincount(which[_even(len(which), pixels)], minlength=len(means))
+        seen = np.flatnonzero(weight)
+        weight = weight[seen]
+    if pixels == len(which) or core == 1:
+        return seen, weight, core
+    return seen, weight, max(2, round(core * pixels / len(which)))  # one pixel is no core
+
+
+def _pairs(points: np.ndarray, distance: float) -> float:
+    """About how many pairs of points (N, D) are that near, by those among an even sample."""
+    some = points[_even(len(points), PROBES)]
+    near = np.count_nonzero(cdist(some, some, "sqeuclidean") <= distance**2) - len(some)
+    return near / max(len(some) * (len(some) - 1), 1) * len(points) ** 2
+
+
+def _even(count: int, most: int) -> np.ndarray:
+    return evenly(torch.tensor([count]), most)[0].numpy()
