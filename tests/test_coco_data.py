@@ -181,6 +181,8 @@ def test_names_the_annotation_that_is_broken(name: str, tmp_path: Path) -> None:
     [
         ({"annotations": 3}, "bad_json"),
         ({"annotations": [4]}, "bad_annotation"),
+        ({"annotations": [{"\ud8f6": 1}]}, "bad_annotation"),
+        ({"categories": [{"\ud8f6": 1}]}, "bad_json"),
         ({"categories": [{"id": 1}]}, "bad_json"),
         ({"images": [{"id": 1, "file_name": "b.png", "height": 2, "width": 2}]}, "missing_pairs"),
         ({"images": []}, "no_images"),

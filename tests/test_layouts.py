@@ -453,6 +453,7 @@ def test_a_broken_image_does_not_end_the_others(tmp_path: Path) -> None:
 BAD_LABELME: dict[str, tuple[str, Any]] = {
     "points of words": ("bad_annotation", {"points": [["a", "b"]]}),
     "two corners": ("bad_annotation", {"points": [[1, 1], [2, 2]]}),
+    "a key that is no UTF-8": ("bad_annotation", {"\ud8f6": 1}),
     "NaN": ("bad_annotation", {"points": [[1, 1], [float("nan"), 2], [3, 3]]}),
     "far outside": ("bad_annotation", {"points": [[1, 1], [1e9, 2], [3, 3]]}),
     "no label": ("bad_annotation", {"label": " "}),

@@ -336,7 +336,7 @@ def _read(path: Path) -> _File:
         ) from error
     try:
         return msgspec.convert(data, _File)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # of a key that is no UTF-8
         what = f"{path}: not COCO instances: {error}"
         remedy = convert_remedy(path) or "copy or export it again"
         raise SpatialEmbedError("bad_json", what, remedy) from error
@@ -394,7 +394,7 @@ def _annotations(
         where = f"annotation {number}" if number is not None else f"entry {n} of annotations"
         try:
             entry = msgspec.convert(loose, _Entry)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:  # of a key that is no UTF-8
             faults.append(f"{where}: {error}")
             continue
         if fault := _fault_of(entry, sizes, class_of, taken):

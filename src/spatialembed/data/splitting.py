@@ -137,7 +137,7 @@ class SplitRecord:
         """What ``to_json`` gave. Raises ValueError for anything else."""
         try:
             stored = msgspec.convert(value, _Stored)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:  # of a key that is no UTF-8
             raise ValueError(str(error)) from error
         packed = stored.trained
         if len(packed) % HASH_BYTES:

@@ -63,7 +63,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     """``value`` if it is of the annotated type; a list becomes a tuple where that is annotated."""
     try:
         found = msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # of a key that is no UTF-8
         raise bad_model(where, f"{str(value)[:100]!r}: {error}") from error
     for number in found if isinstance(found, tuple) else (found,):
         if isinstance(number, (int, float)) and not abs(number) < LARGEST:

@@ -123,7 +123,7 @@ def typed(where: object, value: Any, kind: type[T]) -> T:
     """A JSON value as that struct. Raises SpatialEmbedError ``bad_annotation``."""
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # of a key that is no UTF-8
         broken(where, error)
 
 
