@@ -101,7 +101,7 @@ def test_a_short_reach_leaves_parts_apart() -> None:
 
 
 def plain_merge(first: np.ndarray, second: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:
-    strength = np.rint(np.abs(weight) * 0xFFFF).astype(np.int64)
+    strength = np.abs(weight).astype(np.float32)
     segment, excluded = np.arange(n), set()
     for e in np.argsort(-strength, kind="stable"):
         a, b = segment[first[e]], segment[second[e]]
@@ -126,3 +126,10 @@ def test_merge_is_the_plain_one(seed: int) -> None:
         weight = np.round(weight * 2) / 2
     expected = plain_merge(first, second, weight, nodes)
     np.testing.assert_array_equal(merge(first, second, weight, nodes), expected)
+
+
+def test_the_stronger_edge_comes_first_by_the_last_bit() -> None:
+    first, second = np.array([0, 0]), np.array([1, 1])
+    half, more = np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1))
+    for weight, segments in (((-half, more), 1), ((half, -more), 2), ((-half, half), 2)):
+        assert merge(first, second, np.array(weight), 2).max() + 1 == segments

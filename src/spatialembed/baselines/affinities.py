@@ -14,8 +14,9 @@ instead of 56. It balances the two kinds of pairs; here each has a mean of its o
 Grouping is a greedy merge of the graph within each class, the strongest edge first. The paper has
 affinities of merged edges averaged and stops at a threshold; here that is a mutex watershed (Wolf
 et al. 2018), which needs neither: an affinity above ``even`` attracts, one below it keeps apart for
-good, and of two that disagree the stronger one, which comes first, is right. As in the paper, parts
-of an instance that do not touch are joined by the pairs across the gap.
+good, and of two that disagree the stronger one, which comes first, is right. Strength is the
+distance to ``even``, as a share of that from there to 0 or 1. As in the paper, parts of an instance
+that do not touch are joined by the pairs across the gap.
 
 In noise that mostly repels nearly every edge adds a pair of segments that exclude each other, and
 there are 28 edges a pixel. So where a class has more than ``MOST_EDGES``, only every second, third,

@@ -22,18 +22,28 @@ def merge(first: np.ndarray, second: np.ndarray, weight: np.ndarray, nodes: int)
     """Segments (nodes,) int64, numbered 0, 1, ... in the order of their first node.
 
     first, second: (E,) int, ends of the edges, in [0, nodes). weight: (E,) in [-1, 1]: above 0 an
-    attraction, below it a repulsion, 0 nothing. Edges of equal strength, told apart to 2^-16, are
-    taken in their order.
+    attraction, below it a repulsion, 0 nothing. Edges of equal strength, in float32, are taken in
+    their order.
     """
-    strength = np.rint(np.abs(weight) * 0xFFFF).astype(np.uint16)
-    order = np.argsort(0xFFFF - strength, kind="stable")  # of 16 bits: a radix sort
-    order = order[: np.count_nonzero(strength)]
+    strength = np.abs(weight).astype(np.float32, copy=False)
+    order = _descending(strength)[: np.count_nonzero(strength)]
     ends = (end[order].astype(np.int64, copy=False) for end in (first, second))
     root = _merged(*ends, weight[order] > 0, nodes)
     _, where, segment = np.unique(root, return_index=True, return_inverse=True)
     rank = np.empty(len(where), np.int64)
     rank[np.argsort(where)] = np.arange(len(where))
     return rank[segment]
+
+
+def _descending(strength: np.ndarray) -> np.ndarray:
+    """Places (E,) of float32 from 0 on, the largest first, equal ones in their order.
+
+    Their bits are in the order of the numbers; of 16 bits at a time numpy's sort is a radix sort.
+    """
+    bits = ~strength.view(np.uint32)
+    order = np.argsort(bits.astype(np.uint16), kind="stable")
+    high: np.ndarray = (bits >> 16).astype(np.uint16)[order]
+    return order[np.argsort(high, kind="stable")]
 
 
 @compiled
