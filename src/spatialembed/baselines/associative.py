@@ -8,9 +8,9 @@ The terms of joints in the paper, with all pixels of an instance in place of its
 mean in place of their sum, since instances have thousands. For instances the paper draws pixels and
 sums over their pairs: the mean over all pairs within an instance is twice this pull; its push is
 between pixels, this one between mean tags. Instances of all classes push each other. The paper has
-k = l in the push: a constant, 1/K, which is left out, so that one instance has a push of 0. sigma is
-open in the paper: a unit tag. Its weight of 1e-3 stands against a heat-map loss of another size, so
-1 is taken. Its detection score is a softmax here.
+k = l in the push: a constant, 1/K, which is left out, so that one instance has a push of 0. sigma
+is open in the paper: a unit tag. Its weight of 1e-3 stands against a heat-map loss of another size,
+so 1 is taken. Its detection score is a softmax here.
 
 Grouping is that of the paper for instances: peaks of the histogram of the tags, by non-maximum
 suppression, and each pixel of the class to the nearest peak.
