@@ -91,6 +91,36 @@ def test_killed_while_writing_the_old_file_is_intact(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
+    with atomic_write(target) as path:
+        path.write_text("new")
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["c.txt"]  # what the killed one left is gone
+
+
+def test_two_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    with atomic_write(target) as first:
+        first.write_text("first")
+        with atomic_write(target) as second:
+            assert second != first
+            second.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    assert os.listdir(tmp_path) == ["c.txt"]
+
+
+def test_many_threads_write_one_file(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+
+    def write(i: int) -> None:
+        with atomic_write(target) as path:
+            path.write_text(f"{i}" * 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    said = target.read_text()
+    assert said == said[: len(said) // 100] * 100
+    assert os.listdir(tmp_path) == ["c.txt"]
 
 
 def test_an_error_is_one_line_with_its_remedy() -> None:
@@ -136,11 +166,11 @@ def test_a_lock_on_a_file_that_was_removed_holds_nobody_off(
     """Between opening and locking, the holder before may have removed the file."""
     real, removed = files._lock, []
 
-    def late(descriptor: int, folder: Path) -> bool:
+    def late(descriptor: int) -> bool | None:
         if not removed:
             (tmp_path / ".lock").unlink()
             removed.append(True)
-        return real(descriptor, folder)
+        return real(descriptor)
 
     monkeypatch.setattr(files, "_lock", late)
     with locked(tmp_path):
@@ -160,10 +190,11 @@ def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with locked(tmp_path):
-        (tmp_path / "result").touch()
+    with locked(tmp_path), atomic_write(tmp_path / "result") as path:
+        path.touch()
     assert os.listdir(tmp_path) == ["result"]
-    assert f"{tmp_path}: the file system has no locks ({os.strerror(number)})" in caplog.text
+    assert f"{tmp_path}: the file system has no locks: nothing keeps" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_new_folders_of_runs_at_once_are_different(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -80,26 +81,37 @@ def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -
     Raises SpatialEmbedError ``not_writable`` or ``run_locked`` (both exit 2).
     """
     check_writable(folder)
-    path = folder / ".lock"
-    handle = path.open("w")
-    try:
-        # Of a file that its holder has just removed, the lock holds nobody off.
-        while (held := _lock(handle.fileno(), folder)) and not _is_open_as(path, handle.fileno()):
-            handle.close()
-            handle = path.open("w")
-        if not held:
+    with _held(folder / ".lock") as held:
+        if held is False:
             what = f"{folder}: another run is writing here"
             raise SpatialEmbedError("run_locked", what, remedy, USAGE)
-        try:
-            yield
-        finally:
+        if held is None:
+            logger.warning(
+                "%s: the file system has no locks: nothing keeps a second run from writing here",
+                folder,
+            )
+        yield
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool | None]:
+    """Hold a file that is made for it: whether that went well; None: there are no locks here."""
+    handle = path.open("w")
+    held: bool | None = False
+    try:
+        # Of a file that its holder has just removed, the lock holds nobody off.
+        while (held := _lock(handle.fileno())) and not _is_open_as(path, handle.fileno()):
+            handle.close()
+            handle = path.open("w")
+        yield held
+    finally:
+        if held is not False:
             with suppress(OSError):  # Windows removes no open file
                 path.unlink()
-    finally:
         handle.close()
 
 
-def _lock(descriptor: int, folder: Path) -> bool:
+def _lock(descriptor: int) -> bool | None:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -114,10 +126,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
             return False
         if error.errno not in NO_LOCKS:
             raise
-        logger.warning(
-            "%s: the file system has no locks (%s): nothing keeps a second run from writing here",
-            folder, error.strerror,
-        )  # fmt: skip
+        return None
     return True
 
 
@@ -161,21 +170,36 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it to ``path``.
 
     On failure the temporary file is removed and ``path`` is as it was. The temporary name starts
-    with a dot and keeps the suffix, since writers choose their format by it.
+    with a dot and keeps the suffix, since writers choose their format by it. It belongs to
+    ``path``, so that what a killed process left is removed by the next that writes that file.
 
     Raises SpatialEmbedError ``disk_full`` (exit 5) where the disk or quota is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
-    try:
-        with disk_full_is_named(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            flush(temporary)
-            os.replace(temporary, target)
-            flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_full_is_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(target) as temporary:
+            try:
+                yield temporary
+                flush(temporary)
+                os.replace(temporary, target)
+                flush(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A path that nobody else writes to: the one of ``target`` where its lock can be held."""
+    own = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]  # a name may have 255 bytes
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(_held(target.with_name(f".{own}.lock")))
+        except OSError:  # which the writer meets again, and names
+            held = False
+        path = target.with_name(f".{own if held else uuid.uuid4().hex}{target.suffix}")
+        path.unlink(missing_ok=True)
+        yield path
 
 
 @contextmanager
