@@ -55,7 +55,7 @@ SAMPLED = 16
 ANCHORS = 1500
 MOST_SIMILARITIES = 1 << 30
 """Of pixels to instances, in a class: three seconds."""
-PIXELS_AT_ONCE = 1 << 12
+PIXELS_AT_ONCE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -145,5 +145,8 @@ def modes(vectors: Tensor, settings: Settings) -> np.ndarray:
     kept = np.sort(fullest[: max(1, MOST_SIMILARITIES // vectors.shape[1])])
     means = unit(means[:, kept])
     # In pieces that stay in the cache: N x P similarities at once would take 12 GB at 2 Mpx.
-    found = [(some.T @ means).argmax(1) for some in vectors.split(PIXELS_AT_ONCE, dim=1)]
-    return torch.cat(found).numpy()
+    found = torch.empty(vectors.shape[1], dtype=torch.int64)
+    pieces = found.split(PIXELS_AT_ONCE), vectors.split(PIXELS_AT_ONCE, dim=1)
+    for place, some in zip(*pieces, strict=True):
+        torch.argmax(some.T @ means, 1, out=place)
+    return found.numpy()
