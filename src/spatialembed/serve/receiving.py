@@ -114,8 +114,8 @@ class Receiving(HttpToolsProtocol):
             head = "content-type: application/json\r\nconnection: close\r\n"
             head += f"content-length: {len(fault.body)}\r\n{more}"
             parts = [STATUS_LINE[fault.status], ALWAYS, head.encode(), b"\r\n", fault.body]
+            self.count(fault.code)  # first: who reads the answer may ask for the counts at once
             self.transport.write(b"".join(parts))
-            self.count(fault.code)
         if self.cycle is not None:  # whose body does not come any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
