@@ -358,6 +358,19 @@ def test_zarr_refused(make: str, tmp_path: Path) -> None:
     assert image_size(path) is None
 
 
+@pytest.mark.parametrize("size", [18, 1 << 34, (1 << 64) - 5])
+def test_zarr_chunk_that_claims_a_size(size: int, tmp_path: Path) -> None:
+    """Found by fuzzing: zstd's frame states the size of its content, here one of no block."""
+    import zarr
+
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=np.ones((3, 3), np.uint16), chunks=(3, 3))
+    frame = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"\x01\0\0"
+    (path / "c" / "0" / "0").write_bytes(frame)
+    with pytest.raises(SpatialEmbedError, match="truncated"):
+        open_large(path, tmp_path).read(0, 3, 0, 3)
+
+
 @pytest.mark.parametrize("tag", [256, 257])
 @pytest.mark.parametrize("kind", [(3, 2), (11, 1)], ids=["two numbers", "a float"])
 def test_a_side_that_is_no_number_of_pixels(

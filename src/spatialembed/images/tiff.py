@@ -28,9 +28,10 @@ from spatialembed.images.checks import (
 
 DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
-    ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError, struct.error, tifffile.TiffFileError,
+    ArithmeticError, RuntimeError, SystemError, zlib.error, lzma.LZMAError, struct.error,
+    tifffile.TiffFileError,
 )  # fmt: skip
-"""What the decoders raise on broken bytes (those of imagecodecs: RuntimeError)."""
+"""What the decoders raise on broken bytes (imagecodecs: RuntimeError, numcodecs: SystemError)."""
 
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 """Samples of a pixel by photometric interpretation: grey (white is 0, black is 0), RGB, palette,
