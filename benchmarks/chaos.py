@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,7 +106,9 @@ def _ended(pid: int, until: float | None) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # a fork that leads no group yet
+        os.killpg(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
