@@ -58,8 +58,7 @@ def loss_job(method: ModuleType, net: nn.Module, scene: Scene) -> Callable[[], N
     """Forward and backward of the loss of the scene."""
     image, target = scene
     if not predicts_maps(method):
-        net.train()
-        return lambda: method.loss(net, image[None], [target]).total().backward()
+        return lambda: method.loss(net.train(), image[None], [target]).total().backward()
     maps = predicted(method, net, image)[None].clone()
 
     def job() -> None:
