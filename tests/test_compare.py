@@ -197,4 +197,5 @@ def test_costs_of_several_rounds(script: Script, name: str) -> None:
     image = torch.from_numpy(np.array(sample.image, np.float32) / 255).expand(3, -1, -1)
     settings = method.Settings(min_pixels=5)
     found = timing.costs(method, net, settings, (image, sample.target), image, 2)
-    assert min(found[part] for part in ("loss", "network", "grouping")) > 0
+    assert min(found["loss"], found["network"]) > 0
+    assert 0 <= found["grouping"] < timing.LONGEST  # a small one takes less than a tick of the clock
