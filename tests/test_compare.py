@@ -198,4 +198,4 @@ def test_costs_of_several_rounds(script: Script, name: str) -> None:
     settings = method.Settings(min_pixels=5)
     found = timing.costs(method, net, settings, (image, sample.target), image, 2)
     assert min(found["loss"], found["network"]) > 0
-    assert 0 <= found["grouping"] < timing.LONGEST  # a small one takes less than a tick of the clock
+    assert 0 <= found["grouping"] < timing.LONGEST  # a small one takes less than a tick
