@@ -85,22 +85,22 @@ def locked(folder: Path, remedy: str = "wait for it, or choose another --out") -
         if held is False:
             what = f"{folder}: another run is writing here"
             raise SpatialEmbedError("run_locked", what, remedy, USAGE)
-        if held is None:
+        if isinstance(held, OSError):
             logger.warning(
-                "%s: the file system has no locks: nothing keeps a second run from writing here",
-                folder,
-            )
+                "%s: the file system has no locks (%s): nothing keeps a second run from writing "
+                "here", folder, held.strerror,
+            )  # fmt: skip
         yield
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[bool | None]:
-    """Hold a file that is made for it: whether that went well; None: there are no locks here."""
+def _held(path: Path) -> Iterator[bool | OSError]:
+    """Hold a file that is made for it: whether that went well, or why there are no locks here."""
     handle = path.open("w")
-    held: bool | None = False
+    held: bool | OSError = False
     try:
         # Of a file that its holder has just removed, the lock holds nobody off.
-        while (held := _lock(handle.fileno())) and not _is_open_as(path, handle.fileno()):
+        while (held := _lock(handle.fileno())) is True and not _is_open_as(path, handle.fileno()):
             handle.close()
             handle = path.open("w")
         yield held
@@ -111,7 +111,7 @@ def _held(path: Path) -> Iterator[bool | None]:
         handle.close()
 
 
-def _lock(descriptor: int) -> bool | None:
+def _lock(descriptor: int) -> bool | OSError:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -126,7 +126,7 @@ def _lock(descriptor: int) -> bool | None:
             return False
         if error.errno not in NO_LOCKS:
             raise
-        return None
+        return error
     return True
 
 
@@ -193,11 +193,10 @@ def _temporary(target: Path) -> Iterator[Path]:
     """A path that nobody else writes to: the one of ``target`` where its lock can be held."""
     own = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]  # a name may have 255 bytes
     with ExitStack() as stack:
-        try:
+        held: bool | OSError = False
+        with suppress(OSError):  # which the writer meets again, and names
             held = stack.enter_context(_held(target.with_name(f".{own}.lock")))
-        except OSError:  # which the writer meets again, and names
-            held = False
-        path = target.with_name(f".{own if held else uuid.uuid4().hex}{target.suffix}")
+        path = target.with_name(f".{own if held is True else uuid.uuid4().hex}{target.suffix}")
         path.unlink(missing_ok=True)
         yield path
 
