@@ -30,8 +30,24 @@ from spatialembed.serve.receiving import bounded
 
 RECEIVE_S = 1.0
 left = threading.Event()
+BUFFER = 1 << 16
+"""Bytes that a socket holds here, as asked for: systems differ by a factor of a thousand, and what
+lies on the way in full looks like what was taken."""
 LARGE = 8 << 20
 """Bytes of /large: more than sockets hold on the way."""
+
+
+def buffered(connection: socket.socket) -> socket.socket:
+    for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        connection.setsockopt(socket.SOL_SOCKET, side, BUFFER)
+    return connection
+
+
+def connected(port: int, timeout: float = 10) -> socket.socket:
+    connection = buffered(socket.socket())
+    connection.settimeout(timeout)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -68,7 +84,7 @@ refused: list[str] = []
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     before, receiving.HEAD_S = receiving.HEAD_S, RECEIVE_S
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = buffered(socket.create_server(("127.0.0.1", 0)))  # and so whom it accepts
     config = uvicorn.Config(
         application,
         http=bounded(RECEIVE_S, 1 << 20, check, refused.append),
@@ -154,7 +170,7 @@ def test_statuses(port: int, request_bytes: bytes, status: int) -> None:
 
 
 def test_one_request_gets_one_answer(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(CHUNKED + b"3\r\nabcd\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: b\r\n\r\n")
         parts = b""
         while part := connection.recv(1 << 16):
@@ -165,7 +181,7 @@ def test_one_request_gets_one_answer(port: int) -> None:
 
 def test_no_error_is_taken_for_the_answer_to_the_request_before(port: int) -> None:
     slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(slow + b"GET / HTTP/1.1\nHost: a\n\n")
         parts = b""
         while part := connection.recv(1 << 16):
@@ -185,7 +201,7 @@ def test_no_error_is_taken_for_the_answer_to_the_request_before(port: int) -> No
 )
 def test_who_is_slow_is_told_at_the_deadline(port: int, begun: bytes) -> None:
     start = time.monotonic()
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with connected(port, timeout=20) as connection:
         connection.sendall(begun)
         answer = received(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -193,7 +209,7 @@ def test_who_is_slow_is_told_at_the_deadline(port: int, begun: bytes) -> None:
 
 
 def test_a_trickle_does_not_move_the_deadline(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=0.2) as connection:
+    with connected(port, timeout=0.2) as connection:
         connection.sendall(POST + b"Content-Length: 1000\r\n\r\n")
         for _ in range(100):  # 20 s, were it not cut
             try:
@@ -230,17 +246,17 @@ def test_each_answer_has_its_own_time_to_be_taken(port: int) -> None:
 
 def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None:
     head = b"POST /refused HTTP/1.1\r\n" + HOST
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(head + b"Content-Length: 100000\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")
         connection.sendall(bytes(100_000) + GET + b"\r\n")  # the connection is in step
         assert received(connection).startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(head + b"Content-Length: 100000\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")
         connection.sendall(bytes(100_000))
         assert connection.recv(1) == b""  # idle from now on, and so closed in time
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(head + b"Content-Length: 9000000\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -250,7 +266,7 @@ def test_a_body_after_the_answer_is_thrown_away_up_to_a_limit(port: int) -> None
 def test_what_is_refused_by_its_header_is_heard_out(port: int) -> None:
     """A client that is cut off while it sends may never see the answer."""
     head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 900000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(head)
         for _ in range(9):
             connection.sendall(bytes(100_000))
@@ -263,7 +279,7 @@ def test_what_is_refused_by_its_header_is_heard_out(port: int) -> None:
 def test_but_not_more_than_a_body_may_have(port: int) -> None:
     head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n"
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        connected(port) as connection,
         pytest.raises((BrokenPipeError, ConnectionResetError)),
     ):
         connection.sendall(head + bytes(9_000_000))
@@ -271,7 +287,7 @@ def test_but_not_more_than_a_body_may_have(port: int) -> None:
 
 def test_nor_for_longer(port: int) -> None:
     head = b"POST /busy HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with connected(port, timeout=20) as connection:
         connection.sendall(head)
         assert received(connection).startswith(b"HTTP/1.1 503 ")
         for _ in range(200):  # 20 s, were it not cut
@@ -285,7 +301,7 @@ def test_nor_for_longer(port: int) -> None:
 
 def test_one_request_at_a_time(port: int) -> None:
     two = POST + b"Content-Length: 3\r\n\r\nabc" + POST + b"Content-Length: 4\r\n\r\nabcd"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(two)
         parts = b""
         while part := connection.recv(1 << 16):
@@ -298,13 +314,13 @@ def test_one_request_at_a_time(port: int) -> None:
 def test_a_leaver_with_a_second_request_is_noticed(port: int) -> None:
     slow = b"GET /until-left HTTP/1.1\r\n" + HOST + b"\r\n"
     left.clear()
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         connection.sendall(slow + slow + bytes(100_000))
     until(left.is_set)
 
 
 def test_kept_connections(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with connected(port) as connection:
         for _ in range(2):
             connection.sendall(GET + b"\r\n")
             assert received(connection).startswith(b"HTTP/1.1 200 ")
@@ -322,6 +338,6 @@ def test_broken_requests_leave_the_server_well(port: int) -> None:
         for _ in range(rng.randrange(1, 6)):
             at = rng.randrange(len(data))
             data[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with connected(port) as connection:
             connection.sendall(bytes(data))
     assert raw(port, GET + b"\r\n").startswith(b"HTTP/1.1 200 ")
