@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from spatialembed.generated.nuclei_and_shapes import SyntheticDataset, write_folder
 from spatialembed.inference.predictor import load
@@ -31,6 +33,37 @@ def test_descriptors_and_threads_stay_as_many() -> None:
 
     first = pass_some()
     assert [pass_some() for _ in range(3)] == [first] * 3
+
+
+SHAPES = """
+import numpy as np, torch
+from torch.backends import mkldnn
+from spatialembed import load
+predictor = load("shapes", device="cpu", engine="torch", precision="float32")
+sides = range(40, 200, 16)
+images = [np.zeros((height, width), np.uint8) for height in sides for width in sides]
+for image in images:
+    predictor(image)
+with mkldnn.verbose(mkldnn.VERBOSE_ON_CREATION):
+    for image in images:
+        predictor(image)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["", "4096"])
+def test_convolutions_of_few_shapes_are_kept(kept: str) -> None:
+    """oneDNN tells what it prepares once more, unless the user has asked for room for all."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    env = others | {"OMP_NUM_THREADS": "1"} | (dict.fromkeys(names, kept) if kept else {})
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPES], env=env, capture_output=True, text=True, check=True
+    )
+    assert "onednn_verbose" in done.stdout
+    assert ("create:cache_miss" in done.stdout) == (not kept)
 
 
 @pytest.mark.slow

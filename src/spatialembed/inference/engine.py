@@ -52,6 +52,9 @@ CPU_ONLY = ("onnxruntime", "openvino")
 DEVICES = {"compiled": ("cpu", "cuda"), **dict.fromkeys(CPU_ONLY, ("cpu",))}
 """Kinds of device of an engine; torch takes all."""
 
+SHAPES_KEPT = 256
+"""Convolutions: enough for several shapes of images; with 128, four of them take a tenth longer."""
+
 
 class Engine(Protocol):
     """A network ready to run.
@@ -144,6 +147,17 @@ def torch_engine(
     )
 
 
+def keep_few_shapes() -> None:
+    """Bound the memory for images that each have a shape of their own, on the CPU.
+
+    Torch keeps convolutions prepared for shapes of their input in two caches, oneDNN's and ideep's,
+    each of 1,024 entries: some hundred megabytes. The names are read at the first convolution of a
+    process. What somebody has set stays.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(SHAPES_KEPT))
+
+
 @cache
 def compute_alone_when_forked() -> None:
     """Let forked processes compute on one thread: those of OpenMP stay behind, and are waited for.
@@ -195,6 +209,8 @@ def build(
     how = _precision_of(engine, options.precision, where)
     _check_device(engine, where)
     name = engine
+    if where.type == "cpu":
+        keep_few_shapes()
     if engine == "auto":
         threads = torch.get_num_threads()
         name = choose(where.type, how, _there(where) & set(among), megapixels, threads, net.network)
