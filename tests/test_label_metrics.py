@@ -280,9 +280,9 @@ def test_a_label_without_class_is_refused() -> None:
 def test_many_instances(number: int, dtype: type) -> None:
     truth = np.arange(1, number + 1, dtype=dtype).reshape(-1, 100).repeat(4, axis=1)
     found = np.where(np.arange(truth.shape[1]) % 4 == 0, 0, truth)  # IoU 3/4 everywhere
-    began = time.perf_counter()
+    began = time.thread_time()
     result = counts(overlaps(found, truth))
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 5
     assert result.tp.tolist() == [number if t <= 0.75 else 0 for t in AP_THRESHOLDS]
     assert result.iou_sum[0] == pytest.approx(0.75 * number)
 

@@ -76,9 +76,9 @@ def test_no_instances() -> None:
 @pytest.mark.parametrize("number", [300, 70_000], ids=["LBL-01-300", "LBL-01-70000"])
 def test_many_instances(number: int) -> None:
     labels = (np.arange(1, number + 1).reshape(-1, 100)).repeat(2, axis=0)
-    began = time.perf_counter()
+    began = time.thread_time()
     encoded = encode_instances(labels, number)
-    seconds = time.perf_counter() - began
+    seconds = time.thread_time() - began
     assert len(encoded) == number
     for k in (1, 256, 257, number):
         assert encoded[k - 1] == coco_encode(labels == k)

@@ -28,7 +28,7 @@ from spatialembed.serve import receiving
 from spatialembed.serve.faults import Refused
 from spatialembed.serve.receiving import bounded
 
-RECEIVE_S = 1.0
+RECEIVE_S = 2.0
 left = threading.Event()
 BUFFER = 1 << 16
 """Bytes that a socket holds here, as asked for: systems differ by a factor of a thousand, and what
@@ -92,7 +92,7 @@ def port() -> Iterator[int]:
         loop="asyncio",
         lifespan="off",
         log_config=None,
-        timeout_keep_alive=1,
+        timeout_keep_alive=int(2 * RECEIVE_S),
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
