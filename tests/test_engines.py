@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,6 +179,46 @@ def test_compiled_once_for_all_sizes(reference: NetworkEngine, precision: str) -
         for size in [*SIZES, (1, 128, 128), (1, 130, 300), (3, 129, 170), (1, 200, 200)]:
             x = images(size[0], 3, *size[1:])
             assert_near(run(x), reference(x), precision)
+
+
+COMPILED = """
+import torch
+from spatialembed.inference.engines.compiled import compiled_run
+from spatialembed.types import Embeddings
+
+class Core(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    def forward(self, images):
+        return Embeddings(*torch.tanh(self.conv(images)).split((2, 2, 1), 1))
+
+torch.manual_seed(0)
+core, x = Core(), torch.rand(1, 3, 128, 130)
+with torch.inference_mode():
+    for a, b in zip(compiled_run(core, torch.device("cpu"))(x), core(x)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiled.missing_compiler(CPU)), reason="needs a C++ compiler")
+def test_what_was_compiled_for_another_processor_is_not_taken(tmp_path: Path) -> None:
+    """Machines that share a home share what torch keeps there."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("needs AVX-512, to pass for one without")
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for capability in ("AVX512", "AVX2"):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILED],
+            env={**env, "ATEN_CPU_CAPABILITY": capability.lower()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.stdout == f"{capability}\n", done.stderr
 
 
 # What is missing

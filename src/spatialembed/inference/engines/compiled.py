@@ -102,7 +102,11 @@ def compiled_run(core: FoldedCore, device: torch.device) -> Run:
 
 
 def _on_cpu(core: FoldedCore) -> Run:
-    program = torch.compile(core, dynamic=True, options={"freezing": True})
+    # Whole programs that torch keeps on disk are found again without a look at the processor: made
+    # for AVX-512 and compiled anew for AVX2, as on nodes with one home, their maps are noise. What
+    # it keeps of their parts knows the compiler's flags.
+    options = {"freezing": True, "fx_graph_cache": False}
+    program = torch.compile(core, dynamic=True, options=options)
 
     def run(images: Tensor) -> Embeddings:
         if min(images.shape[-2:]) < LEAST_SIDE:
