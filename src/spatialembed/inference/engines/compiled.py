@@ -105,8 +105,7 @@ def _on_cpu(core: FoldedCore) -> Run:
     # Whole programs that torch keeps on disk are found again without a look at the processor: made
     # for AVX-512 and compiled anew for AVX2, as on nodes with one home, their maps are noise. What
     # it keeps of their parts knows the compiler's flags.
-    options = {"freezing": True, "fx_graph_cache": False}
-    program = torch.compile(core, dynamic=True, options=options)
+    program = torch.compile(core, dynamic=True, options={"freezing": True, "fx_graph_cache": False})
 
     def run(images: Tensor) -> Embeddings:
         if min(images.shape[-2:]) < LEAST_SIDE:
