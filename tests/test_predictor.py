@@ -262,7 +262,7 @@ def test_batches_hold_a_limited_number_of_pixels(monkeypatch: pytest.MonkeyPatch
 
 
 def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endless source is fine, and leaving early ends the thread."""
+    """An endless source is fine, and leaving early ends the threads."""
     threads, drawn = set(), []
 
     def endless() -> Iterator[np.ndarray]:
@@ -283,6 +283,8 @@ def test_map_reads_ahead_in_a_thread_but_not_far(monkeypatch: pytest.MonkeyPatch
     assert len(drawn) <= 5 + 3 * 2 + helpers() + 1
     results.close()  # type: ignore[attr-defined]
     assert threading.main_thread() not in threads
+    for thread in threads:
+        thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -333,6 +335,28 @@ def test_a_fault_of_work_ahead_comes_in_its_turn(at_fault: str) -> None:
     assert [next(results) for _ in range(6)] == list(range(6))
     with pytest.raises(KeyboardInterrupt):
         next(results)
+
+
+def test_who_stops_early_does_not_wait_for_work_ahead() -> None:
+    """Who drops the results in a cycle stops in any thread that collects garbage, holding locks."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def work(i: int) -> int:
+        if i == 2:
+            begun.set()
+            gate.wait(60)
+        return i
+
+    results = prefetch(work, range(9), threads=1, room=lambda _: 2)
+    assert [next(results), next(results)] == [0, 1]
+    assert begun.wait(20)
+    stops = threading.Thread(target=results.close, daemon=True)
+    stops.start()
+    stops.join(20)
+    stopped = not stops.is_alive()
+    gate.set()
+    assert stopped
+    assert list(results) == []
 
 
 def test_map_of_nothing_and_bad_batch() -> None:

@@ -52,27 +52,31 @@ def prefetch(
 
     items are taken in the caller's thread. room: how many results may wait or be under way, told
     from the latest result; until there is one, a single item is. An exception of ``work`` or of
-    ``items`` is raised in its turn. A caller that stops early waits for what runs, no longer.
+    ``items`` is raised in its turn. A caller that stops early does not wait for what runs: if it
+    left that to the garbage collector, any thread may be here, also one that starts and holds the
+    lock that is needed to join another one.
     """
     source = iter(items)
     fault: BaseException | None = None
-    most = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            while fault is None or pending:
-                if fault is None and len(pending) <= most:
-                    try:
-                        pending.append(pool.submit(work, next(source)))
-                    except BaseException as error:  # what is under way comes before it
-                        fault = error
-                    continue
-                result = pending.popleft().result()
-                most = max(1, room(result))
-                yield result
-        finally:  # the caller may have stopped early
-            for future in pending:
-                future.cancel()
+    most, stopped = 0, False
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    pending: deque[Future[Result]] = deque()
+    try:
+        while fault is None or pending:
+            if fault is None and len(pending) <= most:
+                try:
+                    pending.append(pool.submit(work, next(source)))
+                except BaseException as error:  # what is under way comes before it
+                    fault = error
+                continue
+            result = pending.popleft().result()
+            most = max(1, room(result))
+            yield result
+    except GeneratorExit:
+        stopped = True
+        raise
+    finally:
+        pool.shutdown(wait=not stopped, cancel_futures=True)
     if not isinstance(fault, StopIteration):
         assert fault is not None
         raise fault
