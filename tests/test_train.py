@@ -608,6 +608,31 @@ def test_init_starts_from_a_model(
         torch.testing.assert_close(after["net." + name], tensor, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
+def test_all_images_are_trained_on_where_none_are_held_out(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, info = model_file.load("shapes")
+    chosen = replace(info.thresholds, start=0.625, membership=0.375, min_pixels=1)
+    start = model_file.save(tmp_path / "start", net, replace(info, thresholds=chosen))
+    given = {"init": str(start), "normalization": info.normalization, "val_fraction": 0.0}
+    run = train.train(options(scenes, tmp_path, **given))
+    assert "no validation images: the last model is kept" in caplog.text
+    net, info = model_file.load(run / "model")
+    facts = info.training
+    assert [facts[name] for name in ("images", "validation_images", "epochs")] == [6, 0, 2]
+    assert facts["validation_ap"] is None
+    last = weights(run, 2)
+    assert all(torch.equal(value, last["net." + k]) for k, value in net.state_dict().items())
+    smallest = info.thresholds.min_pixels
+    assert smallest > 1  # of the objects here
+    assert info.thresholds == replace(chosen, min_pixels=smallest)
+    assert info.calibration is not None
+    assert info.calibration == model_file.load("shapes")[1].calibration
+    assert info.split is not None
+    assert all(info.split.saw(open_folder(scenes)))
+
+
 @pytest.mark.parametrize("fault", ["CKP-04"])
 def test_init_from_another_network_is_refused(
     fault: str, scenes: Path, trained: Path, tmp_path: Path

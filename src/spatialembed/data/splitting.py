@@ -123,7 +123,7 @@ class SplitRecord:
 
     fingerprint: str  # of all its images, trained on or held out
     trained: frozenset[bytes]  # hashes of the files of the images that it learned from
-    val_fraction: float | None  # None where the data set came in parts
+    val_fraction: float | None  # None where the data came in parts, or none was held out
     group_by: str | None
     seed: int
 

@@ -58,7 +58,8 @@ class TrainOptions(DataOptions):
     """Cityscapes only: whether the loss ignores a group without single objects or takes it as
     background."""
     val_fraction: float = 0.2
-    """Share held out for validation where there is no val/."""
+    """Share held out for validation where there is no val/; 0: none, the last model is kept, with
+    thresholds and calibration of ``init``."""
     group_by: str | None = None
     """Column of index.csv whose groups are held out whole (adjoining tiles of one field, for
     example)."""
@@ -134,7 +135,9 @@ class TrainOptions(DataOptions):
 
     def __post_init__(self) -> None:
         check(bool(self.data or self.resume), "no data", "give --data DIR, or --resume RUN")
-        check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 < it < 1")
+        check(
+            0 <= self.val_fraction < 1, f"val_fraction is {self.val_fraction}", "give 0 to below 1"
+        )
         grouped = self.val_data is not None and self.group_by is not None
         check(not grouped, "val_data and group_by together", "give one of them")
         for one in ("resume", "pretrained"):

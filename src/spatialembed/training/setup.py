@@ -162,6 +162,9 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
         train_set, val_set = opened(train_part), opened(val_part, options.val_data)
     elif _in_parts(options):
         train_set, val_set = opened("train"), opened("val")
+    elif not options.val_fraction:
+        train_set = opened()
+        val_set = train_set.subset(())
     else:
         train_set, val_set = split_dataset(
             opened(), fraction=options.val_fraction, group_by=options.group_by, seed=options.seed
@@ -213,7 +216,8 @@ def set_up(
     # A fault of a training image shows in the first epoch; one of these would after hours.
     checked = track(each(val_set), "validation images", total=len(val_set), shown=rank() == 0)
     if not sum(len(sample.target.classes) for sample in checked):
-        logger.warning("no object in the validation images: the last model is kept, not the best")
+        none = "no object in the validation images" if len(val_set) else "no validation images"
+        logger.warning("%s: the last model is kept, not the best", none)
     return Setup(
         options,
         run,
@@ -221,13 +225,20 @@ def set_up(
         val_set,
         device,
         resolve_precision(options.precision, device),
-        ClusterOptions(min_pixels=smallest),
+        replace(_thresholds(options, val_set), min_pixels=smallest),
         start,
         index,
         _foreground_weight(options, train_set, index),
         diameters_of(areas),
         _split(options, run, train_set, val_set) if rank() == 0 else None,
     )
+
+
+def _thresholds(options: TrainOptions, val_set: FileDataset) -> ClusterOptions:
+    """Those of the model to start from where there is nothing to tune them on, else defaults."""
+    if len(val_set) or not options.init:
+        return ClusterOptions()
+    return model_file.load(options.init)[1].thresholds
 
 
 def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
@@ -292,7 +303,7 @@ def _split(
         record = split_record(
             train_set,
             val_set,
-            val_fraction=None if in_parts else options.val_fraction,
+            val_fraction=None if in_parts else options.val_fraction or None,
             group_by=None if in_parts else options.group_by,
             seed=options.seed,
             progress=lambda: stages.advance(1),

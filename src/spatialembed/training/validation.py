@@ -109,10 +109,17 @@ def cityscapes_ids(target: Target, class_names: Sequence[str]) -> np.ndarray:
 def tune_best(setup: Setup) -> None:
     """Choose the best model's thresholds on the validation images, calibrate it, write both.
 
+    Without such images thresholds and calibration are those of the model to start from, if any.
     What is tuned is the AP of label images. That of the benchmark ranks by score and gains by every
     lower ``start``, whatever a user sees then: under it the thresholds stay those of validation.
     """
     net, info = model_file.load(setup.run / "model")
+    if not len(setup.val):
+        if setup.options.init:
+            before = model_file.load(setup.options.init)[1].calibration
+            kept = replace(info, calibration=before)
+            model_file.save_as(setup.run / "model", setup.run / "model", kept)
+        return
     validated = info.training.get("validation_ap") is not None
     tuned = setup.options.val_metric == "label" and validated
     grid = Grid.around(setup.base) if tuned else Grid.of_starts(setup.base)
