@@ -68,6 +68,26 @@ def test_small_images_tell_nothing() -> None:
     assert quiet_noise(np.zeros((15, 400, 3))).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(16, 16, 1), (50, 70, 3), (1300, 1500, 1)])
+def test_deviations_of_integers_are_those_of_floats(
+    dtype: type, size: tuple[int, int, int]
+) -> None:
+    image = np.random.default_rng(0).integers(np.iinfo(dtype).max, size=size, endpoint=True)
+    image[: size[0] // 2] //= 9  # of other kinds of blocks
+    found = block_deviations(image.astype(dtype))
+    np.testing.assert_allclose(found, block_deviations(image.astype(np.float64)), rtol=1e-12)
+    turned = np.moveaxis(image, 0, 1).astype(dtype)
+    np.testing.assert_array_equal(block_deviations(turned.copy()), block_deviations(turned))
+    top = 32  # of a band in a larger image
+    band, whole = image[top:], size[:2]
+    np.testing.assert_allclose(
+        block_deviations(band.astype(dtype), whole, top),
+        block_deviations(band.astype(np.float64), whole, top),
+        rtol=1e-12,
+    )
+
+
 def test_large_images_are_sampled_evenly() -> None:
     image = np.zeros((2048, 2048), np.uint8)
     assert len(block_deviations(image)) == 4096

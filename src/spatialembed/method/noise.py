@@ -69,9 +69,17 @@ def block_deviations(
     rows, columns = (side // BLOCK_PX for side in pixels.shape[:2])
     of_rows, of_columns = (side // BLOCK_PX for side in whole_hw or pixels.shape[:2])
     step = max(1, int(np.sqrt(of_rows * of_columns / BLOCKS)))
+    first = -(top // BLOCK_PX) % step
+    if pixels.dtype in (np.uint8, np.uint16):
+        # numba: 0.4 s, and not needed to import the package
+        from spatialembed.method.kernels.pixels import block_sums
+
+        sums, squares = block_sums(np.ascontiguousarray(pixels), BLOCK_PX, first, step)
+        count = BLOCK_PX * BLOCK_PX
+        return np.sqrt(count * squares - sums * sums) / count
     blocks = pixels[: rows * BLOCK_PX, : columns * BLOCK_PX].reshape(
         rows, BLOCK_PX, columns, BLOCK_PX, pixels.shape[2]
-    )[-(top // BLOCK_PX) % step :: step, :, ::step]
+    )[first::step, :, ::step]
     return blocks.std(axis=(1, 3), dtype=np.float64).reshape(-1, pixels.shape[2])
 
 

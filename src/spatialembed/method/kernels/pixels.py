@@ -1,4 +1,4 @@
-"""Passes over the pixels of an image as it is read: levels counted and looked up, PNG's filters."""
+"""Passes over the pixels of an image as it is read: its levels, its blocks, PNG's filters."""
 
 from __future__ import annotations
 
@@ -34,6 +34,30 @@ def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
         for i in range(pixels):
             result[k, i] = table[k, image[i, c]]
     return result
+
+
+@compiled
+def block_sums(image: np.ndarray, side: int, first: int, step: int) -> np.ndarray:
+    """Sums of blocks and of their squares: (H, W, C) uint8 or uint16 -> (2, blocks, C) int64.
+
+    Whole blocks of ``side`` px, row by row: rows of blocks from the ``first`` on and columns from
+    0, both by ``step``.
+    """
+    height, width, channels = image.shape
+    rows = range(first, height // side, step)
+    columns = range(0, width // side, step)
+    sums = np.zeros((2, len(rows) * len(columns), channels), np.int64)
+    block = 0
+    for row in rows:
+        for column in columns:
+            for y in range(row * side, (row + 1) * side):
+                for x in range(column * side, (column + 1) * side):
+                    for c in range(channels):
+                        value = np.int64(image[y, x, c])
+                        sums[0, block, c] += value
+                        sums[1, block, c] += value * value
+            block += 1
+    return sums
 
 
 @compiled
