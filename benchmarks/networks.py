@@ -1,6 +1,6 @@
 """Accuracy against time: erfnet and lite, on each engine, in one run.
 
-    python benchmarks/networks.py [--data DATA --models erfnet=FOLDER lite=benchmarks/models/nuclei]
+    python benchmarks/networks.py [--data DATA --models erfnet=FOLDER lite=nuclei]
 
 Seconds are of the network alone, the median of ``--rounds`` images after a first one; they do not
 depend on the weights. Ratios are taken round by round, so that other work on the machine disturbs
@@ -127,11 +127,11 @@ def draw(rows: list[dict[str, Any]], ap: dict[str, float]) -> None:
             label = f"{name}, {row['engine']} {row['precision']}"
             where = row["seconds"][name] / slowest, ap[name]
             axes.plot(*where, marker, color=f"C{color}", label=label, linestyle="none")
-    axes.set_xscale("log")
     axes.set_xlabel("time of the network, by that of the slowest")
     axes.set_ylabel("mean AP of held-out nuclei")
     axes.grid(alpha=0.3)
-    axes.margins(y=0.4)
+    axes.set_xlim(0, 1.05)
+    axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(PLOT, dpi=140)
     pyplot.close(figure)
