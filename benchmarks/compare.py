@@ -1,6 +1,6 @@
 """The methods that the paper stands beside: one network, one data pipeline, one budget, one table.
 
-    python benchmarks/compare.py --data DATA                  a night on two cores
+    python benchmarks/compare.py --data DATA                  ten hours on two cores
     python benchmarks/compare.py --data DATA --quick          20 minutes: a look, no result
     python benchmarks/compare.py --data DATA --methods hinge discriminative --sets nuclei
     python benchmarks/compare.py --report                     trains nothing, renews the page

@@ -219,7 +219,8 @@ def as_shares(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def the_floor(predictor: Predictor, size_hw: tuple[int, int]) -> tuple[float, float]:
-    net = SpatialEmbeddingNet(len(predictor.info.class_names), predictor.info.elliptical).eval()
+    info = predictor.info
+    net = SpatialEmbeddingNet(len(info.class_names), info.elliptical, info.network).eval()
     dtype = torch.bfloat16 if predictor.engine.precision == "bfloat16" else torch.float32
     return floor.seconds(net, size_hw, dtype, torch.device("cpu"))
 

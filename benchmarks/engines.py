@@ -69,7 +69,7 @@ def main() -> None:
             [speed_row(n, e.precision, seconds, starts, floors) for n, e in engines.items()],
         ),
         Table(
-            "Largest difference from the maps of plain, where pixels take part in the clustering",
+            "Largest difference from plain; of offset and bandwidth where pixels take part",
             ["engine", "offset, px", "bandwidth, %", "seed", "pixels with a seed 0.01 off, %"],
             [
                 near_row(n, e(images), plain_maps(plain, images), info.thresholds.foreground)

@@ -145,6 +145,9 @@ def main() -> None:
     parser.add_argument("--data", help="folder of nuclei with index.csv")
     parser.add_argument("--models", nargs="*", default=[], help="NAME=MODEL")
     given = parser.parse_args()
+    for name in (entry.partition("=")[0] for entry in given.models):
+        if name not in NETWORKS:
+            parser.error(f"--models: {name!r} is not one of {', '.join(NETWORKS)}")
     height, width = map(int, given.size.split("x"))
     rows = timed((height, width), given.rounds, given.threads)
     ap = scored(given.models, given.data) if given.models else {}

@@ -114,7 +114,7 @@ def main() -> None:
         f"training_step_{device.type}",
         [
             Table(
-                f"A training step, {device.type}, {precision}",
+                f"A training step of erfnet, {device.type}, {precision}",
                 ["crops", "network", "loss", "loading", "rest", "all but the network"],
                 rows,
             ),

@@ -130,6 +130,8 @@ def test_flags_and_other_images_part_as_before(data: Path) -> None:
     nothing = images.subset([])
     all_of_it = split_record(images, nothing, val_fraction=None, group_by=None, seed=0)
     assert len(select(PartOptions(data=str(data)), all_of_it)) == 8  # nothing else is left
+    with pytest.raises(SpatialEmbedError, match=r"bad_split.*all 8 images were trained on"):
+        select(PartOptions(data=str(data), split="val"), all_of_it)
 
 
 @pytest.mark.parametrize(

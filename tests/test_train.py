@@ -624,13 +624,23 @@ def test_all_images_are_trained_on_where_none_are_held_out(
     assert facts["validation_ap"] is None
     last = weights(run, 2)
     assert all(torch.equal(value, last["net." + k]) for k, value in net.state_dict().items())
-    smallest = info.thresholds.min_pixels
-    assert smallest > 1  # of the objects here
-    assert info.thresholds == replace(chosen, min_pixels=smallest)
+    assert info.thresholds == chosen
     assert info.calibration is not None
     assert info.calibration == model_file.load("shapes")[1].calibration
     assert info.split is not None
     assert all(info.split.saw(open_folder(scenes)))
+
+
+def test_all_images_are_not_asked_for_where_some_are_named_for_validation(
+    scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*holds validation images"):
+        train.train(options(scenes, tmp_path, val_fraction=0.0, val_data=str(scenes)))
+    parts = tmp_path / "parts"
+    for part in ("train", "val"):
+        shutil.copytree(scenes, parts / part)
+    with pytest.raises(SpatialEmbedError, match=r"bad_setting.*parts holds validation images"):
+        train.train(options(parts, tmp_path, val_fraction=0.0))
 
 
 @pytest.mark.parametrize("fault", ["CKP-04"])

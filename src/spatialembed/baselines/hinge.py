@@ -5,8 +5,9 @@
 
 The paper sums over pixels; here each instance counts the same. Pixels within the margin have no
 slope. The loss is ``method.loss.hinge_loss``, the grouping ``method.cluster`` with one bandwidth
-for all: the difference to ours is the learned bandwidth alone. The published margin is not known;
-the loss has that at which ours starts, 5.7 px, smaller than most objects, as the paper asks for.
+for all: it differs from ours by the learned bandwidth and the Lovasz hinge that learns it. The
+published margin is not known; the loss has that at which ours starts, 5.7 px, smaller than most
+objects, as the paper asks for.
 """
 
 from __future__ import annotations

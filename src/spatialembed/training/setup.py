@@ -156,6 +156,11 @@ def open_split(options: TrainOptions) -> tuple[FileDataset, FileDataset]:
             data, split=split, classes=options.classes, groups=options.groups, reading=options
         )
 
+    check(
+        bool(options.val_fraction) or not _in_parts(options),
+        f"val_fraction is 0, and {options.val_data or options.data} holds validation images",
+        "leave it out, or put all images into one images/ and masks/",
+    )
     if options.val_data is not None:
         train_part: Split | None = "train" if "train" in splits(options.data) else None
         val_part: Split | None = "val" if "val" in splits(options.val_data) else None
@@ -212,7 +217,6 @@ def set_up(
     index = _index(options, train_set)
     step = -(-len(train_set) // 200)  # two hundred images show the sizes
     areas = areas_of(train_set.truth(i) for i in range(0, len(train_set), step))
-    smallest = min_pixels_of(areas) if options.min_pixels is None else options.min_pixels
     # A fault of a training image shows in the first epoch; one of these would after hours.
     checked = track(each(val_set), "validation images", total=len(val_set), shown=rank() == 0)
     if not sum(len(sample.target.classes) for sample in checked):
@@ -225,7 +229,7 @@ def set_up(
         val_set,
         device,
         resolve_precision(options.precision, device),
-        replace(_thresholds(options, val_set), min_pixels=smallest),
+        _thresholds(options, val_set, areas),
         start,
         index,
         _foreground_weight(options, train_set, index),
@@ -234,11 +238,16 @@ def set_up(
     )
 
 
-def _thresholds(options: TrainOptions, val_set: FileDataset) -> ClusterOptions:
-    """Those of the model to start from where there is nothing to tune them on, else defaults."""
-    if len(val_set) or not options.init:
-        return ClusterOptions()
-    return model_file.load(options.init)[1].thresholds
+def _thresholds(options: TrainOptions, val_set: FileDataset, areas: np.ndarray) -> ClusterOptions:
+    """Those of the model to start from where there is nothing to tune them on, else defaults.
+
+    areas: px (N,) of the training objects.
+    """
+    if options.init is None or len(val_set):
+        start = ClusterOptions(min_pixels=min_pixels_of(areas))
+    else:
+        start = model_file.load(options.init)[1].thresholds
+    return start if options.min_pixels is None else replace(start, min_pixels=options.min_pixels)
 
 
 def _check_against_data(options: TrainOptions, train_set: FileDataset) -> None:
@@ -304,7 +313,7 @@ def _split(
             train_set,
             val_set,
             val_fraction=None if in_parts else options.val_fraction or None,
-            group_by=None if in_parts else options.group_by,
+            group_by=options.group_by if options.val_fraction and not in_parts else None,
             seed=options.seed,
             progress=lambda: stages.advance(1),
         )
