@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_FINDS = 1000
 """Of an image that count for COCO's AP: its 100 would cut off fields of 375 nuclei."""
 CHOOSING = 12
-"""Training images on which the threshold of the label-image AP is chosen."""
+"""Images on which the threshold of the label-image AP is chosen."""
 CUTS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0)
 """Of the training time, after which both are scored, where it is fixed beforehand."""
@@ -143,7 +143,15 @@ def nuclei(
     if not root.is_dir():
         return None
     train, val = split_dataset(open_folder(root), group_by="mosaic", seed=0)
-    recipe = Recipe(
+    recipe = nuclei_recipe(train, weights, network)
+    val = val.subset(_spread(len(val), size.val))
+    schedule = size.schedule(size.nuclei_crop, AugmentOptions())
+    return Trial("nuclei", train, val, recipe, schedule)
+
+
+def nuclei_recipe(train: Dataset, weights: Weights, network: Network = "erfnet") -> Recipe:
+    """What both are told of images of nuclei."""
+    return Recipe(
         classes=train.class_names,
         normalization=Normalization(),
         min_pixels=min_pixels_of(areas_of(train[i].target for i in _spread(len(train), 200))),
@@ -153,9 +161,6 @@ def nuclei(
         weights=weights,
         network=network,
     )
-    val = val.subset(_spread(len(val), size.val))
-    schedule = size.schedule(size.nuclei_crop, AugmentOptions())
-    return Trial("nuclei", train, val, recipe, schedule)
 
 
 def data_root() -> Path:
@@ -234,13 +239,18 @@ def _mean(values: np.ndarray) -> float:
 
 def label_figures(contestant: Contestant, trial: Trial) -> dict[str, float]:
     """Label-image AP of the validation images, at a threshold chosen on training images."""
-    chosen = [trial.train[i] for i in _spread(len(trial.train), CHOOSING)]
-    found = [contestant.find(sample.image) for sample in chosen]
-    by_cut = [_mean(_label_aps(found, chosen, cut).mean(1)) for cut in CUTS]
-    cut = CUTS[int(np.argmax(by_cut))]
+    cut = best_cut(contestant, trial.train)["cut"]
     val = [trial.val[i] for i in range(len(trial.val))]
     aps = _label_aps([contestant.find(sample.image) for sample in val], val, cut)
     return {"cut": cut, "label_ap": _mean(aps.mean(1)), "label_ap50": _mean(aps[:, 0])}
+
+
+def best_cut(contestant: Contestant, images: Dataset) -> dict[str, float]:
+    """The threshold on the scores whose label-image AP is best on some images, and that AP."""
+    chosen = [images[i] for i in _spread(len(images), CHOOSING)]
+    found = [contestant.find(sample.image) for sample in chosen]
+    by_cut = [_mean(_label_aps(found, chosen, cut).mean(1)) for cut in CUTS]
+    return {"cut": CUTS[int(np.argmax(by_cut))], "ap": max(by_cut)}
 
 
 def _label_aps(found: Sequence[Detections], samples: Sequence[Sample], cut: float) -> np.ndarray:
