@@ -199,9 +199,10 @@ def report(stored: dict[str, Any]) -> None:
     """Write docs/peers.md from the stored results."""
     images = next(iter(stored["runs"].values()))["images"]
     minutes = f"{stored['minutes']:g}"
+    missing = "; ".join(says for name, says in SAYS.items() if name not in stored["runs"])
     text = f"""# Peers on the same data
 
-StarDist, Cellpose, InstanSeg, torchvision's Mask R-CNN and ours learned from the same images, each
+The methods of the table learned from the same images, each
 for {minutes} minutes of processor time on one thread, and were scored by one evaluator on {images}
 images of fields of view that none had seen. Mean AP per image over IoU .50 to .90, its mean over
 the images and the standard error.
@@ -213,6 +214,8 @@ the images and the standard error.
 
 {chr(10).join(rows(stored["runs"]))}
 
+Not run: {missing or "none"}.
+
 **{minutes} minutes show how soon a method learns on a processor, not where it ends.** The others
 are made for hours on a GPU; their published figures stand in [accuracy](accuracy.md).
 
@@ -223,7 +226,8 @@ weights where the table does not say otherwise:
 - Cellpose: version 3, the last one whose CNN can start from nothing, with the defaults of
   `train_seg`. An epoch is one batch, so that the learning rate, which rises over ten epochs, does
   so within the time; by whole epochs it would have stood at 0 until the first had gone by. The
-  diameter in a test image comes from its size model, which is fitted after the time.
+  diameter in test images is the mean one of the training images, as Cellpose has it for models
+  without a size model.
 - InstanSeg: the defaults of its training function, with epochs so short that about eight fit; the
   losses of its hot start, which the authors have for the first 10,000 tiles. Thresholds by its own
   search.
