@@ -402,6 +402,11 @@ def test_cmyk(suffix: str, tmp_path: Path) -> None:
     assert np.abs(found[:, 24:] - (0, 255, 255)).max() < 8
 
 
+def image_warnings(said: list[warnings.WarningMessage]) -> list[warnings.WarningMessage]:
+    """Without those of what the collector ends meanwhile, unclosed sockets of other tests say."""
+    return [w for w in said if issubclass(w.category, ImageWarning)]
+
+
 def turned(path: Path, orientation: int, image: Image.Image) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -424,7 +429,7 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
         warnings.simplefilter("always")
         found = read_image(path)
     assert np.array_equal(found, UPRIGHT[orientation](GREY))
-    assert bool(said) == (orientation != 1)
+    assert len(image_warnings(said)) == (orientation != 1)
 
 
 @pytest.mark.parametrize("orientation", [3, 6], ids=lambda n: f"IMG-23-other-codec-{n}")
@@ -638,7 +643,7 @@ def test_pillow_image_is_turned_upright_like_its_file(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert np.array_equal(read_pixels(image), UPRIGHT[orientation](GREY))
-    assert [w.category for w in said] == [ImageWarning] * (orientation != 1)
+    assert len(image_warnings(said)) == (orientation != 1)
 
 
 def test_pillow_image_stays_as_it_is(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from known_predictor import INFO, GreyLevels, known, scene
 from spatialembed.errors import SpatialEmbedError
+from spatialembed.images.read import ImageWarning
 from spatialembed.inference import predictor as predictor_module
 from spatialembed.inference.predict_folder import SAMPLED, job_pixels, pixels_of, predict_folder
 from spatialembed.inference.predictor import Predictor
@@ -393,7 +394,8 @@ def test_length_of_a_job(inputs: Path, tmp_path: Path, recwarn: pytest.WarningsR
     for i in range(3 * SAMPLED):
         Image.fromarray(scene(0)).save(inputs / f"more{i}.png")
     assert job_pixels([inputs], tmp_path / "out") == (4 + 3 * SAMPLED) * pixels
-    assert not recwarn.list
+    # Others may come from what the collector ends just now: unclosed sockets of other tests.
+    assert not [w for w in recwarn.list if issubclass(w.category, ImageWarning)]
     assert pixels_of([inputs / "text.png"]) == pixels_of([]) == 0
 
 
