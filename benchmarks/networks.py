@@ -48,8 +48,7 @@ def seconds(engine: NetworkEngine, image: torch.Tensor) -> float:
 
 def timed(size_hw: tuple[int, int], rounds: int, threads: int) -> list[dict[str, Any]]:
     """A row for each engine and precision that is installed."""
-    names = NETWORKS
-    nets = {name: SpatialEmbeddingNet(1, network=name).eval() for name in names}
+    nets = {name: SpatialEmbeddingNet(1, network=name).eval() for name in NETWORKS}
     work = {name: operations(net, *size_hw) for name, net in nets.items()}
     torch.set_num_threads(threads)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,11 +60,11 @@ def timed(size_hw: tuple[int, int], rounds: int, threads: int) -> list[dict[str,
             continue
         how = DeviceOptions(device="cpu", engine=engine, precision=precision, threads=threads)
         started = {name: build(net, how) for name, net in nets.items()}
-        laps = [[seconds(started[name], image) for name in names] for _ in range(rounds + 1)][1:]
-        took = dict(zip(names, np.median(laps, axis=0).tolist(), strict=True))
+        laps = [[seconds(started[name], image) for name in NETWORKS] for _ in range(rounds + 1)][1:]
+        took = dict(zip(NETWORKS, np.median(laps, axis=0).tolist(), strict=True))
         ratio = float(np.median([a / b for a, b in laps]))
         row = {"engine": engine, "precision": precision, "seconds": took, "ratio": ratio}
-        row["share"] = {name: work[name] / took[name] / rates[precision] for name in names}
+        row["share"] = {name: work[name] / took[name] / rates[precision] for name in NETWORKS}
         rows.append(row)
         print(f"{engine} {precision}: lite {ratio:.2f} times as fast", flush=True)
     return rows
@@ -91,19 +90,18 @@ def scored(models: list[str], data: str) -> dict[str, float]:
 
 def tables(rows: list[dict[str, Any]], ap: dict[str, float], size: str) -> list[Table]:
     """Ratios, the share of the machine's rate of matrix products in that precision, accuracy."""
-    names = NETWORKS
     ratios = [
         (
             f"{row['engine']} {row['precision']}",
             f"{row['ratio']:.2f}",
-            *(percent(row["share"][name]) for name in names),
+            *(percent(row["share"][name]) for name in NETWORKS),
         )
         for row in rows
     ]
     columns = (
         "engine",
         "times as fast as erfnet",
-        *(f"{name}, share of the rate" for name in names),
+        *(f"{name}, share of the rate" for name in NETWORKS),
     )
     title = f"lite beside erfnet, {size} px, and their share of the rate of matrix products"
     found = [Table(title, columns, ratios)]

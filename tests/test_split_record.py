@@ -117,7 +117,7 @@ def test_what_was_trained_on_is_left_out(data: Path, caplog: pytest.LogCaptureFi
     assert set(select(PartOptions(data=str(data)), record).names) == kept
 
 
-def test_flags_and_other_images_part_as_before(data: Path) -> None:
+def test_flags_and_other_images_part_as_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, record = parted(data)
     plain = split_dataset(open_folder(data), fraction=0.25, seed=1)
     by_flags = select(PartOptions(data=str(data), split="val", val_fraction=0.25, seed=1), record)
@@ -130,8 +130,12 @@ def test_flags_and_other_images_part_as_before(data: Path) -> None:
     nothing = images.subset([])
     all_of_it = split_record(images, nothing, val_fraction=None, group_by=None, seed=0)
     assert len(select(PartOptions(data=str(data)), all_of_it)) == 8  # nothing else is left
-    with pytest.raises(SpatialEmbedError, match=r"bad_split.*all 8 images were trained on"):
-        select(PartOptions(data=str(data), split="val"), all_of_it)
+    val = PartOptions(data=str(data), split="val")
+    with pytest.raises(SpatialEmbedError, match=r"bad_split.*8 of these 8 images"):
+        select(val, all_of_it)
+    monkeypatch.setattr(FolderDataset, "index_row", lambda *_: {"all": "one group"})
+    with pytest.raises(SpatialEmbedError, match=r"bad_split.*4 of these 8 images"):
+        select(val, replace(record, group_by="all"))
 
 
 @pytest.mark.parametrize(

@@ -162,12 +162,9 @@ def _by_record(dataset: FileDataset, split: str | None, record: SplitRecord) -> 
     if split == "train" and count:
         return dataset.subset(i for i, seen in enumerate(saw) if seen)
     held_out = record.held_out(dataset) if count else dataset
-    if split == "val" and count == len(dataset):
-        what, remedy = (
-            f"all {count} images were trained on",
-            "add --split all, or give other images",
-        )
-        raise SpatialEmbedError("bad_split", what, remedy, USAGE)
+    if split == "val" and count and not len(held_out):
+        what = f"{count} of these {len(dataset)} images were trained on, and none was held out"
+        raise SpatialEmbedError("bad_split", what, "add --split all, or give other images", USAGE)
     if not count or not len(held_out):
         return dataset if split is None else None  # how many were seen, the evaluation says
     if split is None:
